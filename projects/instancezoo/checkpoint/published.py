@@ -1,0 +1,1 @@
+"""The `published://` path prefix (placeholder, replaced by the checkpoint work)."""

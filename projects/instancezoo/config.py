@@ -1,0 +1,179 @@
+"""Detectron2's config with InstanceZoo's keys; importing this module registers every method."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode as _CfgNode
+from detectron2.config import get_cfg as _get_detectron2_cfg
+
+import instancezoo.checkpoint.published  # noqa: F401  (registers `published://`)
+import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
+
+# One `add_<method>_config` per method folder: the only line a new method adds outside its folders.
+METHOD_CONFIGS: list[Any] = []
+
+
+class CfgNode(_CfgNode):
+    """Detectron2's config node with helpful errors, and a memory of which keys were set.
+
+    A misspelt key raises a `KeyError` that names the nearest right one. Only plain YAML is read:
+    a file with Python tags is refused, not executed.
+    """
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        """Merge a YAML file. Raises `FileNotFoundError`, `KeyError` or `ValueError`."""
+        if not self._open_exists(cfg_filename):
+            raise FileNotFoundError(f"config file '{cfg_filename}' does not exist")
+        loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+        self._remember(_leaf_keys(loaded))
+        try:
+            super().merge_from_file(cfg_filename, allow_unsafe=allow_unsafe)
+        except KeyError as error:
+            self._explain(error, _leaf_keys(loaded), where=cfg_filename)
+            raise
+
+    def merge_from_list(self, cfg_list: list[Any]) -> Any:
+        """Merge `[KEY, VALUE, ...]`. Raises `KeyError` or `ValueError`."""
+        if len(cfg_list) % 2:
+            raise ValueError(
+                f"overrides come in pairs KEY VALUE, but {len(cfg_list)} words were given: "
+                f"{' '.join(map(str, cfg_list))}"
+            )
+        keys = [str(key) for key in cfg_list[0::2]]
+        known = set(_leaf_keys(self)) | set(_inner_keys(self))
+        for key in keys:
+            if key not in known and not self.is_new_allowed():
+                raise KeyError(_unknown_key_message(key, sorted(known), "the command line"))
+        self._remember(keys)
+        return super().merge_from_list(cfg_list)
+
+    def was_set(self, key: str) -> bool:
+        """Whether a config file or an override named this full key."""
+        return key in self.__dict__.get("_keys_set", ())
+
+    def _remember(self, keys: list[str]) -> None:
+        self.__dict__["_keys_set"] = self.__dict__.get("_keys_set", frozenset()) | set(keys)
+
+    @classmethod
+    def _open_exists(cls, filename: str) -> bool:
+        from detectron2.utils.file_io import PathManager
+
+        return PathManager.isfile(filename)
+
+    def _explain(self, error: KeyError, keys: list[str], where: str) -> None:
+        known = set(_leaf_keys(self)) | set(_inner_keys(self))
+        for key in keys:
+            if key not in known and key != "VERSION":
+                raise KeyError(_unknown_key_message(key, sorted(known), where)) from error
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's defaults plus every key of InstanceZoo and its methods.
+
+    Returns:
+        A config whose `MODEL.DEVICE` is what this machine has.
+    """
+    cfg = CfgNode(_get_detectron2_cfg())
+    add_instancezoo_config(cfg)
+    for add_method_config in METHOD_CONFIGS:
+        add_method_config(cfg)
+    return cfg
+
+
+def add_instancezoo_config(cfg: CfgNode) -> None:
+    """Add the keys that all methods share."""
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    # What `pred_masks` holds after inference: "bitmask" (bool tensor, as in Detectron2) or
+    # "rle" (a list of COCO RLE dicts; full-size masks are never built).
+    cfg.MODEL.MASK_OUTPUT = "bitmask"
+    # Take weights that leave some tensors of the model unfilled (fine-tuning to other classes).
+    cfg.MODEL.WEIGHTS_ALLOW_PARTIAL = False
+
+    # Exponential moving average of the weights; what is evaluated and saved beside the model.
+    cfg.MODEL.EMA = CfgNode()
+    cfg.MODEL.EMA.ENABLED = False
+    cfg.MODEL.EMA.DECAY = 0.9998
+
+    # Any timm feature extractor under an FPN (MODEL.BACKBONE.NAME "build_timm_fpn_backbone").
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "resnet18"
+    # "" random, "hub" timm's own, "package:NAME" from an installed package, else a file.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+
+    # Names in data/mappers.py
+    cfg.INPUT.MAPPER = "instance"
+    # Refuse a data set with bad annotations instead of dropping and counting them.
+    cfg.DATASETS.STRICT = False
+
+    # What counts the matches: "hotcoco" or "pycocotools" (same numbers, the second is slower).
+    cfg.TEST.COCO_BACKEND = "hotcoco"
+    # So many best and so many worst pictures are drawn after the last evaluation; 0 for none.
+    cfg.TEST.NUM_PICTURES = 20
+    # The checkpoint with the highest value of this metric is kept as model_best.pth; "" for none.
+    cfg.TEST.BEST_METRIC = "segm/AP"
+    # Also compute the losses on DATASETS.TEST every EVAL_PERIOD iterations.
+    cfg.TEST.VALIDATION_LOSS = False
+
+
+def follow_dataset(cfg: CfgNode, num_classes: int, dataset_name: str) -> None:
+    """Set every `NUM_CLASSES` of instance heads to the data set's count, in place.
+
+    Args:
+        cfg: config to change (defrosted).
+        num_classes: number of thing classes of the data set.
+        dataset_name: only for the message.
+
+    Raises:
+        ValueError: a `NUM_CLASSES` was set by hand to another number.
+    """
+    defaults = get_cfg()
+    for key, node, leaf in _class_count_keys(cfg):
+        by_hand = cfg.was_set(key) or node[leaf] != _lookup(defaults, key)
+        if by_hand and node[leaf] != num_classes:
+            raise ValueError(
+                f"{key} is {node[leaf]}, but data set '{dataset_name}' has {num_classes} classes. "
+                f"Leave {key} out of the config to follow the data set, or name another data set."
+            )
+        node[leaf] = num_classes
+
+
+def _class_count_keys(cfg: CfgNode) -> Iterator[tuple[str, CfgNode, str]]:
+    for name, node in cfg.MODEL.items():
+        # SEM_SEG_HEAD counts stuff, not things
+        if isinstance(node, _CfgNode) and "NUM_CLASSES" in node and name != "SEM_SEG_HEAD":
+            yield f"MODEL.{name}.NUM_CLASSES", node, "NUM_CLASSES"
+
+
+def _lookup(cfg: CfgNode, key: str) -> Any:
+    value: Any = cfg
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _leaf_keys(node: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in node.items():
+        is_group = isinstance(value, dict) and len(value) > 0
+        keys += _leaf_keys(value, f"{prefix}{name}.") if is_group else [prefix + str(name)]
+    return keys
+
+
+def _inner_keys(node: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in node.items():
+        if isinstance(value, dict):
+            keys += [prefix + str(name), *_inner_keys(value, f"{prefix}{name}.")]
+    return keys
+
+
+def _unknown_key_message(key: str, known: list[str], where: str) -> str:
+    # The last part decides first: users misspell it, or put a right name under a wrong group.
+    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or same_leaf[:1]
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"config key {key} (in {where}) does not exist{hint}"
