@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real images are not in this checkout: no folder shared/data beside it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def few_shapes(tmp_path_factory) -> str:
+    """Name of a registered data set of 12 images of 128 px with four classes."""
+    from instancezoo.data.datasets import register_dataset
+    from instancezoo.data.shapes import (
+        ANNOTATION_FILE,
+        IMAGE_FOLDER,
+        SHAPES_SETS,
+        generate_shapes,
+    )
+
+    folder = tmp_path_factory.mktemp("few_shapes")
+    generate_shapes(replace(SHAPES_SETS["shapes_tiny_train"], num_images=12, seed=99), folder)
+    register_dataset("few_shapes", str(folder / ANNOTATION_FILE), str(folder / IMAGE_FOLDER))
+    return "few_shapes"

@@ -7,39 +7,47 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode as _CfgNode
 from detectron2.config import get_cfg as _get_detectron2_cfg
+from detectron2.utils.file_io import PathManager
 
-import instancezoo.checkpoint.published  # noqa: F401  (registers `published://`)
+import instancezoo.checkpoint.published
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
+from instancezoo.errors import ConfigError
+from instancezoo.solo import add_solo_config
+from instancezoo.solov2 import add_solov2_config
 
 # One `add_<method>_config` per method folder: the only line a new method adds outside its folders.
-METHOD_CONFIGS: list[Any] = []
+METHOD_CONFIGS: list[Any] = [add_solo_config, add_solov2_config]
 
 
 class CfgNode(_CfgNode):
     """Detectron2's config node with helpful errors, and a memory of which keys were set.
 
-    A misspelt key raises a `KeyError` that names the nearest right one. Only plain YAML is read:
+    A misspelt key raises a `ConfigError` that names the nearest right one. Only plain YAML is read:
     a file with Python tags is refused, not executed.
     """
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Merge a YAML file. Raises `FileNotFoundError`, `KeyError` or `ValueError`."""
-        if not self._open_exists(cfg_filename):
-            raise FileNotFoundError(f"config file '{cfg_filename}' does not exist")
-        loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+        """Merge a YAML file. Raises `ConfigError`."""
+        if not PathManager.isfile(cfg_filename):
+            raise ConfigError(f"config file '{cfg_filename}' does not exist")
+        try:
+            loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"config file '{cfg_filename}' is not plain YAML: {error}") from error
         self._remember(_leaf_keys(loaded))
         try:
             super().merge_from_file(cfg_filename, allow_unsafe=allow_unsafe)
-        except KeyError as error:
+        except (KeyError, ValueError) as error:
             self._explain(error, _leaf_keys(loaded), where=cfg_filename)
-            raise
+            raise ConfigError(f"{error.args[0]} (in {cfg_filename})") from error
 
     def merge_from_list(self, cfg_list: list[Any]) -> Any:
-        """Merge `[KEY, VALUE, ...]`. Raises `KeyError` or `ValueError`."""
+        """Merge `[KEY, VALUE, ...]`. Raises `ConfigError`."""
         if len(cfg_list) % 2:
-            raise ValueError(
+            raise ConfigError(
                 f"overrides come in pairs KEY VALUE, but {len(cfg_list)} words were given: "
                 f"{' '.join(map(str, cfg_list))}"
             )
@@ -47,9 +55,12 @@ class CfgNode(_CfgNode):
         known = set(_leaf_keys(self)) | set(_inner_keys(self))
         for key in keys:
             if key not in known and not self.is_new_allowed():
-                raise KeyError(_unknown_key_message(key, sorted(known), "the command line"))
+                raise ConfigError(_unknown_key_message(key, sorted(known), "the command line"))
         self._remember(keys)
-        return super().merge_from_list(cfg_list)
+        try:
+            return super().merge_from_list(cfg_list)
+        except ValueError as error:  # a type mismatch, with key and both types in its message
+            raise ConfigError(f"{error.args[0]} (on the command line)") from error
 
     def was_set(self, key: str) -> bool:
         """Whether a config file or an override named this full key."""
@@ -58,17 +69,11 @@ class CfgNode(_CfgNode):
     def _remember(self, keys: list[str]) -> None:
         self.__dict__["_keys_set"] = self.__dict__.get("_keys_set", frozenset()) | set(keys)
 
-    @classmethod
-    def _open_exists(cls, filename: str) -> bool:
-        from detectron2.utils.file_io import PathManager
-
-        return PathManager.isfile(filename)
-
-    def _explain(self, error: KeyError, keys: list[str], where: str) -> None:
+    def _explain(self, error: Exception, keys: list[str], where: str) -> None:
         known = set(_leaf_keys(self)) | set(_inner_keys(self))
         for key in keys:
             if key not in known and key != "VERSION":
-                raise KeyError(_unknown_key_message(key, sorted(known), where)) from error
+                raise ConfigError(_unknown_key_message(key, sorted(known), where)) from error
 
 
 def get_cfg() -> CfgNode:
@@ -104,6 +109,12 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # "" random, "hub" timm's own, "package:NAME" from an installed package, else a file.
     cfg.MODEL.TIMM.WEIGHTS = ""
 
+    cfg.SOLVER.OPTIMIZER = "SGD"  # or "AdamW"
+    # What SOLVER.AMP.ENABLED computes in: "bfloat16" (any device) or "float16" (scaled gradients).
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+    # Annotations come as polygons or RLE; bit masks hold both.
+    cfg.INPUT.MASK_FORMAT = "bitmask"
     # Names in data/mappers.py
     cfg.INPUT.MAPPER = "instance"
     # Refuse a data set with bad annotations instead of dropping and counting them.
@@ -119,6 +130,52 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     cfg.TEST.VALIDATION_LOSS = False
 
 
+def load_cfg(
+    config_file: str,
+    overrides: list[Any] | None = None,
+    datasets: list[str] | None = None,
+    *,
+    training: bool = True,
+) -> CfgNode:
+    """The config of a command: file, data sets and overrides, with `NUM_CLASSES` resolved.
+
+    Args:
+        config_file: a YAML file, or "" for the defaults.
+        overrides: `[KEY, VALUE, ...]`.
+        datasets: `NAME=json:images` each; registered.
+        training: the classes are those of `DATASETS.TRAIN`, else those of `DATASETS.TEST`.
+
+    Raises:
+        ConfigError: a bad key or value, or data sets that disagree about their classes.
+        DatasetError: a data set that cannot be read.
+    """
+    from instancezoo.data.datasets import (
+        load_metadata,
+        parse_dataset_argument,
+        register_dataset,
+    )
+
+    cfg = get_cfg()
+    if config_file:
+        cfg.merge_from_file(config_file)
+    cfg.merge_from_list(overrides or [])
+    for argument in datasets or []:
+        register_dataset(*parse_dataset_argument(argument), strict=cfg.DATASETS.STRICT)
+    train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
+    names = train + test if training else test
+    classes = {name: list(load_metadata(name).thing_classes) for name in names}
+    for name in names[1:]:
+        if classes[name] != classes[names[0]]:
+            raise ConfigError(
+                f"data sets '{names[0]}' ({len(classes[names[0]])} classes) and '{name}' "
+                f"({len(classes[name])} classes) have different categories: give both the same "
+                "list of categories, in the same order"
+            )
+    if names:
+        follow_dataset(cfg, len(classes[names[0]]), names[0])
+    return cfg
+
+
 def follow_dataset(cfg: CfgNode, num_classes: int, dataset_name: str) -> None:
     """Set every `NUM_CLASSES` of instance heads to the data set's count, in place.
 
@@ -128,13 +185,13 @@ def follow_dataset(cfg: CfgNode, num_classes: int, dataset_name: str) -> None:
         dataset_name: only for the message.
 
     Raises:
-        ValueError: a `NUM_CLASSES` was set by hand to another number.
+        ConfigError: a `NUM_CLASSES` was set by hand to another number.
     """
     defaults = get_cfg()
     for key, node, leaf in _class_count_keys(cfg):
         by_hand = cfg.was_set(key) or node[leaf] != _lookup(defaults, key)
         if by_hand and node[leaf] != num_classes:
-            raise ValueError(
+            raise ConfigError(
                 f"{key} is {node[leaf]}, but data set '{dataset_name}' has {num_classes} classes. "
                 f"Leave {key} out of the config to follow the data set, or name another data set."
             )

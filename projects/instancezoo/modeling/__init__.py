@@ -1,1 +1,4 @@
 """Skeletons that several methods share; importing it registers them in Detectron2's registries."""
+
+import instancezoo.modeling.backbones
+import instancezoo.modeling.rcnn  # noqa: F401

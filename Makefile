@@ -1,0 +1,37 @@
+# make demo   trains a small model on the built-in data set, evaluates it, writes pictures
+# make test   passes the tests
+# Both set everything up first: Python >= 3.11, make and a C++ compiler are all they need.
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint clean
+
+setup: $(READY)
+
+$(READY): requirements/lock.txt requirements/detectron2.txt setup.py
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: install one, or make PYTHON=/path/to/it"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q "pip>=24" "setuptools==80.10.2" wheel
+	$(BIN)/python -m pip install -q --no-build-isolation -r requirements/lock.txt
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	$(BIN)/python -m pip install -q --no-deps --require-hashes --only-binary=:all: --upgrade \
+		--python-version 3.10 --implementation cp --abi none --platform any \
+		--target "$$site" -r requirements/detectron2.txt && \
+	rm -rf "$$site/tools"
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python train_net.py --config-file configs/mask_rcnn/mask_rcnn_tiny.yaml OUTPUT_DIR output/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -p instancezoo
+
+clean:
+	rm -rf .venv build output projects/*.egg-info

@@ -1,0 +1,203 @@
+"""What happens around the training steps: averages, best checkpoint, validation loss, progress."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class UpdateEMA(HookBase):
+    """Moves the averaged weights a little towards the trained ones after every step.
+
+    Args:
+        averaged: running average, updated in place.
+        model: the trained model (not its distributed wrapper).
+    """
+
+    def __init__(self, averaged: AveragedModel, model: nn.Module) -> None:
+        self.averaged = averaged
+        self.model = model
+
+    def after_step(self) -> None:
+        self.averaged.update_parameters(self.model)
+
+
+class Evaluate(HookBase):
+    """Evaluates every `period` iterations and after the last one; keeps the best weights.
+
+    Args:
+        period: iterations between evaluations; 0 for the last one only.
+        evaluate: is_last -> results, a flat or nested dict of metrics.
+        best_metric: "task/metric" whose highest value marks the best weights; "" for none.
+        save_best: saves the evaluated weights.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[bool], dict[str, Any]],
+        best_metric: str = "",
+        save_best: Callable[[], None] | None = None,
+    ) -> None:
+        self.period = period
+        self.evaluate = evaluate
+        self.best_metric = best_metric
+        self.save_best = save_best
+        self.best_value = -math.inf
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+            self._run(is_last=done == self.trainer.max_iter)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_value": self.best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_value = state_dict["best_value"]
+
+    def _run(self, is_last: bool) -> None:
+        metrics = flatten_metrics(self.evaluate(is_last))
+        comm.synchronize()
+        if not comm.is_main_process():
+            return
+        self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
+        if not self.best_metric or self.save_best is None:
+            return
+        value = _find_metric(metrics, self.best_metric)
+        if value is None:
+            logger.warning(
+                "TEST.BEST_METRIC '%s' is not among the results %s: no best checkpoint is kept",
+                self.best_metric,
+                sorted(metrics),
+            )
+        elif value > self.best_value:  # False for NaN
+            logger.info("best %s so far: %.2f", self.best_metric, value)
+            self.best_value = value
+            self.save_best()
+
+
+class ValidationLoss(HookBase):
+    """Writes the losses on held-out images as `validation_<loss>`.
+
+    Args:
+        period: iterations between two measurements.
+        model: the trained model.
+        build_loader: makes a finite loader of model inputs with annotations.
+    """
+
+    def __init__(
+        self, period: int, model: nn.Module, build_loader: Callable[[], Iterable[Any]]
+    ) -> None:
+        self.period = period
+        self.model = model
+        self.build_loader = build_loader
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+            losses = compute_mean_losses(self.model, self.build_loader())
+            if comm.is_main_process() and losses:
+                named = {f"validation_{name}": value for name, value in losses.items()}
+                self.trainer.storage.put_scalars(**named, smoothing_hint=False)
+                logger.info("validation loss %.4f", sum(losses.values()))
+
+
+class ProgressBar(HookBase):
+    """A bar with loss, iterations per second and remaining time, on a terminal only."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def before_train(self) -> None:
+        if sys.stderr.isatty():
+            self.bar = tqdm(
+                total=self.trainer.max_iter, initial=self.trainer.start_iter, desc="training"
+            )
+            self._mute(True)
+
+    def after_step(self) -> None:
+        if self.bar is not None:
+            loss = self.trainer.storage.latest().get("total_loss", (math.nan, 0))[0]
+            self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            self.bar.update()
+
+    def after_train(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self._mute(False)
+
+    def _mute(self, on: bool) -> None:
+        # The metric lines would tear the bar; the log file still gets them.
+        for handler in logging.getLogger("detectron2").handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                (handler.addFilter if on else handler.removeFilter)(_is_no_metric_line)
+
+
+def compute_mean_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
+    """Mean of each loss over all batches of all processes; the model is left as it was.
+
+    Args:
+        model: gives a dict of losses in training mode.
+        loader: finite; lists of model inputs with `instances`.
+
+    Returns:
+        Loss name -> mean; empty if there was no batch. Batch norm uses its running statistics.
+    """
+    was_training = {module: module.training for module in model.modules()}
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    sums: dict[str, float] = defaultdict(float)
+    count = 0
+    try:
+        # A storage of its own, so that the models' training statistics stay clean
+        with torch.no_grad(), EventStorage():
+            for batch in loader:
+                count += 1
+                for name, loss in model(batch).items():
+                    sums[name] += float(loss)
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    parts = comm.all_gather((dict(sums), count))
+    total = sum(part[1] for part in parts)
+    names = sorted({name for part in parts for name in part[0]})
+    return {name: sum(part[0].get(name, 0.0) for part in parts) / total for name in names}
+
+
+def flatten_metrics(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """`{"segm": {"AP": 1.0}}` -> `{"segm/AP": 1.0}`; what is not a number is left out."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            flat.update(flatten_metrics(value, f"{prefix}{name}/"))
+        elif isinstance(value, int | float):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def _find_metric(metrics: dict[str, float], name: str) -> float | None:
+    # With several test sets the names start with the data set's; the first one decides.
+    matches = [value for key, value in metrics.items() if key == name or key.endswith("/" + name)]
+    return matches[0] if matches else None
+
+
+def _is_no_metric_line(record: logging.LogRecord) -> bool:
+    return record.name != "detectron2.utils.events"

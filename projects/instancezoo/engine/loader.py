@@ -1,0 +1,174 @@
+"""A training stream that can be entered at any iteration.
+
+What an iteration sees depends on the seed and its number alone: not on the number of loader
+processes, and not on whether training was interrupted before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from instancezoo.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StreamState:
+    """Where the stream is entered; shared by sampler and data set, changed on resume."""
+
+    seed: int
+    start_iter: int = 0
+
+
+class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Endless shuffled batches of `(position in the stream, index of the image)`.
+
+    Images of one batch are all wide or all tall if `is_wide` is given, as Detectron2 groups them.
+
+    Args:
+        make_sampler: seed -> endless sampler of this process' share of the indices.
+        batch_size: images per batch of this process.
+        state: seed and first iteration.
+        is_wide: one flag per image, or None for no grouping.
+    """
+
+    def __init__(
+        self,
+        make_sampler: Callable[[int], Sampler[int]],
+        batch_size: int,
+        state: StreamState,
+        is_wide: list[bool] | None = None,
+    ) -> None:
+        self.make_sampler = make_sampler
+        self.batch_size = batch_size
+        self.state = state
+        self.is_wide = is_wide
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # Skipped batches cost a few integer operations each: no image is read for them.
+        return itertools.islice(self._all_batches(), self.state.start_iter, None)
+
+    def _all_batches(self) -> Iterator[list[tuple[int, int]]]:
+        world_size, rank = comm.get_world_size(), comm.get_rank()
+        groups: dict[bool, list[tuple[int, int]]] = defaultdict(list)
+        for count, index in enumerate(self.make_sampler(self.state.seed)):
+            group = groups[self.is_wide[index] if self.is_wide else True]
+            group.append((count * world_size + rank, index))
+            if len(group) == self.batch_size:
+                yield group.copy()
+                group.clear()
+
+
+class SeededDataset(Dataset[Any]):
+    """Maps `(position, index)` to a mapped image whose augmentation is drawn by position."""
+
+    def __init__(self, dataset: Dataset[Any], state: StreamState) -> None:
+        self.dataset = dataset
+        self.state = state
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        position, index = key
+        with isolated_rng(self.state.seed, position):
+            return self.dataset[index]
+
+
+def seed_rng(*key: int) -> None:
+    """Seed Python, NumPy and torch (all devices) from a tuple of non-negative integers."""
+    words = np.random.SeedSequence(key).generate_state(3, dtype=np.uint32).tolist()
+    random.seed(words[0])
+    np.random.seed(words[1])  # noqa: NPY002  (Detectron2's augmentations draw from this one)
+    torch.manual_seed(words[2])
+
+
+@contextmanager
+def isolated_rng(*key: int) -> Iterator[None]:
+    """Seed every CPU generator inside the block; outside nothing changes."""
+    saved = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    words = np.random.SeedSequence(key).generate_state(3, dtype=np.uint32).tolist()
+    random.seed(words[0])
+    np.random.seed(words[1])  # noqa: NPY002
+    torch.default_generator.manual_seed(words[2])
+    try:
+        yield
+    finally:
+        random.setstate(saved[0])
+        np.random.set_state(saved[1])  # noqa: NPY002
+        torch.set_rng_state(saved[2])
+
+
+def build_train_loader(
+    cfg: Any, mapper: Callable[[dict[str, Any]], dict[str, Any] | None], seed: int
+) -> DataLoader[Any]:
+    """The endless, resumable loader of `DATASETS.TRAIN`.
+
+    Args:
+        cfg: `DATASETS`, `DATALOADER` and `SOLVER.IMS_PER_BATCH` are read.
+        mapper: data set record -> model input, or None to draw another image.
+        seed: fixes order and augmentation.
+
+    Returns:
+        A loader of lists of model inputs; `loader.batch_sampler.state` is its `StreamState`.
+
+    Raises:
+        ConfigError: the batch does not divide by the number of processes.
+    """
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
+            "cannot share evenly: make it a multiple of their number"
+        )
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    state = StreamState(seed)
+    grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    sampler = EndlessBatchSampler(
+        _sampler_factory(cfg, records),
+        cfg.SOLVER.IMS_PER_BATCH // world_size,
+        state,
+        [r["width"] > r["height"] for r in records] if grouping else None,
+    )
+    dataset = MapDataset(DatasetFromList(records, copy=False), mapper)
+    return DataLoader(
+        SeededDataset(dataset, state),
+        batch_sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_keep_list,
+        # Else opening the loader draws from the global generator, in the first iteration only.
+        generator=torch.Generator(),
+    )
+
+
+def _sampler_factory(cfg: Any, records: list[dict[str, Any]]) -> Callable[[int], Sampler[int]]:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return lambda seed: TrainingSampler(len(records), seed=seed)
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        )
+        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
+    raise ConfigError(
+        f"DATALOADER.SAMPLER_TRAIN is '{name}'; "
+        "choose TrainingSampler or RepeatFactorTrainingSampler"
+    )
+
+
+def _keep_list(batch: list[Any]) -> list[Any]:
+    return batch

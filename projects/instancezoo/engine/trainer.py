@@ -1,0 +1,267 @@
+"""The one trainer of all methods, on Detectron2's `DefaultTrainer`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import weakref
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from detectron2.data import (
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from instancezoo.checkpoint.checkpointer import ZooCheckpointer
+from instancezoo.data.mappers import build_mapper
+from instancezoo.engine.hooks import Evaluate, ProgressBar, UpdateEMA, ValidationLoss
+from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
+from instancezoo.engine.step import PRECISIONS, NonFiniteLossError, StepTrainer
+from instancezoo.errors import ConfigError
+from instancezoo.evaluation.coco import InstanceEvaluator
+
+logger = logging.getLogger(__name__)
+WRITE_PERIOD = 20  # iterations between two lines of metrics
+
+
+class Trainer(DefaultTrainer):
+    """Trains any config; interrupted and resumed, it takes the same steps as uninterrupted.
+
+    Every iteration draws its random numbers from the seed and its own number. With
+    `SEED` -1 a seed is drawn once and kept in the checkpoints.
+
+    Args:
+        cfg: a config of `instancezoo.get_cfg()`.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        TrainerBase.__init__(self)
+        for name in ("detectron2", "instancezoo"):
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        seed_rng(self.seed)  # initial weights
+        model = self.build_model(cfg)
+        device_type = torch.device(cfg.MODEL.DEVICE).type
+        self.ema = _build_average(cfg, model)
+        self._trainer = StepTrainer(
+            create_ddp_model(
+                model,
+                broadcast_buffers=False,
+                device_ids=None if device_type == "cpu" else [comm.get_local_rank()],
+            ),
+            self.build_train_loader(cfg, self.seed),
+            self.build_optimizer(cfg, model),
+            precision=PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+            device_type=device_type,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
+        saved: dict[str, Any] = {"ema": self.ema} if self.ema is not None else {}
+        self.checkpointer = ZooCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+            trainer=weakref.proxy(self),
+            **saved,
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The trained model without its distributed wrapper."""
+        return getattr(self.model, "module", self.model)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What is evaluated: the averaged weights if there are any, else the trained ones."""
+        return self.model if self.ema is None else cast(nn.Module, self.ema.module)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's default hooks with ours in their places."""
+        cfg = self.cfg
+        built: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.ema is not None:
+            built.append(UpdateEMA(self.ema, self.bare_model))
+        if comm.is_main_process():
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+        if cfg.DATASETS.TEST:
+            if cfg.TEST.VALIDATION_LOSS:
+                period = cfg.TEST.EVAL_PERIOD
+                built.append(ValidationLoss(period, self.model, self._build_validation_loader))
+            built.append(
+                Evaluate(
+                    cfg.TEST.EVAL_PERIOD, self._evaluate, cfg.TEST.BEST_METRIC, self._save_best
+                )
+            )
+        if comm.is_main_process():
+            built += [ProgressBar(), hooks.PeriodicWriter(self.build_writers(), WRITE_PERIOD)]
+        return built
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the newest whole checkpoint of `OUTPUT_DIR`, or load `MODEL.WEIGHTS`."""
+        super().resume_or_load(resume)
+        if self.start_iter == 0:
+            if self.ema is not None:  # the average starts from the loaded weights
+                self.ema.module.load_state_dict(self.bare_model.state_dict())
+            return
+        sampler = getattr(self.data_loader, "batch_sampler", None)
+        if isinstance(sampler, EndlessBatchSampler):
+            sampler.state.seed, sampler.state.start_iter = self.seed, self.start_iter
+        else:
+            logger.warning("the data loader is not ours: it starts from its beginning again")
+
+    def run_step(self) -> None:
+        """One iteration. Raises `NonFiniteLossError` after saving what helps to find its cause."""
+        seed_rng(self.seed, self.iter, comm.get_rank())
+        self._trainer.iter = self.iter
+        try:
+            self._trainer.run_step()
+        except NonFiniteLossError as error:
+            raise self._explain_non_finite(error) from None
+
+    def train(self) -> Any:
+        """Train to `SOLVER.MAX_ITER`; returns the last evaluation's results, if there was one."""
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        return getattr(self, "_last_eval_results", None)
+
+    @classmethod
+    def evaluate_weights(cls, cfg: Any, resume: bool = False) -> dict[str, Any]:
+        """Evaluate `MODEL.WEIGHTS` (or, to `resume`, the newest checkpoint) on `DATASETS.TEST`.
+
+        With `MODEL.EMA.ENABLED` the file's averaged weights are taken, if it holds any.
+        """
+        model = cls.build_model(cfg)
+        checkpointer = ZooCheckpointer(
+            model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL
+        )
+        rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        if cfg.MODEL.EMA.ENABLED and "ema" in rest:
+            average = AveragedModel(model)
+            average.load_state_dict(rest["ema"])
+            model = average.module
+        return cls.test(cfg, model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.seed = state_dict["seed"]
+
+    @classmethod
+    def build_train_loader(cls, cfg: Any, seed: int | None = None) -> DataLoader[Any]:
+        """The endless loader of `DATASETS.TRAIN`; see `engine/loader.py`."""
+        if seed is None:
+            seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        return build_train_loader(cfg, build_mapper(cfg, is_train=True), seed)
+
+    @classmethod
+    def build_test_loader(cls, cfg: Any, dataset_name: str) -> Iterable[Any]:
+        """Images of one test set, each once, shared among the processes."""
+        mapper = build_mapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: Any, dataset_name: str, num_pictures: int | None = None
+    ) -> DatasetEvaluator:
+        """COCO evaluation from RLE, written to `OUTPUT_DIR/inference/<data set>`."""
+        return InstanceEvaluator(
+            dataset_name,
+            backend=cfg.TEST.COCO_BACKEND,
+            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            num_pictures=cfg.TEST.NUM_PICTURES if num_pictures is None else num_pictures,
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+        """`SOLVER.OPTIMIZER`: Detectron2's SGD, or AdamW with the same parameter groups."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "AdamW":
+            raise ConfigError(
+                f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; it must be 'SGD' or 'AdamW'"
+            )
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer = torch.optim.AdamW(
+            groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
+        return maybe_add_gradient_clipping(cfg, optimizer)
+
+    def _evaluate(self, is_last: bool) -> dict[str, Any]:
+        num_pictures = self.cfg.TEST.NUM_PICTURES if is_last else 0
+        evaluators = [
+            self.build_evaluator(self.cfg, name, num_pictures) for name in self.cfg.DATASETS.TEST
+        ]
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model, evaluators)
+        return self._last_eval_results
+
+    def _save_best(self) -> None:
+        bare = getattr(self.evaluated_model, "module", self.evaluated_model)
+        best = ZooCheckpointer(bare, self.cfg.OUTPUT_DIR)
+        best.save_untagged("model_best", iteration=self.iter)
+
+    def _build_validation_loader(self) -> Iterable[Any]:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+        cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+        cfg.INPUT.RANDOM_FLIP = "none"
+        cfg.INPUT.CROP.ENABLED = False
+        records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+        return build_detection_test_loader(
+            records,
+            mapper=build_mapper(cfg, is_train=True),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def _explain_non_finite(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
+        report = os.path.join(folder, f"non_finite_rank{comm.get_rank()}.json")
+        facts = {"iteration": self.iter, "losses": error.losses, "image_ids": error.image_ids}
+        with open(report, "w") as file:
+            json.dump({k: v if k != "losses" else _as_text(v) for k, v in facts.items()}, file)
+        # Weights are those of the last good step: this step did not touch them.
+        self.checkpointer.save_untagged("model_last_good", iteration=self.iter - 1)
+        error.args = (
+            f"iteration {self.iter}: {error.args[0]}. Written: {report} and "
+            f"{os.path.join(folder, 'model_last_good.pth')} (weights before this iteration). Try: "
+            "SOLVER.BASE_LR divided by 10, more SOLVER.WARMUP_ITERS, "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True, SOLVER.AMP.ENABLED False; look at these images "
+            "with `instancezoo doctor`; FrozenBN needs pretrained weights.",
+        )
+        return error
+
+
+def _build_average(cfg: Any, model: nn.Module) -> AveragedModel | None:
+    if not cfg.MODEL.EMA.ENABLED:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.MODEL.EMA.DECAY))
+    return average.eval()
+
+
+def _as_text(losses: dict[str, float]) -> dict[str, str]:
+    return {name: str(value) for name, value in losses.items()}  # JSON has no NaN

@@ -1,0 +1,228 @@
+"""The evaluator of every method: COCO metrics, tables and pictures from streamed results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from instancezoo.evaluation.average_precision import (
+    Evaluation,
+    check_backend,
+    evaluate_results,
+)
+from instancezoo.evaluation.ground_truth import GroundTruth
+from instancezoo.evaluation.pictures import draw_pictures
+from instancezoo.evaluation.results import ResultsFile, instances_to_results, replace_file
+from instancezoo.evaluation.tables import (
+    Row,
+    format_table,
+    tabulate_attributes,
+    tabulate_classes,
+    tabulate_sizes,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class InstanceEvaluator(DatasetEvaluator):
+    """Detectron2's `COCOEvaluator` for boxes and masks, in bounded memory.
+
+    Results go to disk image by image; masks may come as bool tensors or as RLE. The numbers equal
+    Detectron2's. One difference is meant: a model that finds nothing has AP 0, not NaN.
+
+    With `output_dir` it writes `coco_instances_results.json`, `metrics.json` (one object with all
+    numbers and tables, null for NaN) and `pictures/`.
+
+    Args:
+        dataset_name: a registered data set. Its annotations are the metadata's `json_file`, or
+            are made of Detectron2's records if it has none.
+        backend: "hotcoco" or "pycocotools".
+        output_dir: folder for the files; nothing is kept if None.
+        num_pictures: draw so many best and so many worst images after each evaluation.
+        max_dets_per_image: at most so many detections of an image count.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        backend: str = "hotcoco",
+        output_dir: str | None = None,
+        num_pictures: int = 0,
+        max_dets_per_image: int = 100,
+    ) -> None:
+        check_backend(backend)
+        if num_pictures > 0 and output_dir is None:
+            raise ValueError("pictures need a folder: give output_dir, or num_pictures=0")
+        self._num_pictures = num_pictures
+        self._dataset_name = dataset_name
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._backend = backend
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._max_dets = (*(n for n in (1, 10) if n < max_dets_per_image), max_dets_per_image)
+        self._category_ids: list[int] | None = None
+        self._results: ResultsFile | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all results."""
+        if self._results is not None:
+            self._results.close()
+        if self._output_dir is not None:
+            self._output_dir.mkdir(parents=True, exist_ok=True)
+        self._results = ResultsFile(self._output_dir)
+        self._has_masks = False
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Write the results of a batch to disk.
+
+        Args:
+            inputs: records with `image_id`.
+            outputs: `{"instances": Instances}` each, as models return them.
+
+        Raises:
+            ValueError: a score or box is not finite, or a class is unknown; it names the image.
+        """
+        assert self._results is not None
+        for record, output in zip(inputs, outputs, strict=True):
+            if "instances" not in output:
+                continue
+            instances, image_id = output["instances"], record["image_id"]
+            self._has_masks |= instances.has("pred_masks")
+            rows = instances_to_results(instances, image_id, self._find_category_ids())
+            self._results.append(image_id, rows)
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Count the metrics of all ranks' results.
+
+        Returns:
+            `{"bbox": {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"...}, "segm":
+            ...}` times 100, NaN where there are no such objects; "segm" only if the model makes
+            masks. Empty on other ranks than 0, and if there was nothing to evaluate.
+        """
+        assert self._results is not None
+        has_masks = any(comm.all_gather(self._has_masks))
+        results = self._results.gather(self._output_dir)
+        if results is None:
+            return OrderedDict()
+        try:
+            return self._evaluate(results, ("bbox", "segm") if has_masks else ("bbox",))
+        finally:
+            results.close()
+
+    def _evaluate(
+        self, results: ResultsFile, iou_types: Sequence[str]
+    ) -> OrderedDict[str, dict[str, float]]:
+        metrics: OrderedDict[str, dict[str, float]] = OrderedDict()
+        image_ids = results.image_ids()
+        if not image_ids:
+            logger.warning(
+                "nothing to evaluate on '%s': no image was predicted", self._dataset_name
+            )
+            return metrics
+        if self._output_dir is not None:
+            results.write_json(self._output_dir / "coco_instances_results.json")
+        ground_truth = GroundTruth.read(self._find_annotations())
+        if not ground_truth.is_annotated:
+            logger.info("'%s' has no annotations: results are saved only", self._dataset_name)
+            return metrics
+        self._warn_of_missing(image_ids, ground_truth)
+        tables = {}
+        for iou_type in iou_types:
+            rows = (row for _, image_rows in results for row in image_rows)
+            evaluation = evaluate_results(
+                ground_truth, rows, iou_type, self._backend, self._max_dets
+            )
+            metrics[iou_type] = evaluation.metrics()
+            tables[iou_type] = self._tabulate(evaluation, ground_truth, results)
+            _log_tables(iou_type, metrics[iou_type], tables[iou_type])
+        pictures = self._draw(ground_truth, results, iou_types[-1])
+        if self._output_dir is not None:
+            summary = {
+                "dataset": self._dataset_name,
+                "backend": self._backend,
+                "num_images": len(image_ids),
+                **metrics,
+                "tables": tables,
+                "pictures": [path.name for path in pictures],
+            }
+            with replace_file(self._output_dir / "metrics.json") as file:
+                json.dump(_nan_to_none(summary), file, indent=1, allow_nan=False)
+        return metrics
+
+    def _tabulate(
+        self, evaluation: Evaluation, ground_truth: GroundTruth, results: ResultsFile
+    ) -> dict[str, list[Row]]:
+        return {
+            "class": tabulate_classes(evaluation, ground_truth),
+            "size": tabulate_sizes(evaluation, ground_truth),
+            "attribute": tabulate_attributes(
+                ground_truth, results, evaluation.iou_type, self._backend, self._max_dets
+            ),
+        }
+
+    def _draw(self, ground_truth: GroundTruth, results: ResultsFile, iou_type: str) -> list[Path]:
+        if self._num_pictures <= 0 or self._output_dir is None:
+            return []
+        folder = self._output_dir / "pictures"
+        image_root = self._metadata.get("image_root", "")
+        paths = draw_pictures(
+            ground_truth, results, iou_type, image_root, folder, self._num_pictures
+        )
+        logger.info("%d pictures, prediction beside ground truth: %s", len(paths), folder)
+        return paths
+
+    def _warn_of_missing(self, image_ids: list[Any], ground_truth: GroundTruth) -> None:
+        num_missing = len(ground_truth.images.keys() - set(image_ids))
+        if num_missing:
+            logger.warning(
+                "%d of %d images of '%s' were not predicted; all their objects count as missed",
+                num_missing, len(ground_truth.images), self._dataset_name,
+            )  # fmt: skip
+
+    def _find_category_ids(self) -> list[int]:
+        """Category id of each contiguous class."""
+        if self._category_ids is None:
+            contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+            if contiguous is not None:
+                self._category_ids = sorted(contiguous, key=lambda key: contiguous[key])
+            else:  # Detectron2's loader numbers the classes in this order
+                categories = GroundTruth.read(self._find_annotations()).categories
+                self._category_ids = [category["id"] for category in categories]
+        return self._category_ids
+
+    def _find_annotations(self) -> str | dict[str, Any]:
+        if path := self._metadata.get("json_file"):
+            return PathManager.get_local_path(path)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "annotations.json"
+            convert_to_coco_json(self._dataset_name, str(path), allow_cached=False)
+            return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _log_tables(iou_type: str, metrics: dict[str, float], tables: dict[str, list[Row]]) -> None:
+    headline: Row = {key: value for key, value in metrics.items() if not key.startswith("AP-")}
+    logger.info("%s:\n%s", iou_type, format_table([headline]))
+    for name, rows in tables.items():
+        if rows:
+            logger.info("%s per %s:\n%s", iou_type, name, format_table(rows))
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

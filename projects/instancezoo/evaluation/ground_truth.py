@@ -1,0 +1,128 @@
+"""COCO annotations as the evaluation needs them: complete, and grouped by image."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pycocotools.mask as mask_codec
+
+BoxOrMask = str  # "bbox" or "segm", COCO's names
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The annotations of one data set.
+
+    Attributes:
+        images: image id -> COCO image record.
+        annotations: image id -> COCO annotations, each with `iscrowd` and `area`.
+        categories: COCO categories, ascending by id.
+        is_annotated: False for a test set whose file has no annotations at all.
+        source: where it came from, for messages.
+    """
+
+    images: dict[Any, dict[str, Any]]
+    annotations: dict[Any, list[dict[str, Any]]]
+    categories: list[dict[str, Any]]
+    is_annotated: bool
+    source: str = field(default="the given annotations", compare=False)
+
+    @classmethod
+    def read(cls, source: str | Path | dict[str, Any]) -> GroundTruth:
+        """Read a COCO JSON file, or take one that is already in memory (it is not changed).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON, or not a COCO data set.
+        """
+        name = "the given annotations" if isinstance(source, dict) else str(source)
+        dataset = source if isinstance(source, dict) else _read_json(Path(source))
+        if not isinstance(dataset, dict) or "images" not in dataset or "categories" not in dataset:
+            raise ValueError(f"{name} is no COCO data set: it has no 'images' or no 'categories'")
+        images = {image["id"]: image for image in dataset["images"]}
+        for image_id, image in images.items():
+            if "height" not in image or "width" not in image:
+                raise ValueError(f"{name}: image {image_id} has no 'height' or no 'width'; add it")
+        grouped = defaultdict(list)
+        for annotation in dataset.get("annotations", []):
+            image = images.get(annotation["image_id"])
+            if image is None:
+                raise ValueError(
+                    f"{name}: annotation {annotation.get('id')} belongs to image "
+                    f"{annotation['image_id']}, which is not in 'images'; repair or remove it"
+                )
+            grouped[image["id"]].append(_complete(annotation, image))
+        categories = sorted(dataset["categories"], key=lambda category: category["id"])
+        return cls(images, dict(grouped), categories, "annotations" in dataset, name)
+
+    def annotations_of(self, image_id: Any) -> list[dict[str, Any]]:
+        """Annotations of one image, crowds included."""
+        return self.annotations.get(image_id, [])
+
+    def attributes(self) -> list[str]:
+        """Names of the true-or-false attributes that objects carry, in order of appearance."""
+        names = {
+            name: None
+            for annotations in self.annotations.values()
+            for annotation in annotations
+            for name, value in (annotation.get("attributes") or {}).items()
+            if isinstance(value, bool)
+        }
+        return list(names)
+
+    def select(self, iou_type: BoxOrMask) -> list[dict[str, Any]]:
+        """Copies of all annotations that a box or mask evaluation can use, numbered from 1.
+
+        The file's own ids may repeat or start at 0, which pycocotools takes for "no match".
+        """
+        form = "segmentation" if iou_type == "segm" else "bbox"
+        keys = ("image_id", "category_id", "iscrowd", "area", "bbox", "segmentation", "attributes")
+        usable = (
+            annotation
+            for annotations in self.annotations.values()
+            for annotation in annotations
+            if annotation.get(form)
+        )
+        return [
+            {"id": number} | {key: annotation[key] for key in keys if key in annotation}
+            for number, annotation in enumerate(usable, start=1)
+        ]
+
+
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Any COCO segmentation (polygons, plain or compressed run lengths) as compressed RLE."""
+    if isinstance(segmentation, list):
+        return mask_codec.merge(mask_codec.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_codec.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"annotation file '{path}' does not exist") from None
+    except ValueError as error:
+        raise ValueError(f"annotation file '{path}' is not JSON: {error}") from error
+
+
+def _complete(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
+    complete = {**annotation, "iscrowd": int(annotation.get("iscrowd") or 0)}
+    if complete.get("area") is None:
+        complete["area"] = _measure_area(annotation, image)
+    return complete
+
+
+def _measure_area(annotation: dict[str, Any], image: dict[str, Any]) -> float:
+    segmentation = annotation.get("segmentation")
+    if segmentation:
+        rle = segmentation_to_rle(segmentation, image["height"], image["width"])
+        return float(mask_codec.area(rle))
+    _, _, width, height = annotation.get("bbox") or (0.0, 0.0, 0.0, 0.0)
+    return float(width * height)

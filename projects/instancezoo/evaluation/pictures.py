@@ -1,0 +1,235 @@
+"""The best and the worst images, prediction beside ground truth."""
+
+from __future__ import annotations
+
+import colorsys
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_codec
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+from instancezoo.data.images import ImageError, read_image
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, segmentation_to_rle
+from instancezoo.evaluation.matching import Matches, match_detections
+from instancezoo.evaluation.results import ResultsFile
+from instancezoo.progress import track
+
+logger = logging.getLogger(__name__)
+
+# Detections are drawn and judged from that one of these scores on at which the data set looks best:
+# a fixed threshold would show nothing of a method whose scores are low by nature.
+SCORE_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+SHORT_SIDE = (360, 720)
+# More labels than this hide the objects.
+MAX_LABELS = 20
+_GAP, _TITLE_HEIGHT = 8, 28
+_FALSE_COLOR = (1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images from best to worst.
+
+    Attributes:
+        image_ids: without those where nothing is to be found and nothing was.
+        qualities: `Matches.quality` of each, descending.
+        score_threshold: detections below it were left out.
+    """
+
+    image_ids: list[Any]
+    qualities: list[float]
+    score_threshold: float
+
+
+def rank_images(ground_truth: GroundTruth, results: ResultsFile, iou_type: BoxOrMask) -> Ranking:
+    """Sort all predicted images by how well their objects are found (see `Matches.quality`)."""
+    image_ids, rows = [], []
+    for image_id, detections in results:
+        matches = _match(ground_truth, image_id, detections, iou_type)
+        image_ids.append(image_id)
+        rows.append([matches.quality(threshold) for threshold in SCORE_THRESHOLDS])
+    # (images, thresholds); an image without objects is perfect once nothing is found in it
+    qualities = np.array(rows).reshape(-1, len(SCORE_THRESHOLDS))
+    totals = np.nan_to_num(qualities, nan=1.0).sum(axis=0)
+    best = int(totals.argmax())
+    chosen = qualities[:, best]
+    order = [int(i) for i in np.argsort(-chosen, kind="stable") if not np.isnan(chosen[i])]
+    return Ranking(
+        [image_ids[i] for i in order], [float(chosen[i]) for i in order], SCORE_THRESHOLDS[best]
+    )
+
+
+def draw_pictures(
+    ground_truth: GroundTruth,
+    results: ResultsFile,
+    iou_type: BoxOrMask,
+    image_root: str | Path,
+    folder: str | Path,
+    num_pictures: int = 20,
+) -> list[Path]:
+    """Draw the best and the worst images; masks of no other image are decoded.
+
+    An object and the detection that found it have the same colour; false detections are red.
+    An image that cannot be read is left out with a warning.
+
+    Args:
+        image_root: folder that the annotation file's names are relative to.
+        folder: where `best_01_<image id>.png`, `worst_01_<image id>.png`, ... go; such pictures of
+            an earlier evaluation are removed.
+        num_pictures: how many best and how many worst; no image is both.
+
+    Returns:
+        Paths of the pictures, the best ones first, then the worst from the very worst on.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ("best_*.png", "worst_*.png"):
+        for old in folder.glob(pattern):
+            old.unlink()
+    ranking = rank_images(ground_truth, results, iou_type)
+    quality = dict(zip(ranking.image_ids, ranking.qualities, strict=True))
+    paths = []
+    for kind, rank, image_id in track(_choose(ranking.image_ids, num_pictures), "pictures"):
+        picture = draw_comparison(
+            ground_truth, image_id, results.read(image_id), iou_type, image_root,
+            ranking.score_threshold, f"quality {quality[image_id]:.2f}",
+        )  # fmt: skip
+        if picture is not None:
+            name = re.sub(r"[^\w.-]", "_", str(image_id))
+            paths.append(folder / f"{kind}_{rank:02d}_{name}.png")
+            Image.fromarray(picture).save(paths[-1])
+    return paths
+
+
+def draw_comparison(
+    ground_truth: GroundTruth,
+    image_id: Any,
+    results: list[dict[str, Any]],
+    iou_type: BoxOrMask,
+    image_root: str | Path,
+    score_threshold: float = 0.5,
+    title: str = "",
+) -> np.ndarray | None:
+    """Prediction (left) beside ground truth (right) of one image.
+
+    Returns:
+        (H, W, 3) uint8 RGB, or None with a warning if the image cannot be read.
+    """
+    record = ground_truth.images[image_id]
+    pixels = _read_pixels(record, image_root)
+    if pixels is None:
+        return None
+    results = [result for result in results if result["score"] >= score_threshold]
+    annotations = ground_truth.annotations_of(image_id)
+    matches = _match(ground_truth, image_id, results, iou_type)
+    names = {category["id"]: category["name"] for category in ground_truth.categories}
+    palette = [_pick_color(index) for index in range(len(annotations))]
+    found = [palette[owner] if owner >= 0 else _FALSE_COLOR for owner in matches.objects]
+    left = _draw_objects(
+        pixels, results, found, iou_type,
+        [f"{names[r['category_id']]} {100 * r['score']:.0f}%" for r in results],
+    )  # fmt: skip
+    right = _draw_objects(
+        pixels, annotations, palette, iou_type,
+        [names.get(a["category_id"], "?") + " (crowd)" * a["iscrowd"] for a in annotations],
+    )  # fmt: skip
+    num_found = int((matches.objects >= 0).sum())
+    num_false = int(((matches.objects < 0) & ~matches.is_ignored).sum())
+    return _join(
+        _add_title(left, f"found {num_found}, false {num_false} (score >= {score_threshold:.2f})"),
+        _add_title(right, f"truth {matches.num_objects}, image {image_id}, {title}".rstrip(", ")),
+    )
+
+
+def _match(
+    ground_truth: GroundTruth, image_id: Any, results: list[dict[str, Any]], iou_type: BoxOrMask
+) -> Matches:
+    form = "segmentation" if iou_type == "segm" else "bbox"
+    results = [result for result in results if form in result]
+    annotations = ground_truth.annotations_of(image_id)
+    return match_detections(results, annotations, iou_type, ground_truth.images[image_id])
+
+
+def _choose(image_ids: list[Any], num_pictures: int) -> list[tuple[str, int, Any]]:
+    num_best = min(num_pictures, (len(image_ids) + 1) // 2)
+    num_worst = min(num_pictures, len(image_ids) - num_best)
+    worst = image_ids[::-1][:num_worst]
+    chosen = [("best", rank, image_id) for rank, image_id in enumerate(image_ids[:num_best], 1)]
+    return chosen + [("worst", rank, image_id) for rank, image_id in enumerate(worst, 1)]
+
+
+def _read_pixels(record: dict[str, Any], image_root: str | Path) -> np.ndarray | None:
+    path = Path(image_root) / str(record.get("file_name", ""))
+    try:
+        pixels = read_image(path, format="RGB")
+    except ImageError as error:
+        logger.warning("no picture of image %s: %s", record["id"], error)
+        return None
+    if pixels.shape[:2] != (record["height"], record["width"]):
+        logger.warning(
+            "no picture of image %s: '%s' is %d x %d, its annotations say %d x %d (height x width)",
+            record["id"], path, *pixels.shape[:2], record["height"], record["width"],
+        )  # fmt: skip
+        return None
+    return pixels
+
+
+def _draw_objects(
+    pixels: np.ndarray,
+    objects: Sequence[dict[str, Any]],
+    colors: Sequence[tuple[float, float, float]],
+    iou_type: BoxOrMask,
+    labels: Sequence[str],
+) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    low, high = SHORT_SIDE
+    short = min(height, width)
+    visualizer = Visualizer(pixels, scale=min(max(short, low), high) / short)
+    texts: list[str | None] = list(labels) if len(labels) <= MAX_LABELS else [None] * len(labels)
+    # large ones first, or they would hide the small ones
+    for index in sorted(range(len(objects)), key=lambda i: -_box_area(objects[i])):
+        item, color, text = objects[index], colors[index], texts[index]
+        if iou_type == "segm" and item.get("segmentation"):
+            mask = mask_codec.decode(segmentation_to_rle(item["segmentation"], height, width))
+            visualizer.draw_binary_mask(mask, color, text=text, alpha=0.45, area_threshold=0)
+        elif item.get("bbox"):
+            x, y, w, h = item["bbox"]
+            visualizer.overlay_instances(
+                boxes=np.array([[x, y, x + w, y + h]]),
+                labels=None if text is None else [text],
+                assigned_colors=[color],
+            )
+    return visualizer.output.get_image()
+
+
+def _box_area(item: dict[str, Any]) -> float:
+    _, _, width, height = item.get("bbox") or (0, 0, 0, 0)
+    return float(width * height)
+
+
+def _pick_color(index: int) -> tuple[float, float, float]:
+    """Well separated hues, none of them near red."""
+    golden_ratio = 0.618034
+    return colorsys.hsv_to_rgb(0.12 + 0.76 * (index * golden_ratio % 1.0), 0.9, 0.95)
+
+
+def _add_title(picture: np.ndarray, text: str) -> np.ndarray:
+    strip = np.full((_TITLE_HEIGHT, picture.shape[1], 3), 255, dtype=np.uint8)
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.5
+    (width, _), _ = cv2.getTextSize(text, font, size, 1)
+    size *= min(1.0, (picture.shape[1] - 8) / width)
+    cv2.putText(strip, text, (4, 19), font, size, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([strip, picture])
+
+
+def _join(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    gap = np.full((left.shape[0], _GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([left, gap, right], axis=1)

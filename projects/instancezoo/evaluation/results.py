@@ -1,0 +1,203 @@
+"""COCO results of any number of images, kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from detectron2.structures import BitMasks, BoxMode, Instances
+from detectron2.utils import comm
+
+from instancezoo.layers.rle import encode_bitmasks
+
+# What one rank sends at a time when the parts are put together.
+CHUNK_BYTES = 16 * 2**20
+
+
+def instances_to_results(
+    instances: Instances, image_id: Any, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Turn what a model found in one image into COCO results.
+
+    Args:
+        instances: `pred_boxes` (N, 4) XYXY, `scores` (N,), `pred_classes` (N,) and, if the model
+            makes masks, `pred_masks`: bool (N, H, W) or N COCO RLE dicts.
+        image_id: id of the image in the annotation file.
+        category_ids: the file's category id of each contiguous class.
+
+    Returns:
+        N dicts with `image_id`, `category_id`, `bbox` (XYWH), `score` and maybe `segmentation`.
+
+    Raises:
+        ValueError: a score or box is not finite, or a class is out of range.
+    """
+    boxes = instances.pred_boxes.tensor.detach().cpu()
+    scores = instances.scores.detach().cpu()
+    for name, values in (("score", scores), ("box", boxes)):
+        if not torch.isfinite(values).all():
+            raise ValueError(
+                f"image {image_id}: a predicted {name} is not finite. The weights have probably "
+                "diverged: look at the losses, lower SOLVER.BASE_LR or clip gradients"
+            )
+    classes = instances.pred_classes.tolist()
+    _check_classes(classes, image_id, len(category_ids))
+    xywh = BoxMode.convert(boxes.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for label, box, score in zip(classes, xywh, scores.tolist(), strict=True)
+    ]
+    if instances.has("pred_masks"):
+        for result, rle in zip(results, _masks_to_rle(instances.pred_masks), strict=True):
+            result["segmentation"] = rle
+    return results
+
+
+class ResultsFile:
+    """One JSON line for each image, in an unnamed temporary file.
+
+    It takes no memory, needs no cleaning up after a crash, and the images can be read in the order
+    in which they came or by id.
+
+    Args:
+        folder: where the space is taken; the system's temporary folder if None.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile("w+b", dir=folder)  # noqa: SIM115
+        self._size = 0
+        self._offsets: dict[Any, int] | None = None
+
+    def append(self, image_id: Any, results: list[dict[str, Any]]) -> None:
+        """Add the results of one image. Raises `ValueError` for a number that is not finite."""
+        row = {"image_id": image_id, "results": results}
+        self._append_lines(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    def __iter__(self) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+        """(image id, its results) in the order of writing."""
+        for _, line in self._lines():
+            row = json.loads(line)
+            yield row["image_id"], row["results"]
+
+    def image_ids(self) -> list[Any]:
+        """Ids of all images that were written, those without results included."""
+        return list(self._index())
+
+    def read(self, image_id: Any) -> list[dict[str, Any]]:
+        """Results of one image; empty if it was never written."""
+        offset = self._index().get(image_id)
+        if offset is None:
+            return []
+        self._file.seek(offset)
+        return json.loads(self._file.readline())["results"]
+
+    def gather(self, folder: str | Path | None = None) -> ResultsFile | None:
+        """Put the files of all ranks together; every rank must call it.
+
+        The parts travel in chunks, so ranks need no common disk and memory stays bounded. An image
+        that several ranks (or one rank twice) have seen is kept once.
+
+        Returns:
+            The whole on rank 0, None elsewhere.
+        """
+        merged = ResultsFile(folder) if comm.is_main_process() else None
+        seen: set[Any] = set()
+        for chunk in self._chunks():
+            parts = comm.gather(chunk)
+            if merged is not None:
+                for line in b"".join(parts).splitlines(keepends=True):
+                    image_id = json.loads(line)["image_id"]
+                    if image_id not in seen:
+                        seen.add(image_id)
+                        merged._append_lines(line)
+        return merged
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._file.close()
+
+    def write_json(self, path: str | Path) -> None:
+        """Write COCO's result format, one array over all images, atomically."""
+        with replace_file(path) as file:
+            separator = "["
+            for _, results in self:
+                for result in results:
+                    file.write(separator + json.dumps(result))
+                    separator = ",\n"
+            file.write("[]" if separator == "[" else "]")
+
+    def _append_lines(self, lines: bytes) -> None:
+        self._file.seek(self._size)
+        self._file.write(lines)
+        self._size += len(lines)
+        self._offsets = None
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        offset = 0
+        while offset < self._size:
+            self._file.seek(offset)  # somebody may have read elsewhere meanwhile
+            line = self._file.readline()
+            yield offset, line
+            offset += len(line)
+
+    def _index(self) -> dict[Any, int]:
+        if self._offsets is None:
+            self._offsets = {json.loads(line)["image_id"]: at for at, line in self._lines()}
+        return self._offsets
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Whole lines, about `CHUNK_BYTES` at a time, as often as the longest rank needs."""
+        lines = self._lines()
+        while True:
+            chunk = bytearray()
+            while len(chunk) < CHUNK_BYTES:
+                _, line = next(lines, (0, b""))
+                if not line:
+                    break
+                chunk += line
+            if not any(comm.all_gather(len(chunk))):
+                return
+            yield bytes(chunk)
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[IO[str]]:
+    """Open a text file that takes its name only when it is whole and on disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_classes(classes: list[int], image_id: Any, num_classes: int) -> None:
+    wrong = [label for label in classes if not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(
+            f"image {image_id}: predicted class {wrong[0]}, but the data set has {num_classes} "
+            f"classes (0 to {num_classes - 1}); check NUM_CLASSES in the config"
+        )
+
+
+def _masks_to_rle(masks: Any) -> list[dict[str, Any]]:
+    if isinstance(masks, BitMasks):
+        masks = masks.tensor
+    if isinstance(masks, torch.Tensor | np.ndarray):
+        return encode_bitmasks(torch.as_tensor(masks).bool())
+    return [{"size": list(rle["size"]), "counts": _to_text(rle["counts"])} for rle in masks]
+
+
+def _to_text(counts: str | bytes) -> str:
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts

@@ -1,0 +1,57 @@
+"""The shipped configs by name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from instancezoo.config import CfgNode, get_cfg
+from instancezoo.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parent
+_BASE = "base"
+
+
+def get_config_file(name: str) -> str:
+    """Path of a shipped config.
+
+    Args:
+        name: `<method>/<config>`, with or without `.yaml`.
+
+    Raises:
+        ConfigError: no such config; the nearest name is given.
+    """
+    wanted = name.removesuffix(".yaml")
+    path = _config_folder() / f"{wanted}.yaml"
+    if not path.is_file():
+        nearest = difflib.get_close_matches(wanted, list_configs(), n=1, cutoff=0.3)
+        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+        raise ConfigError(f"there is no config '{name}'{hint}")
+    return str(path)
+
+
+def get_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
+    """A full config by name.
+
+    Args:
+        name: as in `get_config_file`.
+        overrides: `[KEY, VALUE, ...]` merged last.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file(name))
+    cfg.merge_from_list(overrides or [])
+    return cfg
+
+
+def list_configs() -> list[str]:
+    """Names of all shipped configs, `<method>/<config>`, sorted."""
+    folder = _config_folder()
+    files = (path.relative_to(folder) for path in folder.glob("*/*.yaml"))
+    return sorted(file.with_suffix("").as_posix() for file in files if file.parts[0] != _BASE)
+
+
+def _config_folder() -> Path:
+    # A wheel carries a copy inside the package; a checkout has the folder beside `projects`.
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent.parent / "configs"

@@ -1,0 +1,195 @@
+"""Any timm feature extractor under Detectron2's FPN.
+
+Legend: N images, C channels, H W map size.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from torch import Tensor, nn
+
+from instancezoo.errors import ZooError
+
+from .timm_weights import HUB, import_timm, load_timm_weights, squash_name
+
+STRIDES = (4, 8, 16, 32)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build `cfg.MODEL.TIMM.NAME` with an FPN and a max-pooled last level.
+
+    Args:
+        cfg: reads MODEL.TIMM, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT.
+        input_shape: its `channels` are the network's input channels.
+
+    Returns:
+        FPN with outputs p2, p3, ... and one more level at twice the largest stride.
+
+    Raises:
+        ZooError: unknown name, levels that the network lacks, or weights that do not fit.
+    """
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES)
+    bottom_up = TimmBackbone(
+        cfg.MODEL.TIMM.NAME,
+        out_features=in_features,
+        weights=cfg.MODEL.TIMM.WEIGHTS,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        in_channels=input_shape.channels or 3,
+    )
+    top_block = LastLevelMaxPool()
+    largest_stride = bottom_up.output_shape()[in_features[-1]].stride
+    top_block.in_feature = f"p{int(math.log2(largest_stride))}"
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=in_features,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+class TimmBackbone(Backbone):
+    """A timm feature extractor with Detectron2's output names: res2 .. res5 by stride 4 .. 32.
+
+    Layers that no requested output needs are left out. Norm layers stay what timm made them.
+
+    Args:
+        name: timm model name.
+        out_features: any of res2, res3, res4, res5, shallow first.
+        weights: "" random, "hub" timm's own, "package:NAME", or a file.
+        freeze_at: 0 trains all; 1 freezes the stem; k >= 2 also everything up to `res{k}`.
+            Frozen batch norms keep their running statistics.
+        in_channels: channels of the input image.
+
+    Raises:
+        ZooError: unknown name, outputs that the network lacks, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_features: list[str],
+        weights: str = "",
+        freeze_at: int = 0,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.net, self._feature_index = _create_extractor(
+            name, out_features, in_chans=in_channels, pretrained=weights == HUB
+        )
+        info = _get_info(self.net)
+        channels, strides = info.channels(), info.reduction()
+        self._out_features = out_features
+        self._out_feature_channels = {f: channels[i] for f, i in self._feature_index.items()}
+        self._out_feature_strides = {f: strides[i] for f, i in self._feature_index.items()}
+        # Swin and its kin hand out (N, H, W, C)
+        self._channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
+        if weights not in ("", HUB):
+            load_timm_weights(self.net, name, weights)
+        self._frozen = _find_frozen_modules(self.net, freeze_at)
+        for module in self._frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images (N, C, H, W) to `{"res2": (N, C2, H/4, W/4), ...}`."""
+        maps = self.net(images)
+        if self._channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+        return {feature: maps[index] for feature, index in self._feature_index.items()}
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Switch to training or evaluation; frozen layers stay in evaluation."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
+
+
+def _create_extractor(
+    name: str, out_features: list[str], **kwargs: Any
+) -> tuple[nn.Module, dict[str, int]]:
+    # timm lists a network's maps only once it is built; a second build then leaves out
+    # what follows the last map in use, or those parameters would never see a gradient.
+    whole = _create_model(name, in_chans=kwargs["in_chans"], pretrained=False)
+    info = _get_info(whole)
+    strides = info.reduction()
+    positions = {f"res{int(math.log2(s))}": i for i, s in enumerate(strides) if s in STRIDES}
+    missing = [feature for feature in out_features if feature not in positions]
+    if missing:
+        raise ZooError(
+            f"timm model '{name}' has no {', '.join(missing)}: its maps have strides {strides}, "
+            f"that is {', '.join(positions) or 'none of res2 .. res5'}. "
+            "Change MODEL.FPN.IN_FEATURES or MODEL.TIMM.NAME."
+        )
+    indices = info.out_indices
+    wanted = sorted(positions[feature] for feature in out_features)
+    net = _create_model(name, out_indices=[indices[i] for i in wanted], **kwargs)
+    return net, {feature: wanted.index(positions[feature]) for feature in out_features}
+
+
+def _create_model(name: str, **kwargs: Any) -> nn.Module:
+    timm = import_timm()
+    if ":" not in name and not timm.is_model(name):  # hf-hub:... is timm's to resolve
+        nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        raise ZooError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no '{name}'{hint}")
+    try:
+        return timm.create_model(name, features_only=True, **kwargs)
+    except Exception as error:  # timm and the hub's client raise nearly anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if kwargs["pretrained"]:
+            raise ZooError(
+                f"weights of timm model '{name}' cannot be had from its hub: {reason}. "
+                "MODEL.TIMM.WEIGHTS takes the path of a downloaded file too"
+            ) from error
+        raise ZooError(f"timm model '{name}' gives no feature maps: {reason}") from error
+
+
+def _get_info(net: nn.Module) -> Any:
+    return net.feature_info  # timm's FeatureInfo: lists of channels, strides, layer names
+
+
+def _find_frozen_modules(net: nn.Module, freeze_at: int) -> list[nn.Module]:
+    if freeze_at <= 0:
+        return []
+    modules = list(net.named_modules())
+    names = [squash_name(module_name) for module_name, _ in modules]
+    end = _count_modules_through(net, names, stride=2**freeze_at)
+    # A container that also holds trainable layers (the root, for one) is not frozen itself.
+    later = names[end:]
+    return [
+        module
+        for name, (_, module) in zip(names[:end], modules, strict=False)
+        if name and not any(other.startswith(f"{name}.") for other in later)
+    ]
+
+
+def _count_modules_through(net: nn.Module, names: list[str], stride: int) -> int:
+    info = _get_info(net)
+    strides, taps = info.reduction(), info.module_name()
+    taps = [squash_name(tap) for tap in taps]
+    first = min(_positions(names, taps[0]))
+    if stride < strides[0]:
+        return first  # the stem: all that comes before the first map
+    reached = [tap for tap, s in zip(taps, strides, strict=True) if s <= stride]
+    return max(_positions(names, reached[-1])) + 1
+
+
+def _positions(names: list[str], tap: str) -> list[int]:
+    # FeatureGetterNet keeps the whole network one level down, under `model`
+    for prefix in (tap, f"model.{tap}"):
+        found = [i for i, n in enumerate(names) if n == prefix or n.startswith(f"{prefix}.")]
+        if found:
+            return found
+    raise ZooError(f"layer '{tap}' is not part of the network: set MODEL.BACKBONE.FREEZE_AT 0")

@@ -1,0 +1,59 @@
+"""Detectron2's two-stage model with masks that stay compact up to the requested output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_postprocess
+from detectron2.structures import Instances
+
+from instancezoo.modeling.masks import BoxMasks, masks_for_output
+
+
+@META_ARCH_REGISTRY.register()
+class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
+    """`GeneralizedRCNN` whose masks end in `BoxMasks`; everything else is inherited.
+
+    Args:
+        mask_output: "bitmask" (bool tensor, as Detectron2 gives) or "rle" (COCO RLE dicts).
+        kwargs: those of `GeneralizedRCNN`.
+    """
+
+    @configurable
+    def __init__(self, *, mask_output: str = "bitmask", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mask_output = mask_output
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        return {**super().from_config(cfg), "mask_output": cfg.MODEL.MASK_OUTPUT}
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list[Any]:
+        """As in `GeneralizedRCNN`; `pred_masks` has the form that `mask_output` names."""
+        results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
+        if not do_postprocess:
+            return results
+        return [
+            {"instances": self._postprocess_image(result, image)}
+            for result, image in zip(results, batched_inputs, strict=True)
+        ]
+
+    def _postprocess_image(self, result: Instances, image: dict[str, Any]) -> Instances:
+        height = image.get("height", result.image_size[0])
+        width = image.get("width", result.image_size[1])
+        if not result.has("pred_masks"):
+            return detector_postprocess(result, height, width)
+        # Under another name the scores pass Detectron2's box clean-up without being pasted.
+        result.mask_scores = result.pred_masks[:, 0]  # (N, h, w)
+        result.remove("pred_masks")
+        output = detector_postprocess(result, height, width)
+        masks = BoxMasks(output.mask_scores, output.pred_boxes.tensor)
+        output.remove("mask_scores")
+        output.pred_masks = masks_for_output(masks, height, width, self.mask_output)
+        return output

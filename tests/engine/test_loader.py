@@ -1,0 +1,74 @@
+"""The training stream depends on seed and iteration alone."""
+
+import random
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.samplers import TrainingSampler
+
+from instancezoo.data.mappers import build_mapper
+from instancezoo.engine.loader import (
+    EndlessBatchSampler,
+    StreamState,
+    build_train_loader,
+    isolated_rng,
+)
+from instancezoo.errors import ConfigError
+
+
+def _batches(state, count, size=10, is_wide=None):
+    sampler = EndlessBatchSampler(lambda s: TrainingSampler(size, seed=s), 3, state, is_wide)
+    return list(islice(sampler, count))
+
+
+def test_entering_later_gives_the_same_batches():
+    whole = _batches(StreamState(7), 20)
+    assert _batches(StreamState(7, start_iter=12), 8) == whole[12:]
+    assert _batches(StreamState(8), 20) != whole
+
+
+def test_every_image_comes_once_an_epoch_and_positions_are_unique():
+    keys = [key for batch in _batches(StreamState(0), 10) for key in batch]
+    assert sorted(index for _, index in keys) == sorted(list(range(10)) * 3)
+    assert len({position for position, _ in keys}) == 30
+
+
+def test_grouping_keeps_wide_and_tall_apart_and_resumes():
+    is_wide = [index % 3 == 0 for index in range(10)]
+    whole = _batches(StreamState(1), 30, is_wide=is_wide)
+    assert all(len({is_wide[index] for _, index in batch}) == 1 for batch in whole)
+    assert _batches(StreamState(1, start_iter=13), 17, is_wide=is_wide) == whole[13:]
+
+
+def _images(cfg, count, start_iter=0):
+    loader = build_train_loader(cfg, build_mapper(cfg, is_train=True), seed=3)
+    loader.batch_sampler.state.start_iter = start_iter
+    return [torch.stack([x["image"] for x in batch]) for batch in islice(loader, count)]
+
+
+def test_augmentation_does_not_depend_on_workers_or_on_where_the_stream_is_entered(small_cfg):
+    small_cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+    whole = _images(small_cfg, 6)
+    flipped = _images(small_cfg, 6, start_iter=0)
+    assert all(map(torch.equal, whole, flipped))
+    small_cfg.DATALOADER.NUM_WORKERS = 2
+    assert all(map(torch.equal, _images(small_cfg, 4, start_iter=2), whole[2:]))
+
+
+def test_isolated_rng_leaves_the_outside_alone():
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    expected = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    with isolated_rng(5, 6):
+        inside = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected  # noqa: NPY002
+    with isolated_rng(5, 6):
+        assert (random.random(), np.random.rand(), torch.rand(1)) == inside  # noqa: NPY002
+
+
+def test_unknown_sampler_is_an_error(small_cfg):
+    small_cfg.DATALOADER.SAMPLER_TRAIN = "Nonsense"
+    with pytest.raises(ConfigError, match="RepeatFactorTrainingSampler"):
+        _images(small_cfg, 1)

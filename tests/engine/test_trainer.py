@@ -1,0 +1,148 @@
+"""The trainer: exact resume, averages, best checkpoint, bad losses."""
+
+import json
+import logging
+import math
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from instancezoo.checkpoint.reader import read_checkpoint
+from instancezoo.engine import Trainer
+from instancezoo.engine.hooks import compute_mean_losses, flatten_metrics
+from instancezoo.engine.step import NonFiniteLossError
+from instancezoo.errors import ConfigError
+
+
+def _train(cfg, resume=False, stop_after=None):
+    """Total losses by iteration; `stop_after` ends it as a kill between two steps would."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    losses = {}
+    step = trainer._trainer.run_step
+
+    def run_step():
+        if stop_after is not None and trainer.iter >= stop_after:
+            raise KeyboardInterrupt
+        step()
+        losses[trainer.iter] = trainer.storage.latest()["total_loss"][0]
+
+    trainer._trainer.run_step = run_step
+    with suppress(KeyboardInterrupt):
+        trainer.train()
+    return losses, trainer
+
+
+def _variant(cfg, name, *overrides):
+    cfg = cfg.clone()
+    cfg.merge_from_list(["OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR).parent / name), *overrides])
+    return cfg
+
+
+@pytest.mark.parametrize("seed", [1, -1])
+def test_resumed_training_takes_the_same_steps(small_cfg, seed):
+    small_cfg.SEED = seed
+    small_cfg.MODEL.EMA.ENABLED = True
+    broken = _variant(small_cfg, "broken")
+    before, stopped = _train(broken, stop_after=3)  # the checkpoint holds two iterations
+    after, resumed = _train(broken, resume=True)
+    assert sorted(after) == [2, 3] and after[2] == before[2]
+
+    whole_cfg = _variant(small_cfg, "whole", "SEED", stopped.seed)
+    whole, unbroken = _train(whole_cfg)
+    assert {**before, **after} == whole
+    for model in ("bare_model", "evaluated_model"):
+        ours = getattr(resumed, model).state_dict()
+        theirs = getattr(unbroken, model).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_average_follows_slowly_and_is_what_is_evaluated(small_cfg, few_shapes):
+    cfg = _variant(small_cfg, "ema", "MODEL.EMA.ENABLED", True, "DATASETS.TEST", (few_shapes,))
+    cfg.MODEL.EMA.DECAY = 0.5
+    _, trainer = _train(cfg)
+    name = next(name for name, p in trainer.bare_model.named_parameters() if p.requires_grad)
+    averaged = trainer.evaluated_model.state_dict()[name]
+    assert not torch.equal(averaged, trainer.bare_model.state_dict()[name])
+    best = read_checkpoint(f"{cfg.OUTPUT_DIR}/model_best.pth")["model"]
+    assert torch.equal(best[name], averaged)
+    again = Trainer.evaluate_weights(_variant(cfg, "ema"), resume=True)
+    assert flatten_metrics(again) == pytest.approx(
+        flatten_metrics(trainer._last_eval_results), nan_ok=True
+    )
+
+
+def test_validation_loss_leaves_the_model_alone(small_cfg, few_shapes):
+    cfg = _variant(small_cfg, "val", "DATASETS.TEST", (few_shapes,), "TEST.VALIDATION_LOSS", True)
+    losses, _ = _train(cfg)
+    plain, _ = _train(_variant(small_cfg, "plain"))
+    assert losses == plain
+    metrics = Path(cfg.OUTPUT_DIR, "metrics.json").read_text()
+    lines = [json.loads(line) for line in metrics.splitlines()]
+    values = {k: v for line in lines for k, v in line.items() if k.startswith("validation_")}
+    assert {"validation_loss_mask", "validation_loss_rpn_cls"} <= set(values)
+    assert all(math.isfinite(v) for v in values.values())
+
+
+def test_mean_losses_keep_batch_norm_and_modes():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, batch):
+            return {"loss": self.norm(batch).sum() * 0 + batch.mean()}
+
+    model = Model().eval()
+    before = model.norm.running_mean.clone()
+    losses = compute_mean_losses(model, [torch.ones(4, 2), torch.full((4, 2), 3.0)])
+    assert losses == {"loss": 2.0}
+    assert torch.equal(model.norm.running_mean, before) and not model.training
+
+
+class _Explosive(nn.Module):
+    """Gives a NaN loss at one iteration, and spoils its running statistics on the way."""
+
+    def __init__(self, model, at):
+        super().__init__()
+        self.model, self.at, self.calls = model, at, 0
+
+    def forward(self, batch):
+        self.calls += 1
+        if self.calls > self.at:
+            for image in batch:
+                image["image"] = image["image"] * float("nan")
+            features = self.model.backbone.bottom_up(torch.stack([x["image"] for x in batch]))
+            return {"loss_bad": sum(f.sum() for f in features.values())}
+        return self.model(batch)
+
+
+def test_non_finite_loss_stops_with_image_ids_and_good_weights(small_cfg):
+    trainer = Trainer(small_cfg)
+    trainer._trainer.model = _Explosive(trainer._trainer.model, at=2).train()
+    logging.disable(logging.CRITICAL)
+    try:
+        with pytest.raises(NonFiniteLossError, match=r"iteration 2: .*loss_bad = nan.*BASE_LR"):
+            trainer.train()
+    finally:
+        logging.disable(logging.NOTSET)
+    report = json.loads(Path(small_cfg.OUTPUT_DIR, "non_finite_rank0.json").read_text())
+    assert report["iteration"] == 2 and len(report["image_ids"]) == 2
+    good = read_checkpoint(f"{small_cfg.OUTPUT_DIR}/model_last_good.pth")
+    assert all(torch.isfinite(value).all() for value in good["model"].values())
+    assert good["iteration"] == 1
+
+
+def test_bfloat16_trains(small_cfg):
+    losses, _ = _train(_variant(small_cfg, "amp", "SOLVER.AMP.ENABLED", True))
+    plain, _ = _train(_variant(small_cfg, "plain"))
+    assert len(losses) == 4 and all(math.isfinite(loss) for loss in losses.values())
+    assert losses != plain
+
+
+def test_unknown_optimizer_is_an_error(small_cfg):
+    with pytest.raises(ConfigError, match="'SGD' or 'AdamW'"):
+        Trainer(_variant(small_cfg, "bad", "SOLVER.OPTIMIZER", "Lion"))

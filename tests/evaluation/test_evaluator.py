@@ -1,0 +1,180 @@
+"""The evaluator against Detectron2's, and what it writes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BoxMode
+from instancezoo.evaluation import InstanceEvaluator
+from synthetic_results import Dataset, make_outputs
+
+Register = Callable[..., str]
+
+
+def run(evaluator: Any, dataset: Dataset, **options: Any) -> dict[str, dict[str, float]]:
+    evaluator.reset()
+    for record, output in make_outputs(dataset, **options):
+        evaluator.process([record], [output])
+    return evaluator.evaluate()
+
+
+def number_from_one(dataset: Dataset) -> Dataset:
+    """Detectron2 counts a match with annotation 0 as none."""
+    truth, results = copy.deepcopy(dataset)
+    for annotation in truth["annotations"]:
+        annotation["id"] += 1
+    return truth, results
+
+
+def equal(ours: dict[str, float], theirs: dict[str, float]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        math.isclose(ours[key], theirs[key], rel_tol=1e-12)
+        or (math.isnan(ours[key]) and math.isnan(theirs[key]))
+        for key in ours
+    )
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("use_rle", [True, False])
+def test_equals_detectron2(
+    small_dataset: Dataset, register: Register, backend: str, use_rle: bool
+) -> None:
+    dataset = number_from_one(small_dataset)
+    name = register(dataset[0])
+    ours = run(InstanceEvaluator(name, backend=backend), dataset, use_rle=use_rle)
+    detectron2 = COCOEvaluator(name, distributed=False, use_fast_impl=False)
+    theirs = run(detectron2, dataset, use_rle=False)
+    assert list(ours) == list(theirs) == ["bbox", "segm"]
+    assert equal(ours["bbox"], theirs["bbox"]) and equal(ours["segm"], theirs["segm"])
+    assert ours["segm"]["AP"] > 1 and "AP-class13" in ours["segm"]
+
+
+def test_boxes_alone_give_boxes_alone(small_dataset: Dataset, register: Register) -> None:
+    name = register(small_dataset[0])
+    ours = run(InstanceEvaluator(name), small_dataset, with_masks=False)
+    assert list(ours) == ["bbox"] and ours["bbox"]["AP"] > 1
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_model_that_finds_nothing(
+    small_dataset: Dataset, register: Register, tmp_path: Path, backend: str
+) -> None:
+    name = register(small_dataset[0])
+    folder = tmp_path / "out"
+    evaluator = InstanceEvaluator(name, backend=backend, output_dir=str(folder))
+    for use_rle in (True, False):
+        metrics = run(evaluator, (small_dataset[0], []), use_rle=use_rle)
+        assert metrics["bbox"]["AP"] == metrics["segm"]["AP"] == 0
+        assert json.loads((folder / "coco_instances_results.json").read_text()) == []
+
+
+def test_no_image_at_all(small_dataset: Dataset, register: Register, caplog: Any) -> None:
+    evaluator = InstanceEvaluator(register(small_dataset[0]))
+    with caplog.at_level(logging.WARNING):
+        assert evaluator.evaluate() == {}
+    assert "no image was predicted" in caplog.text
+
+
+def test_test_set_without_annotations_keeps_the_results(
+    small_dataset: Dataset, register: Register, tmp_path: Path
+) -> None:
+    truth = {key: value for key, value in small_dataset[0].items() if key != "annotations"}
+    evaluator = InstanceEvaluator(register(truth), output_dir=str(tmp_path / "out"))
+    assert run(evaluator, small_dataset) == {}
+    saved = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert len(saved) == 60
+
+
+def test_classes_map_through_metadata(small_dataset: Dataset, register: Register) -> None:
+    truth, results = small_dataset
+    ids = [category["id"] for category in truth["categories"]]
+    reversed_ids = {category_id: i for i, category_id in enumerate(ids[::-1])}
+    mapped = register(truth, thing_dataset_id_to_contiguous_id=reversed_ids)
+    expected = run(InstanceEvaluator(register(truth)), small_dataset)
+    swapped = [{**r, "category_id": ids[::-1][ids.index(r["category_id"])]} for r in results]
+    assert run(InstanceEvaluator(mapped), (truth, swapped))["segm"] == pytest.approx(
+        expected["segm"], nan_ok=True
+    )
+    without = register(truth, thing_dataset_id_to_contiguous_id=None)
+    assert run(InstanceEvaluator(without), small_dataset)["segm"] == pytest.approx(
+        expected["segm"], nan_ok=True
+    )
+
+
+def test_records_without_a_file_become_annotations(small_dataset: Dataset) -> None:
+    truth, _ = number_from_one(small_dataset)
+    by_category = {category["id"]: i for i, category in enumerate(truth["categories"])}
+    records = []
+    for image in truth["images"]:
+        annotations = [
+            {**a, "bbox_mode": BoxMode.XYWH_ABS, "category_id": by_category[a["category_id"]]}
+            for a in truth["annotations"]
+            if a["image_id"] == image["id"] and not a["iscrowd"]
+        ]
+        records.append({**image, "image_id": image["id"], "annotations": annotations})
+    name = "records_without_a_file"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).thing_classes = [c["name"] for c in truth["categories"]]
+    try:
+        metrics = run(InstanceEvaluator(name), small_dataset)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert metrics["segm"]["AP"] > 1 and metrics["bbox"]["AP"] > 1
+
+
+def test_reset_and_repeated_evaluation(small_dataset: Dataset, register: Register) -> None:
+    evaluator = InstanceEvaluator(register(small_dataset[0]))
+    first = run(evaluator, small_dataset)
+    again = evaluator.evaluate()
+    assert again["segm"] == pytest.approx(first["segm"], nan_ok=True)
+    after_reset = run(evaluator, (small_dataset[0], []), with_masks=False)
+    assert list(after_reset) == ["bbox"] and after_reset["bbox"]["AP"] == 0
+
+
+def test_metrics_file_and_log(
+    small_dataset: Dataset, register: Register, tmp_path: Path, caplog: Any
+) -> None:
+    truth, results = small_dataset
+    for annotation in truth["annotations"]:
+        annotation["attributes"] = {"holes": annotation["id"] % 2 == 0}
+    folder = tmp_path / "out"
+    name = register(truth)
+    evaluator = InstanceEvaluator(name, backend="pycocotools", output_dir=str(folder))
+    with caplog.at_level(logging.INFO):
+        metrics = run(evaluator, small_dataset)
+    written = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert (written["dataset"], written["backend"], written["num_images"]) == (
+        name, "pycocotools", 10,
+    )  # fmt: skip
+    assert written["segm"]["AP"] == metrics["segm"]["AP"]
+    assert written["segm"]["AP-class21"] is None  # NaN is no JSON
+    assert [row["class"] for row in written["tables"]["bbox"]["class"]][:2] == ["class3", "class5"]
+    assert written["tables"]["segm"]["size"][0]["size"] == "all"
+    assert [row["attribute"] for row in written["tables"]["segm"]["attribute"]] == ["holes"]
+    assert "segm per attribute" in caplog.text and "class13" in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "coco_instances_results.json", "metrics.json",
+    ]  # fmt: skip
+
+
+def test_errors_name_the_image(small_dataset: Dataset, register: Register) -> None:
+    evaluator = InstanceEvaluator(register(small_dataset[0]))
+    record, output = next(make_outputs(small_dataset))
+    output["instances"].scores[0] = torch.nan
+    with pytest.raises(ValueError, match=f"image {record['image_id']}: a predicted score"):
+        evaluator.process([record], [output])
+    with pytest.raises(ValueError, match="it must be one of: hotcoco, pycocotools"):
+        InstanceEvaluator("any", backend="opencv")
+    with pytest.raises(ValueError, match="output_dir"):
+        InstanceEvaluator("any", num_pictures=3)

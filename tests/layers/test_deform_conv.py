@@ -1,0 +1,42 @@
+"""Deformable convolution: what its channels mean, and what a new one does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from instancezoo.layers.deform_conv import DeformConv
+
+
+@pytest.mark.parametrize("groups,stride", [(1, 1), (2, 2)])
+def test_new_version_1_is_a_plain_convolution(groups, stride):
+    conv = DeformConv(4, 6, groups=groups, stride=stride)
+    features = torch.rand(2, 4, 7, 9)
+    expected = F.conv2d(features, conv.weight, stride=stride, padding=1, groups=groups)
+    torch.testing.assert_close(conv(features), expected)
+
+
+def test_new_version_2_has_half_the_strength():
+    conv = DeformConv(4, 6, modulated=True, bias=True)
+    features = torch.rand(2, 4, 7, 9)
+    assert conv.offset.weight.shape[0] == 27
+    expected = 0.5 * F.conv2d(features, conv.weight, padding=1) + conv.bias[:, None, None]
+    torch.testing.assert_close(conv(features), expected)
+
+
+def test_offsets_move_taps_by_rows_then_columns():
+    conv = DeformConv(1, 1, kernel_size=1, padding=0, modulated=True)
+    nn.init.ones_(conv.weight)
+    with torch.no_grad():
+        conv.offset.bias.copy_(torch.tensor([1.0, 0.0, 100.0]))  # down by one row, full weight
+    features = torch.rand(1, 1, 4, 5)
+    expected = torch.cat([features[:, :, 1:], torch.zeros(1, 1, 1, 5)], dim=2)
+    torch.testing.assert_close(conv(features), expected)
+
+
+def test_norm_and_activation_come_last():
+    conv = DeformConv(2, 4, norm=nn.GroupNorm(2, 4), activation=F.relu)
+    found = conv(torch.rand(1, 2, 5, 5))
+    assert (found >= 0).all() and (found == 0).any()
+    found.sum().backward()
+    assert conv.offset.weight.grad is not None

@@ -1,0 +1,58 @@
+"""layers/rle.py against pycocotools."""
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from instancezoo.layers.rle import encode_bitmasks, encode_windows
+
+
+def _reference(masks: torch.Tensor) -> list[dict]:
+    codes = [coco_mask.encode(np.asfortranarray(m.numpy().astype(np.uint8))) for m in masks]
+    return [{"size": c["size"], "counts": c["counts"].decode("ascii")} for c in codes]
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 0.98, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 13), (3, 64, 1), (2, 1, 50), (4, 150, 201)])
+def test_random_masks(shape, density):
+    masks = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < density
+    assert encode_bitmasks(masks) == _reference(masks)
+
+
+def test_runs_that_cross_columns():
+    masks = torch.zeros(3, 6, 9, dtype=torch.bool)
+    masks[0, :, 2:5] = True  # whole columns: one run
+    masks[1, :, -2:] = True  # up to the last pixel
+    masks[2, 3:, 0] = masks[2, :2, 1] = True  # the foot of one column joins the head of the next
+    assert encode_bitmasks(masks) == _reference(masks)
+
+
+def test_long_runs_need_several_characters():
+    masks = torch.zeros(1, 3000, 2000, dtype=torch.bool)
+    masks[0, 17:2900, 1500:] = True
+    assert encode_bitmasks(masks) == _reference(masks)
+
+
+def test_windows_equal_full_masks():
+    generator = torch.Generator().manual_seed(1)
+    windows = torch.rand((20, 8, 11), generator=generator) < 0.5
+    corners = torch.stack(
+        [
+            torch.randint(0, 30 - 8 + 1, (20,), generator=generator),
+            torch.randint(0, 40 - 11 + 1, (20,), generator=generator),
+        ],
+        dim=1,
+    )
+    masks = torch.zeros(20, 30, 40, dtype=torch.bool)
+    for mask, window, (y, x) in zip(masks, windows, corners.tolist(), strict=True):
+        mask[y : y + 8, x : x + 11] = window
+    assert encode_windows(windows, corners, 30, 40) == _reference(masks)
+
+
+def test_non_contiguous_and_none():
+    masks = (torch.rand(9, 12, 4, generator=torch.Generator().manual_seed(2)) < 0.4).permute(
+        2, 0, 1
+    )
+    assert encode_bitmasks(masks) == _reference(masks)
+    assert encode_bitmasks(torch.zeros(0, 5, 5, dtype=torch.bool)) == []

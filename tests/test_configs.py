@@ -1,0 +1,107 @@
+"""The config node, and every shipped config."""
+
+import pytest
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.modeling import build_model
+
+from instancezoo import get_cfg, model_zoo
+from instancezoo.config import follow_dataset
+from instancezoo.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", model_zoo.list_configs())
+def test_shipped_config_builds_without_weights(name):
+    cfg = model_zoo.get_config(name, ["MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", ""])
+    assert max(cfg.SOLVER.STEPS) <= cfg.SOLVER.MAX_ITER
+    model = build_model(cfg)
+    assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", model_zoo.list_configs())
+def test_shipped_config_is_short(name):
+    with open(model_zoo.get_config_file(name)) as file:
+        assert len(file.readlines()) <= 25
+
+
+def test_all_detectron2_keys_are_kept():
+    ours, theirs = get_cfg(), get_detectron2_cfg()
+    assert set(theirs.MODEL) <= set(ours.MODEL)
+    assert ours.SOLVER.BASE_LR == theirs.SOLVER.BASE_LR
+
+
+@pytest.mark.parametrize(
+    "key,nearest",
+    [
+        ("MODEL.ROI_HEAD.NUM_CLASES", "MODEL.ROI_HEADS.NUM_CLASSES"),
+        ("MASK_ON", "MODEL.MASK_ON"),
+        ("SOLVER.BASE_RL", "SOLVER.BASE_LR"),
+    ],
+)
+def test_misspelt_key_is_answered_with_the_nearest(key, nearest, tmp_path):
+    with pytest.raises(ConfigError, match=f"did you mean {nearest}"):
+        get_cfg().merge_from_list([key, 1])
+    file = tmp_path / "bad.yaml"
+    parts = key.split(".")
+    file.write_text("".join(f"{'  ' * i}{p}:\n" for i, p in enumerate(parts))[:-1] + " 1\n")
+    with pytest.raises(ConfigError, match=f"did you mean {nearest}.*") as error:
+        get_cfg().merge_from_file(str(file))
+    assert "bad.yaml" in str(error.value)
+
+
+def test_wrong_type_names_the_key(tmp_path):
+    with pytest.raises(ConfigError, match=r"SOLVER.MAX_ITER.*command line"):
+        get_cfg().merge_from_list(["SOLVER.MAX_ITER", "many"])
+    file = tmp_path / "bad.yaml"
+    file.write_text("SOLVER:\n  MAX_ITER: many\n")
+    with pytest.raises(ConfigError, match=r"SOLVER.MAX_ITER.*bad.yaml"):
+        get_cfg().merge_from_file(str(file))
+
+
+def test_odd_overrides_and_missing_file():
+    with pytest.raises(ConfigError, match="pairs"):
+        get_cfg().merge_from_list(["SOLVER.MAX_ITER"])
+    with pytest.raises(ConfigError, match="does not exist"):
+        get_cfg().merge_from_file("nowhere.yaml")
+
+
+def test_yaml_with_code_is_refused(tmp_path):
+    marker = tmp_path / "marker"
+    file = tmp_path / "evil.yaml"
+    file.write_text(f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {marker}']\n")
+    with pytest.raises(ConfigError, match="not plain YAML"):
+        get_cfg().merge_from_file(str(file))
+    assert not marker.exists()
+
+
+def test_later_bases_win_and_the_file_itself_wins_over_all():
+    cfg = model_zoo.get_config("cascade_mask_rcnn/cascade_mask_rcnn_tiny")
+    assert cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"  # cascade over rcnn_fpn
+    assert cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN == 200  # the file over cascade
+
+
+def test_unknown_config_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'mask_rcnn/mask_rcnn_R_50_FPN_3x'"):
+        model_zoo.get_config_file("mask_rcnn/mask_rcnn_R50_FPN_3x.yaml")
+
+
+def test_num_classes_follows_the_data_set():
+    cfg = get_cfg()
+    follow_dataset(cfg, 7, "mine")
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 7
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == get_cfg().MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+
+@pytest.mark.parametrize("number", [3, 80])  # 80 is also the default: naming it makes it a choice
+def test_num_classes_set_by_hand_must_agree(number):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", number])
+    follow_dataset(cfg.clone(), number, "mine")
+    with pytest.raises(ConfigError, match=rf"NUM_CLASSES is {number}, .*'mine' has 7 classes"):
+        follow_dataset(cfg.clone(), 7, "mine")
+
+
+def test_num_classes_assigned_by_hand_must_agree():
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    with pytest.raises(ConfigError, match="is 5"):
+        follow_dataset(cfg, 7, "mine")

@@ -1,0 +1,161 @@
+"""What every method must do, parametrised over all of them by their tiny configs."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+from detectron2.utils.visualizer import Visualizer
+from pycocotools import mask as coco_mask
+
+from instancezoo.testing import (
+    build_seeded_model,
+    get_tiny_config,
+    list_tiny_configs,
+    make_input,
+)
+
+TINY = list_tiny_configs()
+SIZE = 128
+BOXES = [[10, 12, 60, 70], [50, 40, 120, 110], [5, 90, 30, 120]]
+
+
+@pytest.fixture(scope="module", params=TINY)
+def method(request):
+    """(config name, model with random weights); tests leave its weights as they are."""
+    return request.param, build_seeded_model(get_tiny_config(request.param))
+
+
+def _train_losses(model, batch):
+    model = copy.deepcopy(model).train()
+    with EventStorage():
+        losses = model(batch)
+    assert losses and all(name.startswith("loss") for name in losses)
+    sum(losses.values()).backward()
+    return model, losses
+
+
+def _check_reaches_every_parameter(model, losses):
+    assert all(torch.isfinite(loss) for loss in losses.values()), losses
+    trainable = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    untouched = [name for name, grad in trainable.items() if grad is None]
+    assert not untouched
+    assert all(torch.isfinite(grad).all() for grad in trainable.values())
+    return trainable
+
+
+def _predict(model, batch, **attributes):
+    model = model.eval()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    with torch.no_grad():
+        return [output["instances"] for output in model(batch)]
+
+
+def test_losses_reach_every_parameter(method):
+    _, model = method
+    batch = [make_input(SIZE, SIZE, BOXES, seed=0), make_input(96, SIZE, [[8, 8, 88, 80]], seed=1)]
+    gradients = _check_reaches_every_parameter(*_train_losses(model, batch))
+    # A gradient that is exactly zero everywhere would mean a dead branch.
+    dead = [name for name, grad in gradients.items() if not grad.any()]
+    assert len(dead) < 0.1 * len(gradients), dead
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [[], [[40, 40, 41, 41]], [[0, 0, SIZE, SIZE]], [[10, 10, 14, 120]]],
+    ids=["no_objects", "one_pixel", "whole_image", "thin"],
+)
+def test_unusual_ground_truth_gives_finite_losses(method, boxes):
+    _, model = method
+    batch = [make_input(SIZE, SIZE, boxes, seed=i) for i in range(2)]
+    _check_reaches_every_parameter(*_train_losses(model, batch))
+
+
+def test_inference_on_unequal_sizes(method):
+    _, model = method
+    batch = [make_input(SIZE, 100, [], seed=0), make_input(90, SIZE, [], seed=1)]
+    batch[1].update(height=45, width=64)  # asked for at half size
+    for record, instances in zip(batch, _predict(model, batch), strict=True):
+        height, width = record["height"], record["width"]
+        assert instances.image_size == (height, width)
+        assert isinstance(instances.pred_boxes, Boxes)
+        assert instances.scores.dtype == torch.float32
+        assert instances.pred_classes.dtype == torch.int64
+        assert instances.pred_masks.dtype == torch.bool
+        assert instances.pred_masks.shape == (len(instances), height, width)
+
+
+def test_both_outputs_agree(method):
+    _, model = method
+    batch = [make_input(SIZE, 100, [], seed=2)]
+    batch[0].update(height=200, width=170)
+    (bitmasks,) = _predict(model, batch, mask_output="bitmask")
+    (rle,) = _predict(model, batch, mask_output="rle")
+    model.mask_output = "bitmask"
+    assert len(bitmasks) == len(rle) > 0
+    decoded = coco_mask.decode(rle.pred_masks).astype(bool)
+    assert np.array_equal(decoded.transpose(2, 0, 1), bitmasks.pred_masks.numpy())
+    assert all(isinstance(code["counts"], str) for code in rle.pred_masks)
+
+
+def test_batch_of_one_equals_its_row(method):
+    _, model = method
+    batch = [make_input(SIZE, SIZE, [], seed=i) for i in range(3)]
+    together = _predict(model, batch)
+    for record, row in zip(batch, together, strict=True):
+        (alone,) = _predict(model, [record])
+        assert len(alone) == len(row)
+        torch.testing.assert_close(alone.scores, row.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            alone.pred_boxes.tensor, row.pred_boxes.tensor, rtol=1e-3, atol=1e-2
+        )
+
+
+@pytest.mark.parametrize("mask_output", ["bitmask", "rle"])
+def test_nothing_found_has_all_fields(method, mask_output):
+    name, _ = method
+    thresholds = [
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 2.0),
+        *("MODEL.MASK_OUTPUT", mask_output),
+    ]
+    cfg = get_tiny_config(name, thresholds)
+    for key, node in cfg.MODEL.items():
+        if key.startswith("SOLO") and "SCORE_THRESH" in node:
+            node.SCORE_THRESH = 2.0
+    (instances,) = _predict(build_seeded_model(cfg), [make_input(SIZE, 100, [])])
+    assert len(instances) == 0
+    assert instances.pred_boxes.tensor.shape == (0, 4)
+    if mask_output == "rle":
+        assert instances.pred_masks == []
+    else:
+        assert instances.pred_masks.shape == (0, SIZE, 100)
+    assert {"scores", "pred_classes"} <= set(instances.get_fields())
+
+
+def test_autocast_trains_and_infers(method):
+    _, model = method
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _check_reaches_every_parameter(*_train_losses(model, [make_input(SIZE, SIZE, BOXES)]))
+        (instances,) = _predict(model, [make_input(SIZE, SIZE, [])])
+    assert torch.isfinite(instances.scores).all()
+    assert torch.isfinite(instances.pred_boxes.tensor).all()
+
+
+def test_stock_predictor_and_visualizer(method, tmp_path):
+    name, model = method
+    file = tmp_path / "model.pth"
+    DetectionCheckpointer(model, str(tmp_path)).save("model")
+    cfg = get_tiny_config(name, ["MODEL.WEIGHTS", str(file), "DATASETS.TEST", ()])
+    image = make_input(SIZE, 100, [])["image"].permute(1, 2, 0).numpy()
+    instances = DefaultPredictor(cfg)(image)["instances"]
+    assert instances.image_size == (SIZE, 100)
+    metadata = MetadataCatalog.get("four_shapes_for_a_picture")
+    metadata.thing_classes = ["a", "b", "c", "d"]
+    picture = Visualizer(image, metadata).draw_instance_predictions(instances[:3]).get_image()
+    assert picture.shape == image.shape and not np.array_equal(picture, image)

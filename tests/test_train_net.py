@@ -1,0 +1,97 @@
+"""train_net.py as a user starts it: own JSON, several processes, kill and resume, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+
+from instancezoo.checkpoint.reader import read_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY = str(REPOSITORY / "configs" / "mask_rcnn" / "mask_rcnn_tiny.yaml")
+
+
+@pytest.fixture
+def arguments(few_shapes, tmp_path):
+    """A run of four small iterations on the user's own JSON."""
+    metadata = MetadataCatalog.get(few_shapes)
+    dataset = f"mine={metadata.json_file}:{metadata.image_root}"
+    overrides = [
+        *("DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)"),
+        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
+        *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)"),
+        *("SOLVER.CHECKPOINT_PERIOD", "1", "TEST.NUM_PICTURES", "2"),
+        *("OUTPUT_DIR", str(tmp_path / "run")),
+    ]
+    return ["--config-file", TINY, "--dataset", dataset, *overrides]
+
+
+def _environment(**more):
+    path = os.pathsep.join([str(REPOSITORY / "projects"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+def _run(*arguments, launcher=()):
+    command = [sys.executable, *launcher, str(REPOSITORY / "train_net.py"), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=_environment(), timeout=280, check=False
+    )
+
+
+def test_trains_and_evaluates_on_an_own_json(arguments, tmp_path):
+    run = _run(*arguments)
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "run"
+    metrics = json.loads((folder / "inference" / "mine" / "metrics.json").read_text())
+    assert metrics["num_images"] == 12
+    assert len(list((folder / "inference" / "mine" / "pictures").glob("*.png"))) == 4
+    assert (folder / "model_final.pth").is_file()
+    again = _run("--eval-only", *arguments, "MODEL.WEIGHTS", str(folder / "model_final.pth"))
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((folder / "inference" / "mine" / "metrics.json").read_text())
+    assert repeated["results"] == metrics["results"]
+
+
+def test_two_processes_on_cpus_share_the_batch(arguments, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29507"]
+    run = _run(*arguments, launcher=launcher)
+    assert run.returncode == 0, run.stderr
+    metrics = json.loads((tmp_path / "run" / "inference" / "mine" / "metrics.json").read_text())
+    assert metrics["num_images"] == 12
+
+
+def test_killed_run_resumes_to_the_same_weights(arguments, tmp_path):
+    arguments += ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "12", "SOLVER.STEPS", "(9,)"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, str(REPOSITORY / "train_net.py"), *arguments]
+    process = subprocess.Popen(
+        [*command, "OUTPUT_DIR", str(killed)], env=_environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (killed / "model_0000002.pth").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model_final.pth").exists(), "it ended before it was killed"
+
+    for folder, resume in ((killed, ["--resume"]), (whole, [])):
+        run = _run(*resume, *arguments, "OUTPUT_DIR", str(folder))
+        assert run.returncode == 0, run.stderr
+    assert "Starting training from iteration 0" not in (killed / "log.txt").read_text()[-20000:]
+    ours = read_checkpoint(str(killed / "model_final.pth"))["model"]
+    theirs = read_checkpoint(str(whole / "model_final.pth"))["model"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_bad_input_is_one_line(arguments):
+    misspelt = _run(*arguments, "SOLVER.BASE_RL", "0.1")
+    assert misspelt.returncode == 1
+    assert misspelt.stderr.strip().splitlines()[-1].endswith("did you mean SOLVER.BASE_LR?")
+    assert "Traceback" not in misspelt.stderr

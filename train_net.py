@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Train or evaluate any config.
+
+python train_net.py --config-file configs/mask_rcnn/mask_rcnn_tiny.yaml
+python train_net.py --config-file ... --dataset mine=ann.json:images DATASETS.TRAIN "('mine',)"
+torchrun --nproc-per-node 2 train_net.py --config-file ...
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from instancezoo.config import CfgNode, load_cfg
+from instancezoo.engine import Trainer, launch
+from instancezoo.errors import ZooError
+
+
+def build_parser() -> ArgumentParser:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=JSON:IMAGES",
+        help="a COCO-format data set: annotation file and image folder; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="take weights that do not fill the whole model, as for fine-tuning to other classes",
+    )
+    return parser
+
+
+def setup(args: Namespace) -> CfgNode:
+    """The frozen config of a run, with its data sets registered and logging started."""
+    overrides = list(args.opts)
+    if args.allow_partial:
+        overrides += ["MODEL.WEIGHTS_ALLOW_PARTIAL", True]
+    cfg = load_cfg(args.config_file, overrides, args.dataset, training=not args.eval_only)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instancezoo")
+    return cfg
+
+
+def main(args: Namespace) -> Any:
+    cfg = setup(args)
+    if args.eval_only:
+        return Trainer.evaluate_weights(cfg, resume=args.resume)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    try:
+        launch(main, build_parser().parse_args())
+    except ZooError as error:
+        sys.exit(f"error: {error}")
