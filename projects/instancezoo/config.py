@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 import instancezoo.checkpoint.published
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
+from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ConfigError
 from instancezoo.solo import add_solo_config
 from instancezoo.solov2 import add_solov2_config
@@ -149,12 +150,6 @@ def load_cfg(
         ConfigError: a bad key or value, or data sets that disagree about their classes.
         DatasetError: a data set that cannot be read.
     """
-    from instancezoo.data.datasets import (
-        load_metadata,
-        parse_dataset_argument,
-        register_dataset,
-    )
-
     cfg = get_cfg()
     if config_file:
         cfg.merge_from_file(config_file)

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_codec
 import pytest
-from instancezoo.evaluation import GroundTruth, evaluate_results
-from instancezoo.evaluation.average_precision import BACKENDS
-from instancezoo.evaluation.ground_truth import segmentation_to_rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from synthetic_results import Dataset, encode, make_dataset
+
+from instancezoo.evaluation import GroundTruth, evaluate_results
+from instancezoo.evaluation.average_precision import BACKENDS
+from instancezoo.evaluation.ground_truth import segmentation_to_rle
 
 
 def count_directly(dataset: Dataset, iou_type: str, max_dets: list[int]) -> dict[str, Any]:

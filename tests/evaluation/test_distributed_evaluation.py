@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import instancezoo.evaluation.results as results_module
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from instancezoo.evaluation import InstanceEvaluator
-from instancezoo.evaluation.results import ResultsFile
 from synthetic_results import make_dataset, make_outputs
 from torch import multiprocessing
+
+import instancezoo.evaluation.results as results_module
+from instancezoo.evaluation import InstanceEvaluator
+from instancezoo.evaluation.results import ResultsFile
 
 SMALL = {"num_images": 10, "num_results": 60, "seed": 1}
 

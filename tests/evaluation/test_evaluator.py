@@ -15,8 +15,9 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
-from instancezoo.evaluation import InstanceEvaluator
 from synthetic_results import Dataset, make_outputs
+
+from instancezoo.evaluation import InstanceEvaluator
 
 Register = Callable[..., str]
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from synthetic_results import HEIGHT, WIDTH, encode, make_dataset
+
 from instancezoo.evaluation import GroundTruth
 from instancezoo.evaluation.matching import match_detections
 from instancezoo.evaluation.pictures import draw_comparison, draw_pictures, rank_images
 from instancezoo.evaluation.results import ResultsFile
-from PIL import Image
-from synthetic_results import HEIGHT, WIDTH, encode, make_dataset
 
 IMAGE = {"id": 1, "height": HEIGHT, "width": WIDTH}
 

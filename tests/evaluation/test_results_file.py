@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
-from instancezoo.evaluation.results import ResultsFile, instances_to_results, replace_file
 from synthetic_results import encode
+
+from instancezoo.evaluation.results import ResultsFile, instances_to_results
+from instancezoo.files import open_atomically
 
 
 def make_rows(image_id: int, count: int) -> list[dict[str, Any]]:
@@ -114,7 +116,7 @@ def test_json_output_is_whole_or_absent(tmp_path: Path) -> None:
     results.write_json(path)
     whole = make_rows(2, 3) + make_rows(1, 1)
     assert json.loads(path.read_text()) == whole
-    with pytest.raises(RuntimeError, match="torn"), replace_file(path) as file:
+    with pytest.raises(RuntimeError, match="torn"), open_atomically(path, "w") as file:
         file.write("[")
         raise RuntimeError("torn")
     assert json.loads(path.read_text()) == whole

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from synthetic_results import encode
+
 from instancezoo.evaluation import GroundTruth, evaluate_results
 from instancezoo.evaluation.results import ResultsFile
 from instancezoo.evaluation.tables import (
@@ -15,7 +17,6 @@ from instancezoo.evaluation.tables import (
     tabulate_classes,
     tabulate_sizes,
 )
-from synthetic_results import encode
 
 SIDE = 200
 # x, y, width, height

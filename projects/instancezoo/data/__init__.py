@@ -1,0 +1,32 @@
+"""Data sets and mappers; importing it registers the built-in sets and the mappers."""
+
+from instancezoo.data.coco import AnnotationReport, DatasetError, check_coco
+from instancezoo.data.datasets import (
+    load_metadata,
+    parse_dataset_argument,
+    register_dataset,
+    register_shapes,
+)
+from instancezoo.data.mappers import (
+    MAPPER_REGISTRY,
+    ImageError,
+    InstanceMapper,
+    build_mapper,
+    read_image,
+)
+
+__all__ = [
+    "MAPPER_REGISTRY",
+    "AnnotationReport",
+    "DatasetError",
+    "ImageError",
+    "InstanceMapper",
+    "build_mapper",
+    "check_coco",
+    "load_metadata",
+    "parse_dataset_argument",
+    "read_image",
+    "register_dataset",
+]
+
+register_shapes()

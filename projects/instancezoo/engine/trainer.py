@@ -84,12 +84,12 @@ class Trainer(DefaultTrainer):
     @property
     def bare_model(self) -> nn.Module:
         """The trained model without its distributed wrapper."""
-        return getattr(self.model, "module", self.model)
+        return cast(nn.Module, getattr(self.model, "module", self.model))
 
     @property
     def evaluated_model(self) -> nn.Module:
         """What is evaluated: the averaged weights if there are any, else the trained ones."""
-        return self.model if self.ema is None else cast(nn.Module, self.ema.module)
+        return cast(nn.Module, self.model if self.ema is None else self.ema.module)
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's default hooks with ours in their places."""

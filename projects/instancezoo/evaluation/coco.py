@@ -24,7 +24,7 @@ from instancezoo.evaluation.average_precision import (
 )
 from instancezoo.evaluation.ground_truth import GroundTruth
 from instancezoo.evaluation.pictures import draw_pictures
-from instancezoo.evaluation.results import ResultsFile, instances_to_results, replace_file
+from instancezoo.evaluation.results import ResultsFile, instances_to_results
 from instancezoo.evaluation.tables import (
     Row,
     format_table,
@@ -32,6 +32,7 @@ from instancezoo.evaluation.tables import (
     tabulate_classes,
     tabulate_sizes,
 )
+from instancezoo.files import open_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class InstanceEvaluator(DatasetEvaluator):
                 "tables": tables,
                 "pictures": [path.name for path in pictures],
             }
-            with replace_file(self._output_dir / "metrics.json") as file:
+            with open_atomically(self._output_dir / "metrics.json", "w") as file:
                 json.dump(_nan_to_none(summary), file, indent=1, allow_nan=False)
         return metrics
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +13,7 @@ import torch
 from detectron2.structures import BitMasks, BoxMode, Instances
 from detectron2.utils import comm
 
+from instancezoo.files import open_atomically
 from instancezoo.layers.rle import encode_bitmasks
 
 # What one rank sends at a time when the parts are put together.
@@ -124,7 +123,7 @@ class ResultsFile:
 
     def write_json(self, path: str | Path) -> None:
         """Write COCO's result format, one array over all images, atomically."""
-        with replace_file(path) as file:
+        with open_atomically(path, "w") as file:
             separator = "["
             for _, results in self:
                 for result in results:
@@ -164,22 +163,6 @@ class ResultsFile:
             if not any(comm.all_gather(len(chunk))):
                 return
             yield bytes(chunk)
-
-
-@contextmanager
-def replace_file(path: str | Path) -> Iterator[IO[str]]:
-    """Open a text file that takes its name only when it is whole and on disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_classes(classes: list[int], image_id: Any, num_classes: int) -> None:

@@ -1,0 +1,249 @@
+"""Detectron2's checkpointer with safe reading, published files, strict loading, atomic saving."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import Tensor, nn
+
+from instancezoo.files import open_atomically, remove_leftovers
+
+from .convert import Converted, convert_state_dict, describe_nearest, find_layout
+from .inert import is_archive
+from .misfit import Misfit, compare_tensors, find_backbone_prefix, is_lenient
+from .reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
+
+_TAG = "last_checkpoint"
+_NUMBERED = re.compile(r".*_(\d{7,})\.pth")
+_REMEDY = (
+    "Use the config that the file was trained with, or start from what fits and leave the rest as "
+    "initialised: MODEL.WEIGHTS_ALLOW_PARTIAL True (train_net.py) or --allow-partial (command line)"
+)
+
+
+class ZooCheckpointer(DetectionCheckpointer):
+    """Loads our own and published checkpoints strictly, and saves so that a kill loses nothing.
+
+    Args:
+        model: model to load into and save from; wrappers of data parallelism are looked through.
+        save_dir: folder of a training run.
+        save_to_disk: whether this process writes; by default the main process does.
+        allow_partial: load what fits, and print what does not, in place of an error.
+        checkpointables: whatever else has `state_dict` and `load_state_dict`; their states are
+            tensors, numbers, texts and containers of these, or they could not be read again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        allow_partial: bool = False,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.allow_partial = allow_partial
+        self._loading = ""
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a file: ours, Detectron2's, or one that the method's authors published.
+
+        Args:
+            path: a path or an address that Detectron2's `PathManager` knows; "" loads nothing.
+            checkpointables: names of what to restore beside the model; all by default.
+
+        Returns:
+            What else the file holds, such as "iteration".
+
+        Raises:
+            CheckpointError: the file cannot be read or does not fit the model, which is then
+                unchanged.
+        """
+        path = os.fspath(path) if path else ""
+        self._loading = path
+        if path and "://" not in path and not urlparse(path).query and not os.path.exists(path):
+            local = self.path_manager.get_local_path(path)
+            if not os.path.exists(local):
+                raise CheckpointError(f"{path} does not exist. Check the path (MODEL.WEIGHTS)")
+        try:
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 forgets it after an error
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save model, checkpointables and `kwargs` as `save_dir/name.pth`, atomically.
+
+        It becomes the last checkpoint, from which training resumes.
+        """
+        if self.save_dir and self.save_to_disk:
+            self.save_untagged(name, **kwargs)
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_untagged(self, name: str, **kwargs: Any) -> None:
+        """As `save`, of what is not to be resumed from, such as the best weights so far."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data: dict[str, Any] = {"model": self.model.state_dict(), "__author__": AUTHOR}
+        data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        data |= kwargs
+        target = Path(self.save_dir) / f"{name}.pth"
+        if target.parent != Path(self.save_dir):
+            raise ValueError(f"a checkpoint's name holds no folder, but this is '{name}'")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for pattern in ("*.pth", _TAG):
+            remove_leftovers(target.parent, pattern)
+        self.logger.info(f"Saving checkpoint to {target}")
+        with open_atomically(target) as file:
+            torch.save(data, file)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write down, atomically, which checkpoint is the last."""
+        with open_atomically(Path(self.save_dir) / _TAG) as file:
+            file.write(last_filename_basename.encode())
+
+    def has_checkpoint(self) -> bool:
+        """Tell whether `save_dir` holds a whole checkpoint to resume from."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Find the newest whole checkpoint of `save_dir`; "" if there is none.
+
+        A torn file is skipped with a warning.
+        """
+        for path in _list_candidates(Path(self.save_dir)) if self.save_dir else []:
+            if is_whole(path):
+                return str(path)
+            self.logger.warning(f"{path} is torn (its writer was killed?); an older one is used")
+        return ""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        checkpoint = read_checkpoint(filename)
+        query = self._parsed_url_during_load.query if self._parsed_url_during_load else ""
+        if query == "matching_heuristics=True":
+            checkpoint["matching_heuristics"] = True
+        elif query:
+            raise CheckpointError(f"{self._loading}: '?{query}' is not known after a file's name")
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        wanted = self.model.state_dict()
+        state, converted = self._adapt(checkpoint, wanted)
+        checkpoint.pop("model")
+        backbone_only = bool(
+            checkpoint.pop("matching_heuristics", False)
+            or (converted and converted.layout.fills == "backbone")
+        )
+        backbone_only = backbone_only and all(name.startswith("backbone.") for name in state)
+        misfit = compare_tensors(wanted, state, backbone_only=backbone_only)
+        if misfit:
+            self._report(misfit, converted)
+        fitting = {
+            name: tensor
+            for name, tensor in state.items()
+            if name in wanted and name not in misfit.shapes
+        }
+        self.model.load_state_dict(fitting, strict=False)
+
+    def _adapt(
+        self, checkpoint: dict[str, Any], wanted: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Converted | None]:
+        """Give the file's tensors the model's names. Returns (tensors, how they were converted)."""
+        state: dict[str, Tensor] = checkpoint["model"]
+        missing = [name for name in wanted if name not in state and not is_lenient(name)]
+        if not missing or is_ours(checkpoint):
+            return state, None
+        try:
+            layout = find_layout(state)
+            if layout is not None:
+                return self._convert(state, wanted)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._loading}: {error}") from None
+        if checkpoint.get("matching_heuristics"):
+            caffe2 = checkpoint.get("__author__") == "Caffe2"
+            return align_and_update_state_dicts(wanted, state, c2_conversion=caffe2), None
+        if not any(name in wanted for name in state):
+            raise CheckpointError(f"{self._loading}: {describe_nearest(state)}. {_REMEDY}")
+        return state, None
+
+    def _convert(
+        self, state: dict[str, Tensor], wanted: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Converted]:
+        converted = convert_state_dict(state, allow_unknown=self.allow_partial)
+        layout = converted.layout
+        self.logger.info(
+            f"Recognised '{layout.name}' ({layout.method}, licence {layout.licence}): "
+            f"{len(converted.used)} tensors used, {len(converted.unused)} have no place here"
+        )
+        if converted.unknown:
+            self.logger.warning(f"No rule for, and left out: {', '.join(converted.unknown)}")
+        if layout.fills == "model":
+            return converted.state, converted
+        prefix = find_backbone_prefix(wanted)
+        renamed = {
+            prefix + name.removeprefix("backbone.bottom_up."): tensor
+            for name, tensor in converted.state.items()
+        }
+        return renamed, converted
+
+    def _report(self, misfit: Misfit, converted: Converted | None) -> None:
+        origin = ""
+        if converted is not None:
+            layout = converted.layout
+            origin = f" (recognised as '{layout.name}', whose config is {layout.config})"
+        message = (
+            f"{self._loading}{origin} does not fit the model {type(self.model).__name__}: "
+            f"{misfit.describe()}"
+        )
+        if not self.allow_partial:
+            raise CheckpointError(f"{message}. {_REMEDY}")
+        if not misfit.num_fitting:
+            raise CheckpointError(f"{message}. Nothing of it can be used: check MODEL.WEIGHTS")
+        lines = "\n  ".join(misfit.list_lines())
+        self.logger.warning(f"{message}. Loaded partially, as allowed:\n  {lines}")
+
+
+def is_whole(path: str | Path) -> bool:
+    """Tell whether a checkpoint is complete: every record in it has its checksum."""
+    path = Path(path)
+    try:
+        if not is_archive(path):
+            read_checkpoint(path)  # torch's old format has no checksums
+            return True
+        with zipfile.ZipFile(path) as archive:
+            has_data = any(name.endswith("data.pkl") for name in archive.namelist())
+            return has_data and archive.testzip() is None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, RuntimeError):
+        return False
+
+
+def _list_candidates(folder: Path) -> list[Path]:
+    """List the checkpoints of a training run, newest first."""
+    try:
+        tagged = folder / (folder / _TAG).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        tagged = folder
+    found = [path for path in folder.glob("*.pth") if not path.name.startswith(".")]
+    ours = [p for p in found if _NUMBERED.fullmatch(p.name) or p.stem == "model_final"]
+    ours.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    if tagged not in found:
+        return ours
+    # The writer may have been killed between a save and its tag. Numbers alone do not tell: an
+    # older, longer run may have left its files here; nor do times: a copied folder has new ones.
+    untagged = [p for p in ours if _is_newer(p, tagged)]
+    return [*untagged, tagged, *(p for p in ours if p != tagged and p not in untagged)]
+
+
+def _is_newer(path: Path, tagged: Path) -> bool:
+    number, last = _NUMBERED.fullmatch(path.name), _NUMBERED.fullmatch(tagged.name)
+    if number is None or (last is not None and int(number[1]) <= int(last[1])):
+        return False
+    return path.stat().st_mtime_ns > tagged.stat().st_mtime_ns

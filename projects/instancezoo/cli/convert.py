@@ -1,0 +1,98 @@
+"""`instancezoo convert SRC DST`: a published checkpoint -> a file with our names."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.utils.file_io import PathManager
+
+import instancezoo.config  # noqa: F401  (registers the layouts of every method)
+from instancezoo.checkpoint.convert import Converted, convert_state_dict
+from instancezoo.checkpoint.reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
+from instancezoo.checkpoint.tensors import save_safetensors
+from instancezoo.files import open_atomically
+
+_FORMATS = (".safetensors", ".pth")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `instancezoo convert`."""
+    parser.add_argument("source", metavar="SRC", help="published file or its address")
+    parser.add_argument("target", metavar="DST", help=f"file to write: {' or '.join(_FORMATS)}")
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="convert what has a rule and list the rest, in place of an error",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and print what the file is. Returns the exit code."""
+    try:
+        _convert(args.source, Path(args.target), args.allow_partial)
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _convert(source: str, target: Path, allow_partial: bool) -> None:
+    if target.suffix.lower() not in _FORMATS:
+        raise CheckpointError(f"{target} must end in {' or '.join(_FORMATS)}")
+    if target.is_dir():
+        raise CheckpointError(f"{target} is a folder. Name the file to write")
+    checkpoint = read_checkpoint(_fetch(source))
+    if is_ours(checkpoint):
+        state, metadata = checkpoint["model"], {"__author__": AUTHOR}
+        print(f"{source} is InstanceZoo's own already: {len(state)} tensors")
+    else:
+        try:
+            converted = convert_state_dict(checkpoint["model"], allow_unknown=allow_partial)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+        state, metadata = converted.state, _describe(converted)
+        _print_report(converted)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix.lower() == ".safetensors":
+        save_safetensors(target, state, metadata)
+    else:
+        with open_atomically(target) as file:
+            torch.save({"model": state, **metadata}, file)
+    print(f"wrote    {target}")
+
+
+def _fetch(source: str) -> str:
+    try:
+        return str(PathManager.get_local_path(source))
+    except Exception as error:  # downloads fail in many ways
+        raise CheckpointError(f"{source} cannot be fetched: {error}") from error
+
+
+def _describe(converted: Converted) -> dict[str, str]:
+    layout = converted.layout
+    return {
+        "__author__": f"{AUTHOR}, from {layout.name}",
+        "method": layout.method,
+        "config": layout.config,
+        "licence": layout.licence,
+    }
+
+
+def _print_report(converted: Converted) -> None:
+    layout = converted.layout
+    print(f"layout   {layout.name}")
+    print(f"method   {layout.method}")
+    print(f"config   {layout.config}")
+    print(f"licence  {layout.licence}")
+    print(
+        f"tensors  {len(converted.used)} used, {len(converted.unused)} without a place in the model"
+    )
+    if layout.fills == "backbone":
+        print("note     fills the backbone only: to start training from")
+    for name in converted.unused:
+        print(f"  unused: {name}")
+    for name in converted.unknown:
+        print(f"  unknown, left out: {name}")

@@ -1,0 +1,28 @@
+"""`instancezoo doctor`: what will go wrong in a training, before it does."""
+
+from __future__ import annotations
+
+import argparse
+
+from instancezoo.doctor import Severity, diagnose, format_findings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `instancezoo doctor`; they are those of `train_net.py`."""
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=JSON:IMAGES",
+        help="a COCO-format data set: annotation file and image folder; may be repeated",
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes that share a batch")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings. Returns 1 if one of them is an error, else 0."""
+    findings = diagnose(args.config_file, args.opts, args.dataset, args.num_gpus)
+    print(format_findings(findings))
+    return 1 if any(finding.severity is Severity.ERROR for finding in findings) else 0

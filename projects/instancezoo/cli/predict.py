@@ -1,0 +1,95 @@
+"""`instancezoo predict`: pictures and COCO JSON from images, folders and videos."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from instancezoo.config import CfgNode, load_cfg
+from instancezoo.errors import ZooError
+from instancezoo.inference import Failure, ImagePredictor, gather_inputs, predict_inputs
+from instancezoo.inference.predict import PREDICTIONS_NAME
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `instancezoo predict`."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image, video, folder, or quoted pattern ('photos/*.jpg')",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", metavar="FILE", help="any checkpoint that `convert` knows")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"folder for the pictures and {PREDICTIONS_NAME}",
+    )
+    parser.add_argument(
+        "--confidence", type=_read_share, default=0.5, help="smallest score kept (default 0.5)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help=f"only {PREDICTIONS_NAME}")
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=JSON:IMAGES",
+        help="a COCO-format data set, for its class names",
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict. Returns 1 if a file was not done or the run could not start, else 0."""
+    try:
+        failures = _predict(args)
+    except (ZooError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for failure in failures:
+        print(f"not done: {failure.path}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _predict(args: argparse.Namespace) -> list[Failure]:
+    inputs = gather_inputs(args.inputs)
+    overrides = [*args.opts, "MODEL.MASK_OUTPUT", "rle"]
+    if args.weights:
+        overrides += ["MODEL.WEIGHTS", args.weights]
+    cfg = _load_cfg(args.config_file, overrides, args.dataset)
+    failures = predict_inputs(
+        ImagePredictor(cfg, args.confidence),
+        inputs,
+        args.output,
+        cfg,
+        with_pictures=not args.no_pictures,
+    )
+    print(f"{len(inputs) - len(failures)} of {len(inputs)} files done: {args.output}")
+    return failures
+
+
+def _load_cfg(config_file: str, overrides: list[str], datasets: list[str]) -> CfgNode:
+    if datasets:
+        overrides = ["DATASETS.TEST", f"('{datasets[0].split('=')[0]}',)", *overrides]
+    try:
+        return load_cfg(config_file, overrides, datasets, training=False)
+    except ZooError as error:
+        if datasets:
+            raise
+        # The data that a model was trained on need not be where it is used. If the config itself
+        # is wrong, it fails again.
+        print(f"class names are not known: {error}", file=sys.stderr)
+        return load_cfg(config_file, [*overrides, "DATASETS.TEST", "()"], training=False)
+
+
+def _read_share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value

@@ -1,0 +1,185 @@
+"""Checks single entries of a COCO JSON: a category, an image, an annotation.
+
+Each function takes what the JSON holds and returns a new, clean entry with the keys that are used,
+or raises `BadEntry`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from PIL import Image
+
+from instancezoo.data.coco_masks import (
+    BadEntry,
+    Problem,
+    check_segmentation,
+    measure_area,
+    read_numbers,
+)
+
+MAX_ID = 2**53  # whole numbers that a float holds too: some readers go through floats
+MAX_PIXELS = 2**31  # run lengths are 32 bits
+BORDER_TOLERANCE = 1.0  # pixels that a box may reach over the border, by rounding
+_EXIF_ORIENTATION, _EXIF_SWAPS_SIDES = 274, (5, 6, 7, 8)
+
+Entry = dict[str, Any]
+
+
+def check_category(entry: Any) -> Entry:
+    """A category's id and name."""
+    _need(entry, "id", "name")
+    return {"id": _read_own_id(entry), "name": _read_text(entry["name"])}
+
+
+def check_image(entry: Any) -> Entry:
+    """An image's id, file name and size; the file itself is not touched."""
+    _need(entry, "id", "file_name", "height", "width")
+    clean = {"id": _read_own_id(entry)}
+    clean |= {key: _read_int(entry[key]) for key in ("height", "width")}
+    pixels = clean["height"] * clean["width"]
+    if min(clean["height"], clean["width"]) <= 0 or pixels >= MAX_PIXELS:
+        raise BadEntry(Problem.BAD_SIZE)
+    return clean | {"file_name": _read_text(entry["file_name"])}
+
+
+def find_file_problem(path: str, height: int, width: int) -> Problem | None:
+    """What is wrong with an image file, from its header alone."""
+    if not os.path.isfile(path):
+        return Problem.MISSING_FILE
+    try:
+        with Image.open(path) as image:
+            size = _read_size(image, expected=(width, height))
+    except Exception:  # Pillow's readers raise nearly anything on broken files
+        return Problem.UNREADABLE_FILE
+    return None if size == (width, height) else Problem.WRONG_SIZE
+
+
+def check_annotation(
+    entry: Any, images: dict[int, Entry], category_ids: set[int]
+) -> tuple[Entry, list[Problem]]:
+    """An annotation's ids, box, mask, area and attributes.
+
+    Args:
+        entry: what the JSON holds.
+        images: clean images by id.
+        category_ids: ids of the clean categories.
+
+    Returns:
+        The clean annotation and what was mended in it.
+    """
+    _need(entry, "id", "image_id", "category_id", "bbox", "segmentation")
+    ids = {"id": _read_own_id(entry)}
+    ids |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
+    if ids["image_id"] not in images:
+        raise BadEntry(Problem.UNKNOWN_IMAGE)
+    if ids["category_id"] not in category_ids:
+        raise BadEntry(Problem.UNKNOWN_CATEGORY)
+    height, width = (images[ids["image_id"]][key] for key in ("height", "width"))
+    bbox, mended = _check_box(entry["bbox"], height, width)
+    segmentation, mended_mask = check_segmentation(entry["segmentation"], height, width)
+    area, mended_area = _check_area(entry.get("area"), segmentation, height, width)
+    clean = ids | {
+        "bbox": bbox,
+        "segmentation": segmentation,
+        "area": area,
+        "iscrowd": _read_flag(entry.get("iscrowd", 0)),
+    }
+    mended += mended_mask + mended_area
+    if not are_whole_numbers(entry, *ids, "iscrowd"):
+        mended.append(Problem.NORMALISED)
+    attributes = entry.get("attributes") or {}
+    if not isinstance(attributes, dict):
+        mended.append(Problem.ATTRIBUTES_LEFT_OUT)
+    elif attributes:
+        clean["attributes"] = {k: v for k, v in attributes.items() if isinstance(v, bool)}
+    return clean, mended
+
+
+def are_whole_numbers(entry: Entry, *keys: str) -> bool:
+    """Whether the JSON itself holds what every reader takes for an integer (not 3.0, not true)."""
+    return all(type(entry.get(key)) is int for key in keys)
+
+
+def read_id(entry: Any) -> int | None:
+    """The id of an entry, however bad the rest is; None if there is none."""
+    try:
+        return _read_int(entry["id"])
+    except (BadEntry, KeyError, TypeError):
+        return None
+
+
+def _need(entry: Any, *keys: str) -> None:
+    if not isinstance(entry, dict):
+        raise BadEntry(Problem.WRONG_TYPE)
+    if any(entry.get(key) is None for key in keys):
+        raise BadEntry(Problem.MISSING_KEY)
+
+
+def _read_text(value: Any) -> str:
+    # Half a surrogate pair is valid JSON, but cannot be printed or written to a file.
+    if not isinstance(value, str) or not value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise BadEntry(Problem.WRONG_TYPE)
+    return value
+
+
+def _read_own_id(entry: Entry) -> int:
+    own_id = _read_int(entry["id"])
+    if own_id < 0:  # fast readers hold ids unsigned
+        raise BadEntry(Problem.NEGATIVE_ID)
+    return own_id
+
+
+def _read_int(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadEntry(Problem.WRONG_TYPE)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadEntry(Problem.NOT_FINITE)
+    # 3.0 is an id that went through a table of floats.
+    if value != int(value) or abs(value) >= MAX_ID:
+        raise BadEntry(Problem.WRONG_TYPE)
+    return int(value)
+
+
+def _read_flag(value: Any) -> int:
+    if value not in (0, 1):  # False and True are too
+        raise BadEntry(Problem.WRONG_TYPE)
+    return int(value)
+
+
+def _check_box(value: Any, height: int, width: int) -> tuple[list[float], list[Problem]]:
+    numbers = read_numbers(value).tolist()
+    if len(numbers) != 4:
+        raise BadEntry(Problem.WRONG_TYPE)
+    x, y, w, h = numbers
+    if w <= 0 or h <= 0:
+        raise BadEntry(Problem.ZERO_AREA)
+    right, bottom = x + w, y + h
+    if x >= width or y >= height or right <= 0 or bottom <= 0:
+        raise BadEntry(Problem.OUTSIDE)
+    if max(-x, -y, right - width, bottom - height) <= BORDER_TOLERANCE:
+        return numbers, []
+    x, y = max(x, 0.0), max(y, 0.0)
+    return [x, y, min(right, width) - x, min(bottom, height) - y], [Problem.CLIPPED]
+
+
+def _check_area(
+    value: Any, segmentation: Any, height: int, width: int
+) -> tuple[float, list[Problem]]:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_PIXELS:
+        return value, []
+    area = measure_area(segmentation, height, width)
+    if area <= 0:  # a sliver between pixel centres
+        raise BadEntry(Problem.ZERO_AREA)
+    return area, [Problem.AREA_MEASURED]
+
+
+def _read_size(image: Image.Image, expected: tuple[int, int]) -> tuple[int, int]:
+    """Width and height as shown, that is after the EXIF rotation."""
+    # Asking a PNG for EXIF decodes it all, so that one is asked only if its size is in doubt.
+    if image.format == "PNG" and image.size == expected:
+        return image.size
+    rotated = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SWAPS_SIDES
+    return image.size[::-1] if rotated else image.size

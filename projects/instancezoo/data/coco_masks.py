@@ -1,0 +1,178 @@
+"""Checks one object's segmentation before any C code sees it.
+
+pycocotools trusts its input: run lengths that do not sum to the image, or a polygon with a far
+vertex, make it write beyond its memory or ask for all there is.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from numpy.typing import NDArray
+
+MIN_POLYGON_NUMBERS = 6  # xy of three points
+_FIRST_CHARACTER = 48  # COCO's run-length strings hold 6 bits a character, from "0" on
+_VALUE_BITS, _SIGN, _MORE = 5, 0x10, 0x20
+_MAX_CHARACTERS_PER_RUN = 7  # 35 bits: more than any run needs
+
+
+class Problem(StrEnum):
+    """What can be wrong with an entry of a COCO JSON."""
+
+    MISSING_KEY = "missing key"
+    WRONG_TYPE = "wrong type"
+    NOT_FINITE = "number that is not finite"
+    DUPLICATE_ID = "duplicate id"
+    NEGATIVE_ID = "negative id"
+    BAD_SIZE = "height or width not positive or too large"
+    MISSING_FILE = "missing image file"
+    UNREADABLE_FILE = "unreadable image file"
+    WRONG_SIZE = "wrong image size"
+    UNKNOWN_IMAGE = "unknown image"
+    DROPPED_IMAGE = "image was dropped"
+    UNKNOWN_CATEGORY = "unknown category"
+    ZERO_AREA = "zero area"
+    OUTSIDE = "box outside the image"
+    POLYGON_OUTSIDE = "polygon outside the image"
+    FEW_POINTS = "polygon under 3 points"
+    BAD_RLE = "malformed RLE"
+    # Mended rather than dropped:
+    CLIPPED = "box clipped to the image"
+    AREA_MEASURED = "area measured from the mask"
+    RENUMBERED = "annotation id 0 renumbered"
+    NORMALISED = "ids, sizes or iscrowd missing or not whole numbers"
+    ATTRIBUTES_LEFT_OUT = "attributes that are no dictionary left out"
+    POLYGON_LEFT_OUT = "polygon under 3 points left out"
+
+
+class BadEntry(Exception):
+    """An entry that has to be dropped."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.value)
+        self.problem = problem
+
+
+def read_numbers(value: Any) -> NDArray[np.float64]:
+    """A JSON list of finite numbers as an array (N,). Raises `BadEntry`."""
+    # By type, since NumPy would turn the string "1", and true, into a number.
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
+        raise BadEntry(Problem.WRONG_TYPE)
+    try:
+        array = np.array(value, dtype=np.float64)
+    except OverflowError as error:
+        raise BadEntry(Problem.NOT_FINITE) from error
+    if not np.isfinite(array).all():
+        raise BadEntry(Problem.NOT_FINITE)
+    return array
+
+
+def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any, list[Problem]]:
+    """Check polygons or an RLE (compressed or not).
+
+    Args:
+        segmentation: what the JSON holds.
+        height: pixels of the image.
+        width: pixels of the image.
+
+    Returns:
+        Polygons (lists of 6 numbers or more) or a compressed RLE with `counts` as a string, and
+        what was mended.
+
+    Raises:
+        BadEntry: it cannot be used.
+    """
+    if isinstance(segmentation, dict):
+        return _check_rle(segmentation, height, width), []
+    if isinstance(segmentation, list):
+        return _check_polygons(segmentation, height, width)
+    raise BadEntry(Problem.MISSING_KEY if segmentation is None else Problem.WRONG_TYPE)
+
+
+def measure_area(segmentation: Any, height: int, width: int) -> float:
+    """Area in pixels of what `check_segmentation` returned."""
+    if isinstance(segmentation, list):
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    return float(mask_util.area(segmentation))
+
+
+def decode_runs(counts: str) -> NDArray[np.int64]:
+    """Run lengths of COCO's compressed string. Raises `BadEntry` if it is not such a string."""
+    try:
+        codes = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64)
+    except UnicodeEncodeError as error:
+        raise BadEntry(Problem.BAD_RLE) from error
+    codes -= _FIRST_CHARACTER
+    if not len(codes) or codes.min() < 0 or codes.max() >= 64 or codes[-1] & _MORE:
+        raise BadEntry(Problem.BAD_RLE)
+    ends = np.nonzero(codes & _MORE == 0)[0]
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MAX_CHARACTERS_PER_RUN:
+        raise BadEntry(Problem.BAD_RLE)
+    place = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 0x1F) << (_VALUE_BITS * place), starts)
+    runs -= np.where(codes[ends] & _SIGN, 1 << (_VALUE_BITS * lengths), 0)
+    # From the fourth on, a run is stored as its difference to the one before the last.
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    size = rle.get("size")
+    if size != [height, width] or set(map(type, size)) != {int}:
+        raise BadEntry(Problem.BAD_RLE)
+    counts = rle.get("counts")
+    runs = decode_runs(counts) if isinstance(counts, str) else _read_runs(counts)
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > height * width:
+        raise BadEntry(Problem.BAD_RLE)
+    if runs.sum() != height * width:
+        raise BadEntry(Problem.BAD_RLE)
+    if not runs[1::2].any():
+        raise BadEntry(Problem.ZERO_AREA)
+    if not isinstance(counts, str):
+        plain = {"size": [height, width], "counts": runs.tolist()}
+        counts = mask_util.frPyObjects(plain, height, width)["counts"].decode("ascii")
+    return {"size": [height, width], "counts": counts}
+
+
+def _read_runs(counts: Any) -> NDArray[np.int64]:
+    if not isinstance(counts, list) or not set(map(type, counts)) <= {int}:
+        raise BadEntry(Problem.BAD_RLE)
+    try:
+        return np.array(counts, dtype=np.int64)
+    except OverflowError as error:
+        raise BadEntry(Problem.BAD_RLE) from error
+
+
+def _check_polygons(
+    polygons: list[Any], height: int, width: int
+) -> tuple[list[list[float]], list[Problem]]:
+    if not polygons:
+        raise BadEntry(Problem.MISSING_KEY)
+    arrays = [read_numbers(polygon) for polygon in polygons]
+    usable = [xy for xy in arrays if len(xy) >= MIN_POLYGON_NUMBERS and len(xy) % 2 == 0]
+    if not usable:
+        raise BadEntry(Problem.FEW_POINTS)
+    points = np.concatenate([xy.reshape(-1, 2) for xy in usable])
+    low, high = points.min(axis=0), points.max(axis=0)
+    size = np.array([width, height])
+    far = max(height, width)
+    if (low < -far).any() or (high > size + far).any() or (low >= size).any() or (high <= 0).any():
+        raise BadEntry(Problem.POLYGON_OUTSIDE)
+    if not any(_encloses_area(xy.reshape(-1, 2)) for xy in usable):
+        raise BadEntry(Problem.ZERO_AREA)
+    mended = [Problem.POLYGON_LEFT_OUT] if len(usable) < len(arrays) else []
+    return [xy.tolist() for xy in usable], mended
+
+
+def _encloses_area(points: NDArray[np.float64], tolerance: float = 1e-6) -> bool:
+    """Whether the points (V, 2) do not all lie on one line."""
+    offset = points[1:] - points[0]
+    farthest = offset[np.abs(offset).sum(axis=1).argmax()]
+    distance = offset[:, 0] * farthest[1] - offset[:, 1] * farthest[0]
+    return bool(np.abs(distance).max() > tolerance)

@@ -1,0 +1,19 @@
+"""Checks of a config and its data before a GPU hour is spent.
+
+A method adds its own check with `register_check` in a module that its package imports.
+"""
+
+from . import checks_data, checks_model, checks_objects, checks_schedule  # noqa: F401  (register)
+from .diagnose import diagnose
+from .findings import Finding, Severity, format_findings, register_check
+from .subject import DatasetFacts, Subject
+
+__all__ = [
+    "DatasetFacts",
+    "Finding",
+    "Severity",
+    "Subject",
+    "diagnose",
+    "format_findings",
+    "register_check",
+]

@@ -1,0 +1,192 @@
+"""Checks of the model: does it build, its norms, weights, colours, masks and memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from instancezoo.checkpoint.checkpointer import ZooCheckpointer
+from instancezoo.checkpoint.reader import CheckpointError
+
+from .findings import Finding, error, ok, register_check, warning
+from .memory import estimate_training_memory, measure_free_memory
+from .subject import Subject
+
+MIN_BATCH_FOR_NORM = 4
+MAX_MEMORY_SHARE = 0.9
+# Relative difference beyond which colours are not those the backbone was trained with.
+MAX_COLOUR_DIFFERENCE = 0.1
+
+
+@register_check("model")
+def check_model(subject: Subject) -> Iterator[Finding]:
+    """The config builds."""
+    model = subject.model
+    if model is None:
+        reason = str(subject.model_error).strip().split("\n")[0]
+        yield error(
+            f"the model does not build: {type(subject.model_error).__name__}: {reason}",
+            "mend the config; the other checks of the model were left out",
+        )
+        return
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    num_all = sum(p.numel() for p in model.parameters())
+    yield ok(
+        f"{subject.cfg.MODEL.META_ARCHITECTURE} builds: {num_all / 1e6:.1f} million parameters, "
+        f"{num_trained / 1e6:.1f} million trained"
+    )
+
+
+@register_check("norm")
+def check_norm(subject: Subject) -> Iterator[Finding]:
+    """Frozen layers need trained weights, batch norm needs a batch."""
+    model, cfg = subject.model, subject.cfg
+    if model is None:
+        return
+    frozen_norms = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    if frozen_norms and not subject.has_weights:
+        yield error(
+            f"{len(frozen_norms)} frozen batch norms without trained weights: training diverges",
+            "set MODEL.WEIGHTS, or MODEL.RESNETS.NORM BN (GN for small batches)",
+        )
+    if frozen and not subject.has_weights:
+        yield error(
+            f"{len(frozen)} parameters stay frozen at random values",
+            "set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT 0",
+        )
+    batch = cfg.SOLVER.IMS_PER_BATCH // max(1, subject.num_gpus)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
+    trained = [m for m in norms if m.weight.requires_grad]
+    alone = [m for m in trained if not isinstance(m, nn.SyncBatchNorm)]
+    if alone and batch < MIN_BATCH_FOR_NORM:
+        yield warning(
+            f"{len(alone)} batch norms learn from {batch} images a GPU",
+            f"give each GPU {MIN_BATCH_FOR_NORM} images or more, or use GN or SyncBN",
+        )
+    elif not frozen_norms or subject.has_weights:
+        yield ok(f"{len(trained)} trained and {len(frozen_norms)} frozen batch norms")
+
+
+@register_check("weights")
+def check_weights(subject: Subject) -> Iterator[Finding]:
+    """The file that training starts from can be read and fits."""
+    path, model = subject.cfg.MODEL.WEIGHTS, subject.model
+    if not path:
+        where = "its own weights" if subject.has_weights else "random values"
+        yield ok(f"MODEL.WEIGHTS is empty: the backbone starts from {where}")
+        return
+    if "://" in path and not path.startswith("published:"):
+        yield ok(f"{path} will be downloaded: not looked at here")
+        return
+    if model is None:
+        return
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            ZooCheckpointer(
+                model,
+                folder,
+                save_to_disk=False,
+                allow_partial=subject.cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+            ).load(path)
+    except (CheckpointError, OSError) as problem:
+        yield error(str(problem), "name the right file in MODEL.WEIGHTS")
+        return
+    broken = [n for n, v in model.state_dict().items() if not torch.isfinite(v.float()).all()]
+    if broken:
+        yield error(
+            f"{path}: {len(broken)} tensors hold NaN or infinity, first {broken[0]}",
+            "take an earlier checkpoint",
+        )
+    else:
+        yield ok(f"{path} fits the model")
+
+
+@register_check("colours")
+def check_colours(subject: Subject) -> Iterator[Finding]:
+    """Channel order, mean and deviation belong together."""
+    cfg = subject.cfg
+    mean, deviation = np.array(cfg.MODEL.PIXEL_MEAN), np.array(cfg.MODEL.PIXEL_STD)
+    image_format = cfg.INPUT.FORMAT
+    # Photographs have more red than blue on average, so the mean gives the order away.
+    order = "RGB" if mean[0] > mean[-1] else "BGR" if mean[0] < mean[-1] else image_format
+    if order != image_format:
+        yield warning(
+            f"INPUT.FORMAT is {image_format}, but PIXEL_MEAN {mean.tolist()} is in the order of "
+            f"{order}",
+            f"set INPUT.FORMAT {order}, or reverse PIXEL_MEAN and PIXEL_STD",
+        )
+    else:
+        yield ok(f"{image_format}, mean {mean.tolist()}, deviation {deviation.tolist()}")
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone" and cfg.MODEL.TIMM.WEIGHTS:
+        yield from _check_timm_colours(cfg.MODEL.TIMM.NAME, image_format, mean, deviation)
+
+
+@register_check("masks")
+def check_masks(subject: Subject) -> Iterator[Finding]:
+    """Two-stage models predict masks only when they are asked to."""
+    has_boxes_only = hasattr(subject.model, "roi_heads") and not subject.cfg.MODEL.MASK_ON
+    if has_boxes_only:
+        yield warning("MODEL.MASK_ON is False: boxes only", "set MODEL.MASK_ON True")
+
+
+@register_check("memory")
+def check_memory(subject: Subject) -> Iterator[Finding]:
+    """Memory for one training step against what is free now."""
+    cfg = subject.cfg
+    if subject.model is None or not hasattr(subject.model, "backbone"):
+        return
+    short_edge, max_size = max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
+    shapes = [facts.resize_images(short_edge, max_size) for facts in subject.train]
+    largest = np.concatenate(shapes).max(axis=0) if shapes else (short_edge, max_size)
+    height, width = map(int, largest)
+    batch = -(-cfg.SOLVER.IMS_PER_BATCH // max(1, subject.num_gpus))
+    needed = estimate_training_memory(subject.model, cfg, batch, height, width)
+    free = measure_free_memory(cfg.MODEL.DEVICE)
+    message = (
+        f"about {needed / 2**30:.1f} GiB for {batch} images of up to {width}x{height} "
+        f"on {cfg.MODEL.DEVICE}"
+    )
+    if free is None:
+        yield ok(message)
+    elif needed > MAX_MEMORY_SHARE * free:
+        yield warning(
+            f"{message}, {free / 2**30:.1f} GiB are free now",
+            "lower SOLVER.IMS_PER_BATCH (and BASE_LR with it) or INPUT.MAX_SIZE_TRAIN, or turn on "
+            "SOLVER.AMP.ENABLED",
+        )
+    else:
+        yield ok(f"{message}, {free / 2**30:.1f} GiB are free now")
+
+
+def _check_timm_colours(
+    name: str, image_format: str, mean: np.ndarray, deviation: np.ndarray
+) -> Iterator[Finding]:
+    from timm import get_pretrained_cfg
+
+    trained = get_pretrained_cfg(name)
+    if trained is None:
+        return
+    if image_format != "RGB":
+        yield warning(
+            f"timm's {name} was trained on RGB, INPUT.FORMAT is {image_format}",
+            "set INPUT.FORMAT RGB, and PIXEL_MEAN and PIXEL_STD in that order",
+        )
+    for key, ours, unit in (
+        ("PIXEL_MEAN", mean, trained.mean),
+        ("PIXEL_STD", deviation, trained.std),
+    ):
+        theirs = 255 * np.array(unit)
+        same_order = ours if image_format == "RGB" else ours[::-1]
+        if np.abs(same_order / theirs - 1).max() > MAX_COLOUR_DIFFERENCE:
+            yield warning(
+                f"MODEL.{key} is {ours.tolist()}, timm's {name} was trained with "
+                f"{theirs.round(1).tolist()} (RGB)",
+                f"set MODEL.{key} {theirs.round(3).tolist()}",
+            )

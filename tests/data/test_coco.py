@@ -1,0 +1,397 @@
+"""Bad COCO JSONs are dropped and counted, or refused in words; never a traceback from inside."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coco_files import AREA, HEIGHT, SQUARE, WIDTH, check, make_coco, make_rle
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from instancezoo.data.coco import DatasetError, check_coco, list_classes, make_records
+
+
+def test_a_good_file_loses_nothing(coco_folder: Path) -> None:
+    clean, report = check(make_coco(), coco_folder)
+
+    assert (report.num_dropped, report.num_mended) == (0, 0)
+    assert (report.num_images, report.num_annotations) == (2, 6)
+    assert report.counts == report.ids == {}
+    assert report.summary() == f"{coco_folder / 'annotations.json'}: 2 images, 6 annotations"
+    assert list_classes(clean) == (["dirt", "cell"], {3: 0, 7: 1})
+
+
+def test_records_are_what_detectron2_takes(coco_folder: Path) -> None:
+    clean, _ = check(make_coco(), coco_folder)
+
+    records = make_records(clean, coco_folder)
+
+    assert [record["image_id"] for record in records] == [1, 2]
+    assert records[0]["file_name"] == str(coco_folder / "1.png")
+    assert (records[0]["height"], records[0]["width"]) == (HEIGHT, WIDTH)
+    polygon, rle, crowd = records[0]["annotations"]
+    assert polygon == {
+        "bbox": [4, 4, 10, 10],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "iscrowd": 0,
+        "segmentation": [SQUARE],
+        "attributes": {"small": True},
+    }
+    assert (rle["category_id"], rle["iscrowd"], crowd["iscrowd"]) == (1, 0, 1)
+    # The run-length list became the same string as the mask.
+    assert crowd["segmentation"] == rle["segmentation"]
+    assert isinstance(rle["segmentation"]["counts"], str)
+
+
+def _drop(*keys: str):
+    def change(annotation: dict[str, Any]) -> None:
+        for key in keys:
+            del annotation[key]
+
+    return change
+
+
+BAD_ANNOTATIONS = {
+    "missing key": [
+        _drop("segmentation"),
+        _drop("bbox"),
+        _drop("image_id"),
+        _drop("category_id"),
+        {"segmentation": []},
+    ],
+    "wrong type": [
+        {"bbox": "4 4 10 10"},
+        {"bbox": ["4", "4", "10", "10"]},
+        {"bbox": [4, 4, 10]},
+        {"bbox": [[4, 4], [10, 10]]},
+        {"bbox": [4, [4], 10, 10]},
+        {"image_id": "1"},
+        {"image_id": [1]},
+        {"category_id": 3.5},
+        {"category_id": True},
+        {"iscrowd": 2},
+        {"iscrowd": [0]},
+        {"segmentation": SQUARE},
+        {"segmentation": "mask.png"},
+        {"segmentation": [[4, 4, 14, "4", 14, 14]]},
+        {"segmentation": [[4, 4, 14, True, 14, 14]]},
+    ],
+    "number that is not finite": [
+        {"bbox": [4, math.nan, 10, 10]},
+        {"bbox": [4, 4, math.inf, 10]},
+        {"segmentation": [[4, 4, 14, 4, math.nan, 14]]},
+        {"image_id": math.nan},
+        {"segmentation": [[10**400] * 6]},
+    ],
+    "unknown image": [{"image_id": 99}, {"image_id": -1}],
+    "unknown category": [{"category_id": 4}],
+    "zero area": [
+        {"bbox": [4, 4, 0, 10]},
+        {"bbox": [4, 4, 10, -1]},
+        {"segmentation": [[4, 4, 8, 8, 12, 12]]},
+        {"segmentation": [[4, 4, 4, 4, 4, 4]]},
+        make_rle([AREA]),
+        {"segmentation": [[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]], "area": 0},
+    ],
+    "box outside the image": [
+        {"bbox": [WIDTH, 4, 10, 10]},
+        {"bbox": [4, -10, 10, 10]},
+        {"bbox": [1e300, 1e300, 1e300, 1e300]},
+    ],
+    "polygon outside the image": [
+        {"segmentation": [[100, 4, 110, 4, 110, 14]]},
+        {"segmentation": [[1, 1, 1e15, 1, 5, 5]]},
+        {"segmentation": [[10**30] * 6]},
+        {"segmentation": [[1, 1, -1e300, 1, 5, 5]]},
+    ],
+    "polygon under 3 points": [
+        {"segmentation": [[4, 4, 14, 14]]},
+        {"segmentation": [[4, 4, 14, 4, 14, 14, 4]]},
+        {"segmentation": [[]]},
+    ],
+    "malformed RLE": [
+        make_rle(None),
+        make_rle([]),
+        make_rle(""),
+        make_rle("abc"),
+        make_rle("\x00\x01"),
+        make_rle("äöü"),
+        make_rle("P"),
+        make_rle("o" * 40 + "0"),
+        make_rle("0" * 100_000),
+        make_rle([AREA - 1]),
+        make_rle([10, -5, AREA - 5]),
+        make_rle([0, 2**32, AREA - 2**32]),
+        make_rle([1.5, AREA - 1.5]),
+        make_rle([9.0, AREA - 9.0]),
+        make_rle([True, AREA - 1]),
+        make_rle([9, AREA - 9], size=[24.0, 32.0]),
+        make_rle([10**30]),
+        make_rle([math.inf]),
+        make_rle(["1", str(AREA - 1)]),
+        make_rle([AREA // 2, AREA // 2], size=[WIDTH, HEIGHT]),
+        make_rle([AREA // 2, AREA // 2], size="24 32"),
+        make_rle([1, 10**9 - 1], size=[10**5, 10**4]),
+        {"segmentation": {}},
+    ],
+}
+CASES = [(problem, change) for problem, changes in BAD_ANNOTATIONS.items() for change in changes]
+
+
+@pytest.mark.parametrize(("problem", "change"), CASES)
+def test_a_bad_annotation_is_dropped_and_reported(
+    problem: str, change: Any, coco_folder: Path
+) -> None:
+    coco = make_coco()
+    bad = coco["annotations"][1]
+    if callable(change):
+        change(bad)
+    else:
+        bad |= change
+
+    clean, report = check(coco, coco_folder)
+
+    assert report.counts == {problem: 1}
+    assert report.ids == {problem: [11]}
+    assert f"dropped 1: {problem} (id 11)" in report.summary()
+    assert [a["id"] for a in clean["annotations"]] == [10, 12, 20, 21, 22]
+
+
+def test_annotations_that_are_no_entries(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["annotations"][1:3] = [None, [], {"image_id": 1}]
+
+    clean, report = check(coco, coco_folder)
+
+    assert report.counts == {"wrong type": 2, "missing key": 1}
+    assert report.ids == {"wrong type": ["#1", "#2"], "missing key": ["#3"]}
+    assert len(clean["annotations"]) == 4
+
+
+def test_of_two_with_one_id_the_first_stays(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["annotations"][1]["id"] = 10
+
+    clean, report = check(coco, coco_folder)
+
+    assert report.counts == {"duplicate id": 1}
+    assert clean["annotations"][0]["segmentation"] == [SQUARE]
+
+
+def test_bad_images_take_their_annotations_along(coco_folder: Path) -> None:
+    coco = make_coco()
+    (coco_folder / "broken.png").write_bytes(b"no picture")
+    first = {"height": HEIGHT, "width": WIDTH}
+    coco["images"] += [
+        first | {"id": 3, "file_name": "missing.png"},
+        first | {"id": 4, "file_name": "broken.png"},
+        {"id": 5, "file_name": "1.png", "height": WIDTH, "width": HEIGHT},
+        first | {"id": 6},
+        first | {"id": 2, "file_name": "1.png"},
+        first | {"id": 7, "file_name": "1.png", "width": -WIDTH},
+        first | {"id": -8, "file_name": "1.png"},
+        {"id": 8, "file_name": "1.png", "height": 10**6, "width": 10**6},
+        first | {"id": 9, "file_name": "nul\0.png"},
+        "1.png",
+    ]
+    coco["annotations"] += [
+        coco["annotations"][0] | {"id": 100 + image_id, "image_id": image_id}
+        for image_id in (3, 6, 99)
+    ]
+
+    clean, report = check(coco, coco_folder)
+
+    assert report.ids == {
+        "missing image file": [3, 9],
+        "unreadable image file": [4],
+        "wrong image size": [5],
+        "image with missing key": [6],
+        "image with duplicate id": [2],
+        "image with height or width not positive or too large": [7, 8],
+        "image with negative id": [-8],
+        "image with wrong type": ["#11"],
+        "image was dropped": [103, 106],
+        "unknown image": [199],
+    }
+    assert report.num_dropped == 13
+    assert sorted(image["id"] for image in clean["images"]) == [1, 2]
+
+
+def test_files_are_left_alone_without_check_images(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["images"][0]["file_name"] = "missing.png"
+    _, report = check(coco, coco_folder, check_images=False)
+    assert report.num_dropped == 0
+
+
+def test_a_rotated_photo_has_the_size_it_is_shown_in(coco_folder: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (HEIGHT, WIDTH)).save(coco_folder / "rotated.jpg", exif=exif)
+    coco = make_coco()
+    coco["images"][0]["file_name"] = "rotated.jpg"
+
+    _, report = check(coco, coco_folder)
+
+    assert report.num_dropped == 0
+
+
+def test_a_bad_category_is_dropped(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["categories"] += [
+        {"id": 9},
+        {"id": 3, "name": "again"},
+        {"id": "x", "name": "y"},
+        {"id": 10, "name": "\ud800"},
+    ]
+
+    clean, report = check(coco, coco_folder)
+
+    assert report.counts == {
+        "category with missing key": 1,
+        "category with duplicate id": 1,
+        "category with wrong type": 2,
+    }
+    assert list_classes(clean)[0] == ["dirt", "cell"]
+
+
+@pytest.mark.parametrize(
+    ("change", "repair", "expected"),
+    [
+        ({"bbox": [-5, 4, 20, 30]}, "box clipped to the image", {"bbox": [0, 4, 15, 20]}),
+        ({"area": None}, "area measured from the mask", {"area": 60}),
+        ({"area": 0}, "area measured from the mask", {"area": 60}),
+        ({"area": "60"}, "area measured from the mask", {"area": 60}),
+        (
+            {"segmentation": [[1, 1, 2, 2], SQUARE]},
+            "polygon under 3 points left out",
+            {"segmentation": [SQUARE]},
+        ),
+        (
+            {"iscrowd": None, "category_id": 7.0},
+            "ids, sizes or iscrowd missing or not whole numbers",
+            {"iscrowd": 0, "category_id": 7},
+        ),
+        (
+            {"attributes": "small"},
+            "attributes that are no dictionary left out",
+            {"category_id": 7},
+        ),
+        ({"id": 0}, "annotation id 0 renumbered", {"id": 23}),
+    ],
+)
+def test_small_faults_are_mended(
+    change: dict[str, Any], repair: str, expected: dict[str, Any], coco_folder: Path
+) -> None:
+    coco = make_coco()
+    coco["annotations"][1] |= change
+    if change.get("iscrowd", 0) is None:
+        del coco["annotations"][1]["iscrowd"]
+
+    clean, report = check(coco, coco_folder)
+
+    assert report.num_dropped == 0
+    assert report.mended == {repair: 1}
+    entry = clean["annotations"][1]
+    assert {key: entry[key] for key in expected} == expected
+
+
+def test_a_box_a_pixel_over_the_border_is_left_as_it_is(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["annotations"][0]["bbox"] = [-0.5, 4, WIDTH + 1, 10]
+    clean, report = check(coco, coco_folder)
+    assert report.num_mended == 0
+    assert clean["annotations"][0]["bbox"] == [-0.5, 4, WIDTH + 1, 10]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no valid JSON"),
+        (b"\xff\xfe\x00", "no valid JSON"),
+        (b'{"images": [', "no valid JSON"),
+        (b"[" * 100_000, "no valid JSON"),
+        (b"1" * 5000, "no valid JSON"),
+        (b"[]", "holds a list"),
+        (b"{}", "no list 'categories'"),
+        (b'{"categories": [{"id": 1, "name": "a"}]}', "no list 'images'"),
+        (b'{"categories": [{"id": 1, "name": "a"}], "images": []}', "no list 'images'"),
+        (b'{"categories": [3], "images": [{}]}', "no usable categories"),
+        (b'{"categories": [{"id": 1, "name": "a"}], "images": [{}]}', "no usable images"),
+        (
+            b'{"categories": [{"id": 1, "name": "a"}], "images": [{}], "annotations": 3}',
+            "is no list",
+        ),
+    ],
+)
+def test_what_cannot_be_mended_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    json_file = tmp_path / "a.json"
+    json_file.write_bytes(content)
+    with pytest.raises(DatasetError, match=message) as raised:
+        check_coco(json_file, tmp_path)
+    assert str(json_file) in str(raised.value)
+
+
+def test_missing_paths_are_named(coco_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"nowhere\.json' does not exist"):
+        check_coco(tmp_path / "nowhere.json", tmp_path)
+    with pytest.raises(DatasetError, match="cannot be read"):
+        check_coco(tmp_path, tmp_path)
+    with pytest.raises(DatasetError, match=r"image folder '.*nowhere' .* does not exist"):
+        check(make_coco(), coco_folder)
+        check_coco(coco_folder / "annotations.json", tmp_path / "nowhere")
+
+
+def test_a_file_whose_every_annotation_is_bad_is_refused(coco_folder: Path) -> None:
+    coco = make_coco()
+    for annotation in coco["annotations"]:
+        annotation["image_id"] += 50
+    with pytest.raises(DatasetError, match="dropped 6: unknown image") as raised:
+        check(coco, coco_folder)
+    assert "every annotation" in str(raised.value)
+
+
+def test_a_file_without_annotations_is_for_testing(coco_folder: Path) -> None:
+    coco = make_coco()
+    del coco["annotations"]
+    clean, report = check(coco, coco_folder)
+    assert clean["annotations"] == []
+    assert report.num_images == 2
+
+
+def test_the_report_keeps_only_the_first_ids(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["annotations"] += [{"id": 100 + number} for number in range(25)]
+    _, report = check(coco, coco_folder)
+    assert report.counts == {"missing key": 25}
+    assert report.ids == {"missing key": list(range(100, 110))}
+    assert "dropped 25: missing key (id 100, 101" in report.summary()
+    assert report.summary().endswith("109, ...)")
+
+
+@pytest.mark.parametrize(
+    ("json_file", "images", "num_images", "num_annotations"),
+    [
+        ("coco/annotations/instances_train2017.json", "coco/train2017", 80, 739),
+        ("coco/annotations/instances_val2017.json", "coco/val2017", 79, 624),
+        ("nuclei/annotations/instances_train.json", "nuclei/train", 94, 2971),
+        ("nuclei/annotations/instances_val.json", "nuclei/val", 34, 1162),
+    ],
+)
+def test_real_data_lose_nothing(
+    shared_data: Path, json_file: str, images: str, num_images: int, num_annotations: int
+) -> None:
+    clean, report = check_coco(shared_data / json_file, shared_data / images)
+
+    assert (report.num_dropped, report.num_mended) == (0, 0)
+    assert (report.num_images, report.num_annotations) == (num_images, num_annotations)
+    source = json.loads((shared_data / json_file).read_text())
+    kept = {a["id"]: a for a in clean["annotations"]}
+    for annotation in source["annotations"]:
+        for key in ("bbox", "area", "category_id", "image_id", "iscrowd"):
+            assert kept[annotation["id"]][key] == annotation[key]
+    records = make_records(clean, shared_data / images)
+    assert sum(len(record["annotations"]) for record in records) == num_annotations
