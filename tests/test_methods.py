@@ -16,6 +16,8 @@ from pycocotools import mask as coco_mask
 from instancezoo.testing import (
     build_seeded_model,
     get_tiny_config,
+    keep_everything,
+    keep_nothing,
     list_tiny_configs,
     make_input,
 )
@@ -28,7 +30,9 @@ BOXES = [[10, 12, 60, 70], [50, 40, 120, 110], [5, 90, 30, 120]]
 @pytest.fixture(scope="module", params=TINY)
 def method(request):
     """(config name, model with random weights); tests leave its weights as they are."""
-    return request.param, build_seeded_model(get_tiny_config(request.param))
+    # Random weights score low: without thresholds there is something to look at.
+    cfg = keep_everything(get_tiny_config(request.param))
+    return request.param, build_seeded_model(cfg)
 
 
 def _train_losses(model, batch):
@@ -120,14 +124,7 @@ def test_batch_of_one_equals_its_row(method):
 @pytest.mark.parametrize("mask_output", ["bitmask", "rle"])
 def test_nothing_found_has_all_fields(method, mask_output):
     name, _ = method
-    thresholds = [
-        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 2.0),
-        *("MODEL.MASK_OUTPUT", mask_output),
-    ]
-    cfg = get_tiny_config(name, thresholds)
-    for key, node in cfg.MODEL.items():
-        if key.startswith("SOLO") and "SCORE_THRESH" in node:
-            node.SCORE_THRESH = 2.0
+    cfg = keep_nothing(get_tiny_config(name, ["MODEL.MASK_OUTPUT", mask_output]))
     (instances,) = _predict(build_seeded_model(cfg), [make_input(SIZE, 100, [])])
     assert len(instances) == 0
     assert instances.pred_boxes.tensor.shape == (0, 4)
@@ -152,6 +149,7 @@ def test_stock_predictor_and_visualizer(method, tmp_path):
     file = tmp_path / "model.pth"
     DetectionCheckpointer(model, str(tmp_path)).save("model")
     cfg = get_tiny_config(name, ["MODEL.WEIGHTS", str(file), "DATASETS.TEST", ()])
+    keep_everything(cfg)
     image = make_input(SIZE, 100, [])["image"].permute(1, 2, 0).numpy()
     instances = DefaultPredictor(cfg)(image)["instances"]
     assert instances.image_size == (SIZE, 100)

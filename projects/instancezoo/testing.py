@@ -14,6 +14,8 @@ from instancezoo import model_zoo
 from instancezoo.config import CfgNode
 
 NUM_CLASSES = 4
+# What methods call the score under which a candidate is dropped.
+_SCORE_THRESHOLDS = {"SCORE_THRESH_TEST", "SCORE_THR", "UPDATE_THR"}
 
 
 def list_tiny_configs() -> list[str]:
@@ -34,6 +36,30 @@ def get_tiny_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
             node["NUM_CLASSES"] = NUM_CLASSES
     cfg.merge_from_list(overrides or [])
     return cfg
+
+
+def keep_everything(cfg: CfgNode) -> CfgNode:
+    """Lower the thresholds so that a model with random weights finds something, in place."""
+    # Untrained mask scores lie around the prior; decoupled ones are a product of two.
+    power = 2 if "Decoupled" in cfg.MODEL.META_ARCHITECTURE else 1
+    for node in _set_score_thresholds(cfg, -1.0):
+        if {"MASK_THR", "PRIOR_PROB"} <= set(node):
+            node["MASK_THR"] = node["PRIOR_PROB"] ** power
+    return cfg
+
+
+def keep_nothing(cfg: CfgNode) -> CfgNode:
+    """Raise the score thresholds above all scores, in place."""
+    _set_score_thresholds(cfg, 2.0)
+    return cfg
+
+
+def _set_score_thresholds(cfg: CfgNode, value: float) -> list[dict[str, Any]]:
+    nodes = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
+    for node in nodes:
+        for key in _SCORE_THRESHOLDS & set(node):
+            node[key] = value
+    return nodes
 
 
 def build_seeded_model(cfg: CfgNode, seed: int = 0) -> nn.Module:

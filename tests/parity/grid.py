@@ -97,8 +97,6 @@ class GridParity:
             found = self.model.eval()([image])[0]["instances"]
         self._compare_detections(found, width)
 
-    # ---- what the stages share
-
     @cached_property
     def image(self) -> Tensor:
         return self.fixture.make_image(self.cfg.INPUT.FORMAT)
@@ -224,5 +222,5 @@ class GridParity:
         head = theirs["model"]["bbox_head"]
         assert list(self.node.NUM_GRIDS) == head["num_grids"]
         assert list(self.node.FPN_SCALE_RANGES) == head["scale_ranges"]
-        assert self.node.NUM_CLASSES == head["num_classes"] - 1
-        assert self.node.NUM_INSTANCE_CONVS == head["stacked_convs"]
+        assert head["num_classes"] - 1 == self.node.NUM_CLASSES
+        assert head["stacked_convs"] == self.node.NUM_INSTANCE_CONVS

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from instancezoo.noise import silence_dependencies
+
 # name -> what it is for; the code is imported only when the subcommand runs
 SUBCOMMANDS = {
     "convert": "convert a published checkpoint to ours",
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             subparser.set_defaults(run=module.run)
     parsed = parser.parse_args(words)
     _log_to_stderr()
+    silence_dependencies()
     return int(parsed.run(parsed) or 0)
 
 

@@ -1,0 +1,128 @@
+"""Suppression of duplicates where boxes do not help: point NMS and Matrix NMS.
+
+Legend: N images, K classes, S grid side, M masks sorted by score, H W map size, B bytes of a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Bytes that unpacked masks of one band of rows may take.
+DEFAULT_BUDGET = 64 * 2**20
+_GATHER_BITS = sum(1 << (56 - 7 * bit) for bit in range(8))
+
+
+def point_nms(heat: Tensor) -> Tensor:
+    """Zero every cell that is smaller than its left, upper or upper left neighbour.
+
+    Args:
+        heat: (N, K, S, S), probabilities.
+
+    Returns:
+        (N, K, S, S); equal neighbours survive both.
+    """
+    # Max pooling pads with -inf, so border cells compete with existing neighbours only.
+    peaks = F.max_pool2d(heat, kernel_size=2, stride=1, padding=1)[:, :, :-1, :-1]
+    return torch.where(peaks == heat, heat, torch.zeros_like(heat))
+
+
+def matrix_nms(
+    packed_masks: Tensor,
+    areas: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    *,
+    kernel: str = "gaussian",
+    sigma: float = 2.0,
+) -> Tensor:
+    """Decay the score of every mask by its overlap with better ones (SOLOv2, section 3.3.2).
+
+    Args:
+        packed_masks: (M, H, B) uint8 from `pack_masks`, best score first.
+        areas: (M,) pixels of each mask.
+        scores: (M,) descending.
+        classes: (M,) long; masks of different classes leave each other alone.
+        kernel: "gaussian" exp(-sigma * IoU^2) or "linear" 1 - IoU.
+        sigma: of the Gaussian kernel, a factor in the exponent as in the official code.
+
+    Returns:
+        (M,) decayed scores, same order.
+
+    Raises:
+        ValueError: unknown kernel.
+    """
+    if kernel not in ("gaussian", "linear"):
+        raise ValueError(f"Matrix NMS kernel is '{kernel}'; it must be 'gaussian' or 'linear'")
+    if len(scores) == 0:
+        return scores
+    intersections = count_intersections(packed_masks)  # (M, M)
+    areas = areas.to(intersections.dtype)
+    unions = areas[:, None] + areas[None, :] - intersections
+    better = torch.ones_like(intersections, dtype=torch.bool).triu(diagonal=1)
+    comparable = better & (classes[:, None] == classes[None, :])
+    ious = torch.where(comparable, intersections / unions, 0.0)  # row i suppresses column j > i
+    compensation = ious.amax(dim=0)[:, None]  # (M, 1) how much i itself is suppressed
+    if kernel == "gaussian":
+        # min_i exp(-sigma iou^2) / exp(-sigma compensation^2), as one exponential
+        return scores * torch.exp(-sigma * (ious.square() - compensation.square()).amax(dim=0))
+    # An exact duplicate i of a better mask has nothing to add to what that mask says: skip it.
+    decay = torch.where(compensation < 1, (1 - ious) / (1 - compensation), torch.inf)
+    return scores * decay.amin(dim=0)
+
+
+def pack_masks(masks: Tensor) -> Tensor:
+    """Store eight pixels of a row in one byte.
+
+    Args:
+        masks: (M, H, W) bool.
+
+    Returns:
+        (M, H, B) uint8, B = ceil(W / 8), first pixel in the lowest bit.
+    """
+    # Eight bool bytes read as one integer: the product moves their lowest bits into its top byte.
+    eights = F.pad(masks, (0, -masks.shape[2] % 8)).contiguous().view(torch.int64)
+    return (eights * _GATHER_BITS >> 56).to(torch.uint8)
+
+
+def unpack_masks(packed_masks: Tensor) -> Tensor:
+    """Undo `pack_masks`; a row comes back as long as its bytes.
+
+    Args:
+        packed_masks: (M, H, B) uint8.
+
+    Returns:
+        (M, H, 8 * B) bool.
+    """
+    shifts = torch.arange(8, device=packed_masks.device, dtype=torch.uint8)
+    return (packed_masks[..., None] >> shifts).bitwise_and_(1).bool().flatten(2)
+
+
+def count_intersections(packed_masks: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
+    """Pixels that each pair of masks shares, exactly, band of rows by band of rows.
+
+    Only masks that have a pixel in a band take part in its product, so that many small masks
+    cost little; working memory stays within `budget` beside the (M, M) result.
+
+    Args:
+        packed_masks: (M, H, B) uint8.
+        budget: bytes for one band's unpacked masks.
+
+    Returns:
+        (M, M) fp32, symmetric; exact below 2**24 pixels.
+    """
+    num_masks, height, num_bytes = packed_masks.shape
+    counts = packed_masks.new_zeros((num_masks, num_masks), dtype=torch.float32)
+    # A pixel is unpacked through uint8 and bool to fp32.
+    bytes_per_row = max(1, num_masks * num_bytes * 8 * 6)
+    rows = max(1, min(height, budget // bytes_per_row))
+    for band in packed_masks.split(rows, dim=1):
+        present = band.flatten(1).any(dim=1).nonzero().squeeze(1)
+        if len(present) == 0:
+            continue
+        pixels = unpack_masks(band[present]).flatten(1).float()
+        with torch.autocast(pixels.device.type, enabled=False):
+            shared = pixels @ pixels.T
+        counts[present[:, None], present[None, :]] += shared
+    return counts

@@ -1,0 +1,107 @@
+"""Towers of 3x3 convolutions that dense heads are made of.
+
+Legend: N images, C channels, H W map size.
+"""
+
+from __future__ import annotations
+
+import math
+
+from detectron2.layers import Conv2d, get_norm
+from torch import nn
+from torch.nn import functional as F
+
+from instancezoo.layers.deform_conv import DeformConv
+
+DEFORMABLE = ("", "v1", "v2")
+
+
+def build_conv_block(
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel_size: int = 3,
+    norm: str = "GN",
+    deformable: str = "",
+    std: float = 0.01,
+) -> nn.Module:
+    """Convolution, normalisation, ReLU; same map size.
+
+    Args:
+        in_channels, out_channels: channels.
+        kernel_size: odd.
+        norm: a name Detectron2's `get_norm` knows; with "" the convolution has a bias.
+        deformable: "", "v1" or "v2".
+        std: weights are drawn from N(0, std).
+
+    Returns:
+        A module (N, in_channels, H, W) -> (N, out_channels, H, W) with `.weight` and `.norm`.
+
+    Raises:
+        ValueError: unknown `deformable`.
+    """
+    if deformable not in DEFORMABLE:
+        raise ValueError(f"deformable is '{deformable}'; it must be one of {DEFORMABLE}")
+    shared = {
+        "padding": kernel_size // 2,
+        "bias": not norm,
+        "norm": get_norm(norm, out_channels),
+        "activation": F.relu,
+    }
+    if deformable:
+        block: nn.Module = DeformConv(
+            in_channels, out_channels, kernel_size, modulated=deformable == "v2", **shared
+        )
+    else:
+        block = Conv2d(in_channels, out_channels, kernel_size, **shared)
+    init_normal(block, std)
+    return block
+
+
+def build_tower(
+    in_channels: int,
+    channels: int,
+    num_convs: int,
+    *,
+    norm: str = "GN",
+    deformable: str = "",
+    deformable_last_only: bool = False,
+    std: float = 0.01,
+) -> nn.Sequential:
+    """Stack `num_convs` blocks of `build_conv_block`.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of every output.
+        num_convs: number of blocks.
+        norm, deformable, std: as in `build_conv_block`.
+        deformable_last_only: only the last block is deformable.
+
+    Returns:
+        (N, in_channels, H, W) -> (N, channels, H, W).
+    """
+    blocks = []
+    for index in range(num_convs):
+        is_plain = deformable_last_only and index < num_convs - 1
+        blocks.append(
+            build_conv_block(
+                in_channels if index == 0 else channels,
+                channels,
+                norm=norm,
+                deformable="" if is_plain else deformable,
+                std=std,
+            )
+        )
+    return nn.Sequential(*blocks)
+
+
+def init_normal(conv: nn.Module, std: float = 0.01, bias: float = 0.0) -> None:
+    """Draw a convolution's weight from N(0, std) and fill its bias, in place."""
+    nn.init.normal_(conv.weight, std=std)  # type: ignore[arg-type]
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, bias)  # type: ignore[arg-type]
+
+
+def prior_bias(probability: float) -> float:
+    """Bias that makes a sigmoid start at `probability` (RetinaNet, section 4.1)."""
+    return -math.log((1 - probability) / probability)

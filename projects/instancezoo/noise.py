@@ -1,0 +1,20 @@
+"""Keeps warnings that no user can act on out of the commands' output."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+# Detectron2 calls torch in ways that are deprecated or slower than need be, but right.
+_HARMLESS = (
+    "The given NumPy array is not writable",
+    "torch.meshgrid: in an upcoming release",
+    r"`torch\.jit\.script",
+)
+
+
+def silence_dependencies() -> None:
+    """Hide harmless warnings of Detectron2 and torch, in this process and its loaders'."""
+    for message in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

@@ -1,0 +1,79 @@
+"""Config keys of SOLO and Decoupled SOLO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from instancezoo.errors import ConfigError
+
+
+def add_solo_config(cfg: CfgNode) -> None:
+    """Add `cfg.MODEL.SOLO`."""
+    cfg.MODEL.SOLO = type(cfg)()  # a config merges only with nodes of its own class
+    add_grid_keys(cfg.MODEL.SOLO)
+    cfg.MODEL.SOLO.INSTANCE_CHANNELS = 256
+    cfg.MODEL.SOLO.NUM_INSTANCE_CONVS = 7
+    # Before which convolution of the category tower features are resized to S x S.
+    cfg.MODEL.SOLO.CATE_DOWN_POS = 0
+    # Decoupled SOLO light: the x and the y branch share one tower.
+    cfg.MODEL.SOLO.SHARED_MASK_TOWER = False
+
+
+def add_grid_keys(node: CfgNode) -> None:
+    """Add to a method's node what SOLO and SOLOv2 have in common."""
+    node.INSTANCE_IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    # S of each level: the padded input is divided into S x S cells.
+    node.NUM_GRIDS = [40, 36, 24, 16, 12]
+    # Size in pixels (root of the box area) of the objects that each level answers for.
+    node.FPN_SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
+    # epsilon: share of the box around the mass centre whose cells are positive.
+    node.SIGMA = 0.2
+    node.NUM_CLASSES = 80
+    node.NORM = "GN"
+    node.PRIOR_PROB = 0.01
+    node.USE_DCN_IN_INSTANCE = False
+    # "DCN" (version 1) or "DCNv2"
+    node.TYPE_DCN = "DCN"
+    # Light models: of each tower only the last convolution is deformable.
+    node.DCN_LAST_CONV_ONLY = False
+    # "padded": masks are padded, then reduced by the 2 x 2 rule (official SOLO).
+    # "opencv": they are reduced as they are by OpenCV's uint8 arithmetic (AdelaiDet).
+    node.TARGET_RESIZE = "padded"
+
+    # A (cell, class) above this probability is a candidate.
+    node.SCORE_THR = 0.1
+    node.MASK_THR = 0.5
+    # So many candidates enter Matrix NMS.
+    node.NMS_PRE = 500
+    node.NMS_KERNEL = "gaussian"
+    node.NMS_SIGMA = 2.0
+    # Detections with less score after Matrix NMS are dropped.
+    node.UPDATE_THR = 0.05
+    node.MAX_PER_IMG = 100
+    # parity: the official code keeps detections whose mask lies in the padding and ends empty.
+    node.KEEP_EMPTY_MASKS = False
+
+    node.LOSS = type(node)()
+    node.LOSS.FOCAL_ALPHA = 0.25
+    node.LOSS.FOCAL_GAMMA = 2.0
+    node.LOSS.FOCAL_WEIGHT = 1.0
+    # lambda
+    node.LOSS.DICE_WEIGHT = 3.0
+
+
+def tower_options(node: CfgNode) -> dict[str, Any]:
+    """Arguments of `build_tower` that a method's node fixes.
+
+    Raises:
+        ConfigError: unknown `TYPE_DCN`.
+    """
+    versions = {"DCN": "v1", "DCNv2": "v2"}
+    if node.TYPE_DCN not in versions:
+        raise ConfigError(f"TYPE_DCN is '{node.TYPE_DCN}'; it must be one of {list(versions)}")
+    return {
+        "norm": node.NORM,
+        "deformable": versions[node.TYPE_DCN] if node.USE_DCN_IN_INSTANCE else "",
+        "deformable_last_only": node.DCN_LAST_CONV_ONLY,
+    }
