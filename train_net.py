@@ -42,6 +42,8 @@ def setup(args: Namespace) -> CfgNode:
     if args.allow_partial:
         overrides += ["MODEL.WEIGHTS_ALLOW_PARTIAL", True]
     cfg = load_cfg(args.config_file, overrides, args.dataset, training=not args.eval_only)
+    if not cfg.was_set("MODEL.MASK_OUTPUT"):
+        cfg.MODEL.MASK_OUTPUT = "rle"  # evaluation never needs full-size masks
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instancezoo")

@@ -16,9 +16,10 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, save_safetensors
-from instancezoo.checkpoint.checkpointer import is_whole
+from instancezoo.checkpoint.checkpointer import is_whole, use_average
 from instancezoo.checkpoint.misfit import guess_class_counts
 
 
@@ -312,3 +313,24 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
 )
 def test_class_counts_behind_shapes(shapes, wanted) -> None:
     assert guess_class_counts(shapes) == wanted
+
+
+def test_average_of_weights_replaces_them_if_there_is_one(tmp_path: Path) -> None:
+    net, average = make_net(), AveragedModel(make_net(1))
+    ZooCheckpointer(net, str(tmp_path), ema=average).save("model")
+    other = make_net(2)
+    rest = ZooCheckpointer(other).load(str(tmp_path / "model.pth"))
+    assert is_same(weights(other), weights(net))
+    use_average(other, {})
+    assert is_same(weights(other), weights(net))
+    use_average(other, rest)
+    assert is_same(weights(other), weights(average.module))
+
+
+@pytest.mark.parametrize("address", ["https://localhost:9/model.pkl", "nowhere://model.pkl"])
+def test_address_that_cannot_be_fetched(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"{address} cannot be fetched"):
+        ZooCheckpointer(make_net()).load(address)

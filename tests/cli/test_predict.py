@@ -13,14 +13,17 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
+from torch.optim.swa_utils import AveragedModel
 
 from instancezoo import model_zoo
+from instancezoo.checkpoint import ZooCheckpointer
 from instancezoo.cli.main import main
 from instancezoo.errors import ZooError
 from instancezoo.inference import ImagePredictor, Input, gather_inputs
 from instancezoo.inference.inputs import name_pictures
 from instancezoo.inference.predict import name_classes
 from instancezoo.inference.predictor import keep_confident
+from instancezoo.testing import build_seeded_model
 
 CONFIG = "mask_rcnn/mask_rcnn_tiny"
 # ids that are neither contiguous nor sorted by name
@@ -290,6 +293,19 @@ def test_predictor_equals_stock_detectron2(weights):
     torch.testing.assert_close(ours.pred_boxes.tensor, stock.pred_boxes.tensor)
     torch.testing.assert_close(ours.scores, stock.scores)
     assert torch.equal(ours.pred_masks, stock.pred_masks)
+
+
+@pytest.mark.parametrize("with_average", [True, False])
+def test_averaged_weights_predict_if_the_config_asks_for_them(tmp_path, with_average):
+    overrides = ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.DEVICE", "cpu"]
+    cfg = model_zoo.get_config(CONFIG, [*overrides, "MODEL.EMA.ENABLED", with_average])
+    models = [build_seeded_model(cfg, seed) for seed in (1, 2)]
+    checkpointer = ZooCheckpointer(models[0], str(tmp_path), ema=AveragedModel(models[1]))
+    checkpointer.save("model")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    loaded = ImagePredictor(cfg).model.state_dict()
+    expected = models[with_average].state_dict()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("as_rle", [True, False])

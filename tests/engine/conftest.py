@@ -15,6 +15,7 @@ def small_cfg(few_shapes, tmp_path):
             *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64),
             *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", (3,)),
             *("SOLVER.WARMUP_ITERS", 2, "SOLVER.CHECKPOINT_PERIOD", 2),
+            *("MODEL.DEVICE", "cpu"),  # where the same steps give the same bits
             *("TEST.NUM_PICTURES", 0, "OUTPUT_DIR", str(tmp_path / "run")),
         ],
     )

@@ -1,11 +1,14 @@
 """The training stream depends on seed and iteration alone."""
 
+import gc
 import random
+import weakref
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import TrainingSampler
 
 from instancezoo.data.mappers import build_mapper
@@ -72,3 +75,41 @@ def test_unknown_sampler_is_an_error(small_cfg):
     small_cfg.DATALOADER.SAMPLER_TRAIN = "Nonsense"
     with pytest.raises(ConfigError, match="RepeatFactorTrainingSampler"):
         _images(small_cfg, 1)
+
+
+def test_nothing_to_train_on_is_an_error(small_cfg):
+    small_cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ConfigError, match="DATASETS.TRAIN is empty"):
+        _images(small_cfg, 1)
+    small_cfg.DATASETS.TRAIN = ("records_without_objects",)
+    empty = {"file_name": "a.png", "height": 9, "width": 9, "image_id": 1, "annotations": []}
+    DatasetCatalog.register("records_without_objects", lambda: [empty])
+    MetadataCatalog.get("records_without_objects").thing_classes = ["a", "b", "c", "d"]
+    with pytest.raises(ConfigError, match="records_without_objects .*FILTER_EMPTY_ANNOTATIONS"):
+        _images(small_cfg, 1)
+
+
+def test_absent_file_of_a_built_in_set_is_an_error(small_cfg):
+    DatasetCatalog.register("set_without_file", lambda: open("nowhere/instances.json"))
+    small_cfg.DATASETS.TRAIN = ("set_without_file",)
+    with pytest.raises(ConfigError, match=r"nowhere/instances.json.*DETECTRON2_DATASETS"):
+        _images(small_cfg, 1)
+
+
+class _Record(dict):
+    """A dict that can be watched."""
+
+
+@pytest.mark.parametrize("name", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_loader_holds_the_records_once_and_serialized(small_cfg, name):
+    records = [_Record(record) for record in DatasetCatalog.get(small_cfg.DATASETS.TRAIN[0])]
+    watched = [weakref.ref(record) for record in records]
+    DatasetCatalog.register(f"watched_{name}", lambda: records.copy())
+    MetadataCatalog.get(f"watched_{name}").thing_classes = ["a", "b", "c", "d"]
+    small_cfg.DATASETS.TRAIN = (f"watched_{name}",)
+    small_cfg.DATALOADER.SAMPLER_TRAIN = name
+    loader = build_train_loader(small_cfg, build_mapper(small_cfg, is_train=True), seed=3)
+    DatasetCatalog.remove(f"watched_{name}")
+    records.clear()
+    gc.collect()
+    assert loader is not None and not any(ref() is not None for ref in watched)

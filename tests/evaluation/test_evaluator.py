@@ -17,6 +17,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 from synthetic_results import Dataset, make_outputs
 
+from instancezoo.errors import ZooError
 from instancezoo.evaluation import InstanceEvaluator
 
 Register = Callable[..., str]
@@ -179,3 +180,41 @@ def test_errors_name_the_image(small_dataset: Dataset, register: Register) -> No
         InstanceEvaluator("any", backend="opencv")
     with pytest.raises(ValueError, match="output_dir"):
         InstanceEvaluator("any", num_pictures=3)
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_images_may_be_named_by_text(
+    small_dataset: Dataset, register: Register, backend: str
+) -> None:
+    truth, results = copy.deepcopy(small_dataset)
+    expected = run(InstanceEvaluator(register(truth), backend=backend), (truth, results))
+    for row in [*truth["annotations"], *results]:
+        row["image_id"] = f"frame_{row['image_id']:04d}"  # in the order of the numbers
+    for image in truth["images"]:
+        image["id"] = f"frame_{image['id']:04d}"
+    named = run(InstanceEvaluator(register(truth), backend=backend), (truth, results))
+    assert equal(named["bbox"], expected["bbox"]) and equal(named["segm"], expected["segm"])
+
+
+def test_half_precision_boxes_are_results(small_dataset: Dataset, register: Register) -> None:
+    evaluator = InstanceEvaluator(register(small_dataset[0]))
+    record, output = next(make_outputs(small_dataset))
+    boxes = output["instances"].pred_boxes
+    boxes.tensor = boxes.tensor.bfloat16()
+    evaluator.process([record], [output])
+    assert len(evaluator.evaluate()) == 2
+
+
+def test_errors_are_of_the_kind_that_commands_show_in_one_line(
+    small_dataset: Dataset, register: Register, tmp_path: Path
+) -> None:
+    with pytest.raises(ZooError, match="TEST.COCO_BACKEND"):
+        InstanceEvaluator("any", backend="opencv")
+    (tmp_path / "torn.json").write_text("{")
+    with pytest.raises(ZooError, match="not JSON"):
+        run(InstanceEvaluator(register(small_dataset[0], json_file=str(tmp_path / "torn.json"))),
+            small_dataset)  # fmt: skip
+    record, output = next(make_outputs(small_dataset))
+    output["instances"].pred_boxes.tensor[0] = torch.inf
+    with pytest.raises(ZooError, match="box is not finite"):
+        InstanceEvaluator(register(small_dataset[0])).process([record], [output])

@@ -61,6 +61,10 @@ def test_index_cat_and_none():
     assert torch.equal(masks[torch.tensor([4, 1])].bitmasks(40, 50), full[[4, 1]])
     assert torch.equal(masks[-1].bitmasks(40, 50), full[-1:])
     assert torch.equal(BoxMasks.cat([masks[:2], masks[2:]]).bitmasks(40, 50), full)
+    assert torch.equal(masks[-2].bitmasks(40, 50), full[4:5])
+    assert len(list(masks)) == 6  # a loop ends
+    with pytest.raises(IndexError):
+        masks[6]
     none = masks[:0]
     assert none.bitmasks(40, 50).shape == (0, 40, 50) and none.rle(40, 50) == []
 

@@ -76,6 +76,13 @@ class ZooCheckpointer(DetectionCheckpointer):
                 raise CheckpointError(f"{path} does not exist. Check the path (MODEL.WEIGHTS)")
         try:
             return super().load(path, checkpointables)
+        except (OSError, AssertionError) as error:  # no network, no such address
+            if "://" not in path:
+                raise
+            raise CheckpointError(
+                f"{path} cannot be fetched: {error}. Check MODEL.WEIGHTS and the network, or name "
+                "a downloaded file"
+            ) from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 forgets it after an error
 
@@ -209,6 +216,19 @@ class ZooCheckpointer(DetectionCheckpointer):
             raise CheckpointError(f"{message}. Nothing of it can be used: check MODEL.WEIGHTS")
         lines = "\n  ".join(misfit.list_lines())
         self.logger.warning(f"{message}. Loaded partially, as allowed:\n  {lines}")
+
+
+def use_average(model: nn.Module, rest: dict[str, Any]) -> None:
+    """Give a model the running average of its weights, if its checkpoint holds one.
+
+    Args:
+        model: loaded from the checkpoint; changed in place.
+        rest: what `ZooCheckpointer.load` returned.
+    """
+    average = rest.get("ema")  # state of torch's AveragedModel
+    if average:
+        weights = {n.removeprefix("module."): v for n, v in average.items() if n != "n_averaged"}
+        model.load_state_dict(weights)
 
 
 def is_whole(path: str | Path) -> bool:

@@ -125,7 +125,8 @@ def build_train_loader(
         A loader of lists of model inputs; `loader.batch_sampler.state` is its `StreamState`.
 
     Raises:
-        ConfigError: the batch does not divide by the number of processes.
+        ConfigError: no data set, its file is missing, none of its images has an object, or the
+            batch does not divide by the number of processes.
     """
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
@@ -133,9 +134,7 @@ def build_train_loader(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
             "cannot share evenly: make it a multiple of their number"
         )
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    records = _read_records(cfg)
     state = StreamState(seed)
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     sampler = EndlessBatchSampler(
@@ -155,10 +154,32 @@ def build_train_loader(
     )
 
 
+def _read_records(cfg: Any) -> list[dict[str, Any]]:
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise ConfigError(
+            "DATASETS.TRAIN is empty: name a data set in the config or on the command line"
+        )
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    try:
+        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    except OSError as error:  # Detectron2's own sets say nothing of a missing file before
+        raise ConfigError(
+            f"data sets {', '.join(names)} cannot be read: {error}. Detectron2's own lie in the "
+            "folder that $DETECTRON2_DATASETS names; others come by --dataset NAME=json:images"
+        ) from error
+    except AssertionError as error:  # Detectron2's answer to an empty list
+        raise ConfigError(
+            f"no image of {', '.join(names)} can be trained on: {error}. Images without objects "
+            "count only with DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+        ) from error
+
+
 def _sampler_factory(cfg: Any, records: list[dict[str, Any]]) -> Callable[[int], Sampler[int]]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
-        return lambda seed: TrainingSampler(len(records), seed=seed)
+        size = len(records)  # the function below must not keep the records in memory
+        return lambda seed: TrainingSampler(size, seed=seed)
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT

@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from instancezoo.checkpoint.checkpointer import ZooCheckpointer
+from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
 from instancezoo.data.mappers import build_mapper
 from instancezoo.engine.hooks import Evaluate, ProgressBar, UpdateEMA, ValidationLoss
 from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
@@ -151,10 +151,8 @@ class Trainer(DefaultTrainer):
             model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL
         )
         rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        if cfg.MODEL.EMA.ENABLED and "ema" in rest:
-            average = AveragedModel(model)
-            average.load_state_dict(rest["ema"])
-            model = average.module
+        if cfg.MODEL.EMA.ENABLED:
+            use_average(model, rest)
         return cls.test(cfg, model)
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import pycocotools.mask as mask_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from instancezoo.errors import ConfigError, ZooError
 from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
 
 BACKENDS = ("hotcoco", "pycocotools")
@@ -106,8 +107,8 @@ def evaluate_results(
         max_dets: limits of detections an image, ascending.
 
     Raises:
-        ValueError: unknown backend or IoU type, a result of an unknown image, a mask of a wrong
-            size.
+        ConfigError: unknown backend.
+        ZooError: unknown IoU type, a result of an unknown image, a mask of a wrong size.
     """
     if not isinstance(ground_truth, GroundTruth):
         ground_truth = GroundTruth.read(ground_truth)
@@ -155,16 +156,19 @@ def evaluate_by_area(
     """
     check_backend(backend)
     if iou_type not in IOU_TYPES:
-        raise ValueError(f"unknown IoU type '{iou_type}'; known: {', '.join(IOU_TYPES)}")
+        raise ZooError(f"unknown IoU type '{iou_type}'; known: {', '.join(IOU_TYPES)}")
+    numbers = _number_images(ground_truth)
+    for annotation in annotations:
+        annotation["image_id"] = numbers[annotation["image_id"]]
     dataset = {
-        "images": _list_images(ground_truth),
+        "images": _list_images(ground_truth, numbers),
         "categories": ground_truth.categories,
         "annotations": annotations,
     }
     max_dets = tuple(sorted(max_dets))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
-        _write_as_dataset(path, ground_truth, results, iou_type)
+        _write_as_dataset(path, ground_truth, numbers, results, iou_type)
         count = _count_by_hotcoco if backend == "hotcoco" else _count_by_pycocotools
         counts, thresholds = count(dataset, str(path), iou_type, list(max_dets))
     return Evaluation(
@@ -179,9 +183,9 @@ def evaluate_by_area(
 
 
 def check_backend(backend: str) -> None:
-    """Raise `ValueError` if no such backend is known."""
+    """Raise `ConfigError` if no such backend is known."""
     if backend not in BACKENDS:
-        raise ValueError(
+        raise ConfigError(
             f"TEST.COCO_BACKEND is '{backend}'; it must be one of: {', '.join(BACKENDS)}"
         )
 
@@ -214,39 +218,55 @@ def _count_by_pycocotools(
 
 
 def _write_as_dataset(
-    path: Path, ground_truth: GroundTruth, results: Iterable[dict[str, Any]], iou_type: BoxOrMask
+    path: Path,
+    ground_truth: GroundTruth,
+    numbers: dict[Any, int],
+    results: Iterable[dict[str, Any]],
+    iou_type: BoxOrMask,
 ) -> None:
     """Write detections as a COCO data set, one by one, for both backends to read."""
     form = "segmentation" if iou_type == "segm" else "bbox"
-    head = {"images": _list_images(ground_truth), "categories": ground_truth.categories}
+    images = _list_images(ground_truth, numbers)
+    head = {"images": images, "categories": ground_truth.categories}
     with path.open("w", encoding="utf-8") as file:
         file.write(json.dumps(head)[:-1] + ', "annotations": [')
         # from 1: pycocotools takes 0 for "no match"
         for number, result in enumerate(results, start=1):
             _check_result(result, ground_truth, iou_type)
-            row = {key: result[key] for key in ("image_id", "category_id", "score", "area", form)}
+            row = {key: result[key] for key in ("category_id", "score", "area", form)}
+            row["image_id"] = numbers[result["image_id"]]
             file.write("," * (number > 1) + json.dumps({**row, "id": number, "iscrowd": 0}))
         file.write("]}")
 
 
-def _list_images(ground_truth: GroundTruth) -> list[dict[str, Any]]:
+def _number_images(ground_truth: GroundTruth) -> dict[Any, int]:
+    """A number for each image id: hotcoco takes no others, but data sets name images as they like.
+
+    They ascend with the ids, since the order of the images decides between equal scores.
+    """
+    ids = ground_truth.images
+    ordered = sorted(ids, key=lambda image_id: (isinstance(image_id, str), image_id))
+    return {image_id: number for number, image_id in enumerate(ordered)}
+
+
+def _list_images(ground_truth: GroundTruth, numbers: dict[Any, int]) -> list[dict[str, Any]]:
     return [
-        {key: image[key] for key in ("id", "height", "width")}
-        for image in ground_truth.images.values()
+        {"id": numbers[image_id], "height": image["height"], "width": image["width"]}
+        for image_id, image in ground_truth.images.items()
     ]
 
 
 def _check_result(result: dict[str, Any], ground_truth: GroundTruth, iou_type: BoxOrMask) -> None:
     image = ground_truth.images.get(result["image_id"])
     if image is None:
-        raise ValueError(
+        raise ZooError(
             f"there are results of image {result['image_id']}, but {ground_truth.source} has no "
             "such image; evaluate on the data set that was predicted"
         )
     if iou_type == "segm":
         size, expected = list(result["segmentation"]["size"]), [image["height"], image["width"]]
         if size != expected:
-            raise ValueError(
+            raise ZooError(
                 f"image {image['id']}: a predicted mask is {size[0]} x {size[1]} (height x width), "
                 f"but {ground_truth.source} says {expected[0]} x {expected[1]}"
             )

@@ -94,7 +94,7 @@ class InstanceEvaluator(DatasetEvaluator):
             outputs: `{"instances": Instances}` each, as models return them.
 
         Raises:
-            ValueError: a score or box is not finite, or a class is unknown; it names the image.
+            ZooError: a score or box is not finite, or a class is unknown; it names the image.
         """
         assert self._results is not None
         for record, output in zip(inputs, outputs, strict=True):

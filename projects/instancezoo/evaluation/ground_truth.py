@@ -10,6 +10,8 @@ from typing import Any
 
 import pycocotools.mask as mask_codec
 
+from instancezoo.errors import ZooError
+
 BoxOrMask = str  # "bbox" or "segm", COCO's names
 
 
@@ -37,21 +39,21 @@ class GroundTruth:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not JSON, or not a COCO data set.
+            ZooError: not JSON, or not a COCO data set.
         """
         name = "the given annotations" if isinstance(source, dict) else str(source)
         dataset = source if isinstance(source, dict) else _read_json(Path(source))
         if not isinstance(dataset, dict) or "images" not in dataset or "categories" not in dataset:
-            raise ValueError(f"{name} is no COCO data set: it has no 'images' or no 'categories'")
+            raise ZooError(f"{name} is no COCO data set: it has no 'images' or no 'categories'")
         images = {image["id"]: image for image in dataset["images"]}
         for image_id, image in images.items():
             if "height" not in image or "width" not in image:
-                raise ValueError(f"{name}: image {image_id} has no 'height' or no 'width'; add it")
+                raise ZooError(f"{name}: image {image_id} has no 'height' or no 'width'; add it")
         grouped = defaultdict(list)
         for annotation in dataset.get("annotations", []):
             image = images.get(annotation["image_id"])
             if image is None:
-                raise ValueError(
+                raise ZooError(
                     f"{name}: annotation {annotation.get('id')} belongs to image "
                     f"{annotation['image_id']}, which is not in 'images'; repair or remove it"
                 )
@@ -109,7 +111,7 @@ def _read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(f"annotation file '{path}' does not exist") from None
     except ValueError as error:
-        raise ValueError(f"annotation file '{path}' is not JSON: {error}") from error
+        raise ZooError(f"annotation file '{path}' is not JSON: {error}") from error
 
 
 def _complete(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import BitMasks, BoxMode, Instances
 from detectron2.utils import comm
 
+from instancezoo.errors import ZooError
 from instancezoo.files import open_atomically
 from instancezoo.layers.rle import encode_bitmasks
 
@@ -35,13 +36,13 @@ def instances_to_results(
         N dicts with `image_id`, `category_id`, `bbox` (XYWH), `score` and maybe `segmentation`.
 
     Raises:
-        ValueError: a score or box is not finite, or a class is out of range.
+        ZooError: a score or box is not finite, or a class is out of range.
     """
-    boxes = instances.pred_boxes.tensor.detach().cpu()
+    boxes = instances.pred_boxes.tensor.detach().float().cpu()  # NumPy knows no bfloat16
     scores = instances.scores.detach().cpu()
     for name, values in (("score", scores), ("box", boxes)):
         if not torch.isfinite(values).all():
-            raise ValueError(
+            raise ZooError(
                 f"image {image_id}: a predicted {name} is not finite. The weights have probably "
                 "diverged: look at the losses, lower SOLVER.BASE_LR or clip gradients"
             )
@@ -168,7 +169,7 @@ class ResultsFile:
 def _check_classes(classes: list[int], image_id: Any, num_classes: int) -> None:
     wrong = [label for label in classes if not 0 <= label < num_classes]
     if wrong:
-        raise ValueError(
+        raise ZooError(
             f"image {image_id}: predicted class {wrong[0]}, but the data set has {num_classes} "
             f"classes (0 to {num_classes - 1}); check NUM_CLASSES in the config"
         )

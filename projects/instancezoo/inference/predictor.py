@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from instancezoo.checkpoint.checkpointer import ZooCheckpointer
+from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
 from instancezoo.errors import ZooError
 
 
@@ -19,7 +19,8 @@ class ImagePredictor:
     loads any known checkpoint and hands out confident instances only, on the CPU.
 
     Args:
-        cfg: a full config; MODEL.WEIGHTS names the weights.
+        cfg: a full config; MODEL.WEIGHTS names the weights. With MODEL.EMA.ENABLED the file's
+            averaged weights are taken, if it holds any.
         confidence: smallest score, in [0, 1], that is kept.
 
     Raises:
@@ -33,9 +34,10 @@ class ImagePredictor:
         self.image_format: str = cfg.INPUT.FORMAT
         self.confidence = confidence
         self.model = build_model(cfg).eval()
-        ZooCheckpointer(self.model, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL).load(
-            cfg.MODEL.WEIGHTS
-        )
+        checkpointer = ZooCheckpointer(self.model, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL)
+        rest = checkpointer.load(cfg.MODEL.WEIGHTS)
+        if cfg.MODEL.EMA.ENABLED:  # what was evaluated
+            use_average(self.model, rest)
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     def __call__(self, image: np.ndarray) -> Instances:

@@ -81,6 +81,8 @@ class BoxMasks:
 
     def __getitem__(self, item: int | slice | Tensor) -> BoxMasks:
         if isinstance(item, int):
+            if not -len(self) <= item < len(self):
+                raise IndexError(f"no mask {item} among {len(self)}")  # ends a `for` loop, too
             item = slice(item, item + 1) if item != -1 else slice(-1, None)
         return self._with(self.scores[item], self.boxes[item])
 
