@@ -62,5 +62,5 @@ def main(args: Namespace) -> Any:
 if __name__ == "__main__":
     try:
         launch(main, build_parser().parse_args())
-    except ZooError as error:
+    except (ZooError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

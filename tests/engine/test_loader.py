@@ -4,6 +4,7 @@ import gc
 import random
 import weakref
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,18 +80,18 @@ def test_unknown_sampler_is_an_error(small_cfg):
 
 def test_nothing_to_train_on_is_an_error(small_cfg):
     small_cfg.DATASETS.TRAIN = ()
-    with pytest.raises(ConfigError, match="DATASETS.TRAIN is empty"):
+    with pytest.raises(ConfigError, match=r"DATASETS\.TRAIN is empty"):
         _images(small_cfg, 1)
     small_cfg.DATASETS.TRAIN = ("records_without_objects",)
     empty = {"file_name": "a.png", "height": 9, "width": 9, "image_id": 1, "annotations": []}
     DatasetCatalog.register("records_without_objects", lambda: [empty])
     MetadataCatalog.get("records_without_objects").thing_classes = ["a", "b", "c", "d"]
-    with pytest.raises(ConfigError, match="records_without_objects .*FILTER_EMPTY_ANNOTATIONS"):
+    with pytest.raises(ConfigError, match=r"records_without_objects .*FILTER_EMPTY_ANNOTATIONS"):
         _images(small_cfg, 1)
 
 
 def test_absent_file_of_a_built_in_set_is_an_error(small_cfg):
-    DatasetCatalog.register("set_without_file", lambda: open("nowhere/instances.json"))
+    DatasetCatalog.register("set_without_file", Path("nowhere/instances.json").read_text)
     small_cfg.DATASETS.TRAIN = ("set_without_file",)
     with pytest.raises(ConfigError, match=r"nowhere/instances.json.*DETECTRON2_DATASETS"):
         _images(small_cfg, 1)

@@ -136,6 +136,16 @@ def test_non_finite_loss_stops_with_image_ids_and_good_weights(small_cfg):
     assert good["iteration"] == 1
 
 
+def test_predictions_that_are_not_finite_stop_like_a_loss(small_cfg):
+    trainer = Trainer(small_cfg)
+    with torch.no_grad():  # Detectron2 notices it in the proposals, before any loss
+        trainer.bare_model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"iteration 0: .*predictions = nan.*BASE_LR"):
+        trainer.train()
+    report = json.loads(Path(small_cfg.OUTPUT_DIR, "non_finite_rank0.json").read_text())
+    assert len(report["image_ids"]) == 2
+
+
 def test_bfloat16_trains(small_cfg):
     losses, _ = _train(_variant(small_cfg, "amp", "SOLVER.AMP.ENABLED", True))
     plain, _ = _train(_variant(small_cfg, "plain"))

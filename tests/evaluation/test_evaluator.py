@@ -208,7 +208,7 @@ def test_half_precision_boxes_are_results(small_dataset: Dataset, register: Regi
 def test_errors_are_of_the_kind_that_commands_show_in_one_line(
     small_dataset: Dataset, register: Register, tmp_path: Path
 ) -> None:
-    with pytest.raises(ZooError, match="TEST.COCO_BACKEND"):
+    with pytest.raises(ZooError, match=r"TEST\.COCO_BACKEND"):
         InstanceEvaluator("any", backend="opencv")
     (tmp_path / "torn.json").write_text("{")
     with pytest.raises(ZooError, match="not JSON"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -65,8 +65,8 @@ class StepTrainer(SimpleTrainer):
         with torch.autocast(
             self.device_type, dtype=self.precision, enabled=self.precision is not None
         ):
-            losses = self.model(batch)
-        total = sum(losses.values())
+            losses = self._compute_losses(batch)
+        total = cast(Tensor, sum(losses.values()))
         if not _is_finite_everywhere(total):
             for tensor, saved in zip(statistics, before, strict=True):
                 tensor.copy_(saved)
@@ -77,6 +77,15 @@ class StepTrainer(SimpleTrainer):
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _compute_losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        try:
+            return self.model(batch)
+        except FloatingPointError:
+            # Detectron2's proposals find NaN before there is a loss. Under a loss's name it stops
+            # all processes alike: an error here would leave the others waiting for this one.
+            device = next(self.model.parameters()).device
+            return {"predictions": torch.tensor(float("nan"), device=device)}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
