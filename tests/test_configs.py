@@ -64,6 +64,21 @@ def test_odd_overrides_and_missing_file():
         get_cfg().merge_from_file("nowhere.yaml")
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"- a\n- b\n", b"MODEL: 3\n", b"\xff\xfe\x00", b"_BASE_: nowhere.yaml\n"]
+)
+def test_file_that_is_no_config_is_named(content, tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        get_cfg().merge_from_file(str(file))
+
+
+def test_option_behind_overrides_is_explained():
+    with pytest.raises(ConfigError, match="options go before"):
+        get_cfg().merge_from_list(["SOLVER.MAX_ITER", 4, "--num-gpus", "2"])
+
+
 def test_yaml_with_code_is_refused(tmp_path):
     marker = tmp_path / "marker"
     file = tmp_path / "evil.yaml"

@@ -36,11 +36,21 @@ class CfgNode(_CfgNode):
             raise ConfigError(f"config file '{cfg_filename}' does not exist")
         try:
             loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"config file '{cfg_filename}' is not plain YAML: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"config file '{cfg_filename}' or a _BASE_ of it: {error}") from error
+        except (TypeError, AttributeError):
+            loaded = None  # Detectron2 expects a mapping
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"config file '{cfg_filename}' holds no KEY: VALUE lines")
         self._remember(_leaf_keys(loaded))
         try:
             super().merge_from_file(cfg_filename, allow_unsafe=allow_unsafe)
+        except TypeError as error:
+            raise ConfigError(
+                f"config file '{cfg_filename}' has a single value where a group of keys belongs"
+            ) from error
         except (KeyError, ValueError) as error:
             self._explain(error, _leaf_keys(loaded), where=cfg_filename)
             raise ConfigError(f"{error.args[0]} (in {cfg_filename})") from error
@@ -226,6 +236,8 @@ def _inner_keys(node: dict[str, Any], prefix: str = "") -> list[str]:
 def _unknown_key_message(key: str, known: list[str], where: str) -> str:
     # The last part decides first: users misspell it, or put a right name under a wrong group.
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    if key.startswith("--"):
+        return f"option {key} stands behind the overrides; all options go before the first KEY"
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or same_leaf[:1]
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     return f"config key {key} (in {where}) does not exist{hint}"

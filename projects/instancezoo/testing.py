@@ -24,13 +24,15 @@ def list_tiny_configs() -> list[str]:
 
 
 def get_tiny_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
-    """A tiny config without pretrained weights, for `NUM_CLASSES` classes.
+    """A tiny config without pretrained weights, on the CPU, for `NUM_CLASSES` classes.
 
     Args:
         name: one of `list_tiny_configs`.
         overrides: `[KEY, VALUE, ...]` merged last.
     """
-    cfg = model_zoo.get_config(name, ["MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", ""])
+    cfg = model_zoo.get_config(
+        name, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", ""]
+    )
     for key, node in cfg.MODEL.items():
         if isinstance(node, dict) and "NUM_CLASSES" in node and key != "SEM_SEG_HEAD":
             node["NUM_CLASSES"] = NUM_CLASSES

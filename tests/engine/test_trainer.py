@@ -146,6 +146,36 @@ def test_predictions_that_are_not_finite_stop_like_a_loss(small_cfg):
     assert len(report["image_ids"]) == 2
 
 
+def test_resumed_run_keeps_the_best_of_its_last_evaluation(small_cfg, few_shapes, monkeypatch):
+    values = {1: 10.0, 2: 50.0, 3: 20.0, 4: 30.0}
+    monkeypatch.setattr(
+        Trainer, "_evaluate", lambda self, is_last: {"segm": {"AP": values[self.iter + 1]}}
+    )
+    cfg = _variant(small_cfg, "best", "DATASETS.TEST", (few_shapes,), "TEST.EVAL_PERIOD", 1)
+    _train(cfg, stop_after=2)  # the checkpoint of iteration 2 is older than its evaluation
+    _train(cfg, resume=True)
+    best = read_checkpoint(f"{cfg.OUTPUT_DIR}/model_best.pth")
+    assert (best["iteration"], best["value"]) == (1, 50.0)
+
+
+def test_spoilt_weights_are_not_called_good(small_cfg):
+    trainer = Trainer(small_cfg)
+    with torch.no_grad():
+        trainer.bare_model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match="none was saved yet"):
+        trainer.train()
+    assert not Path(small_cfg.OUTPUT_DIR, "model_last_good.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("TEST.COCO_BACKEND", "pyco"), ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "half")],
+)
+def test_unknown_choices_are_errors_before_training(small_cfg, overrides):
+    with pytest.raises(ConfigError, match=overrides[-2]):
+        Trainer(_variant(small_cfg, "bad", *overrides))
+
+
 def test_bfloat16_trains(small_cfg):
     losses, _ = _train(_variant(small_cfg, "amp", "SOLVER.AMP.ENABLED", True))
     plain, _ = _train(_variant(small_cfg, "plain"))

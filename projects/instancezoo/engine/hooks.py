@@ -44,7 +44,8 @@ class Evaluate(HookBase):
         period: iterations between evaluations; 0 for the last one only.
         evaluate: is_last -> results, a flat or nested dict of metrics.
         best_metric: "task/metric" whose highest value marks the best weights; "" for none.
-        save_best: saves the evaluated weights.
+        save_best: saves the evaluated weights, and the value with them.
+        read_best: value of the best weights that the run has saved so far.
     """
 
     def __init__(
@@ -52,24 +53,25 @@ class Evaluate(HookBase):
         period: int,
         evaluate: Callable[[bool], dict[str, Any]],
         best_metric: str = "",
-        save_best: Callable[[], None] | None = None,
+        save_best: Callable[[float], None] | None = None,
+        read_best: Callable[[], float] | None = None,
     ) -> None:
         self.period = period
         self.evaluate = evaluate
         self.best_metric = best_metric
         self.save_best = save_best
+        self.read_best = read_best
         self.best_value = -math.inf
+
+    def before_train(self) -> None:
+        # A checkpoint is saved before its evaluation, so it does not know of its own success.
+        if self.trainer.start_iter > 0 and self.read_best is not None:
+            self.best_value = self.read_best()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
             self._run(is_last=done == self.trainer.max_iter)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self.best_value}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_value = state_dict["best_value"]
 
     def _run(self, is_last: bool) -> None:
         metrics = flatten_metrics(self.evaluate(is_last))
@@ -89,7 +91,7 @@ class Evaluate(HookBase):
         elif value > self.best_value:  # False for NaN
             logger.info("best %s so far: %.2f", self.best_metric, value)
             self.best_value = value
-            self.save_best()
+            self.save_best(value)
 
 
 class ValidationLoss(HookBase):

@@ -11,9 +11,21 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from instancezoo.errors import ZooError
+from instancezoo.errors import ConfigError, ZooError
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def find_precision(cfg: Any) -> torch.dtype | None:
+    """What autocast computes in by SOLVER.AMP; None for single precision. Raises `ConfigError`."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.SOLVER.AMP.DTYPE not in PRECISIONS:
+        raise ConfigError(
+            f"SOLVER.AMP.DTYPE is '{cfg.SOLVER.AMP.DTYPE}'; it must be one of: "
+            f"{', '.join(PRECISIONS)}"
+        )
+    return PRECISIONS[cfg.SOLVER.AMP.DTYPE]
 
 
 class NonFiniteLossError(ZooError, FloatingPointError):

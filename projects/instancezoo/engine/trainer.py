@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import weakref
 from collections.abc import Iterable
@@ -19,16 +20,19 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
+from instancezoo.checkpoint.checkpointer import ZooCheckpointer, is_whole, use_average
+from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.data.mappers import build_mapper
 from instancezoo.engine.hooks import Evaluate, ProgressBar, UpdateEMA, ValidationLoss
 from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
-from instancezoo.engine.step import PRECISIONS, NonFiniteLossError, StepTrainer
+from instancezoo.engine.step import NonFiniteLossError, StepTrainer, find_precision
 from instancezoo.errors import ConfigError
+from instancezoo.evaluation.average_precision import check_backend
 from instancezoo.evaluation.coco import InstanceEvaluator
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,7 @@ class Trainer(DefaultTrainer):
         for name in ("detectron2", "instancezoo"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
+        check_backend(cfg.TEST.COCO_BACKEND)  # now, not after the last iteration
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -65,7 +70,7 @@ class Trainer(DefaultTrainer):
             ),
             self.build_train_loader(cfg, self.seed),
             self.build_optimizer(cfg, model),
-            precision=PRECISIONS[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+            precision=find_precision(cfg),
             device_type=device_type,
         )
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
@@ -97,6 +102,11 @@ class Trainer(DefaultTrainer):
         built: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema is not None:
             built.append(UpdateEMA(self.ema, self.bare_model))
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            # before the checkpoint, which is to hold the precise statistics
+            loader = self.build_train_loader(cfg, self.seed)
+            period, num_iter = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
+            built.append(hooks.PreciseBN(period, self.model, loader, num_iter))
         if comm.is_main_process():
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
@@ -106,7 +116,11 @@ class Trainer(DefaultTrainer):
                 built.append(ValidationLoss(period, self.model, self._build_validation_loader))
             built.append(
                 Evaluate(
-                    cfg.TEST.EVAL_PERIOD, self._evaluate, cfg.TEST.BEST_METRIC, self._save_best
+                    cfg.TEST.EVAL_PERIOD,
+                    self._evaluate,
+                    cfg.TEST.BEST_METRIC,
+                    self._save_best,
+                    self._read_best,
                 )
             )
         if comm.is_main_process():
@@ -145,11 +159,17 @@ class Trainer(DefaultTrainer):
         """Evaluate `MODEL.WEIGHTS` (or, to `resume`, the newest checkpoint) on `DATASETS.TEST`.
 
         With `MODEL.EMA.ENABLED` the file's averaged weights are taken, if it holds any.
+        Raises `ConfigError` if there are no weights.
         """
         model = cls.build_model(cfg)
         checkpointer = ZooCheckpointer(
             model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL
         )
+        if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+            raise ConfigError(
+                "nothing to evaluate but random weights: give MODEL.WEIGHTS, or --resume with the "
+                "OUTPUT_DIR of a training run"
+            )
         rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         if cfg.MODEL.EMA.ENABLED:
             use_average(model, rest)
@@ -216,10 +236,19 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.evaluated_model, evaluators)
         return self._last_eval_results
 
-    def _save_best(self) -> None:
+    def _save_best(self, value: float) -> None:
         bare = getattr(self.evaluated_model, "module", self.evaluated_model)
         best = ZooCheckpointer(bare, self.cfg.OUTPUT_DIR)
-        best.save_untagged("model_best", iteration=self.iter)
+        facts = {"metric": self.cfg.TEST.BEST_METRIC, "value": value}
+        best.save_untagged("model_best", iteration=self.iter, **facts)
+
+    def _read_best(self) -> float:
+        path = os.path.join(self.cfg.OUTPUT_DIR, "model_best.pth")
+        best = read_checkpoint(path) if os.path.isfile(path) and is_whole(path) else {}
+        # An older, longer run may have left its best here.
+        of_this_run = best.get("iteration", self.start_iter) < self.start_iter
+        same_metric = best.get("metric") == self.cfg.TEST.BEST_METRIC
+        return float(best["value"]) if of_this_run and same_metric else -math.inf
 
     def _build_validation_loader(self) -> Iterable[Any]:
         cfg = self.cfg.clone()
@@ -235,6 +264,15 @@ class Trainer(DefaultTrainer):
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
+    def _keep_good(self) -> str:
+        """Save the weights that this step has not touched; says where, or which are good."""
+        if _is_finite(self.bare_model):
+            self.checkpointer.save_untagged("model_last_good", iteration=self.iter - 1)
+            path = os.path.join(self.cfg.OUTPUT_DIR, "model_last_good.pth")
+            return f" and {path} (weights before this iteration)"
+        last = self.checkpointer.get_checkpoint_file() or "none was saved yet"
+        return f". The step before has spoilt the weights already; last checkpoint: {last}"
+
     def _explain_non_finite(self, error: NonFiniteLossError) -> NonFiniteLossError:
         folder = self.cfg.OUTPUT_DIR
         os.makedirs(folder, exist_ok=True)
@@ -242,16 +280,17 @@ class Trainer(DefaultTrainer):
         facts = {"iteration": self.iter, "losses": error.losses, "image_ids": error.image_ids}
         with open(report, "w") as file:
             json.dump({k: v if k != "losses" else _as_text(v) for k, v in facts.items()}, file)
-        # Weights are those of the last good step: this step did not touch them.
-        self.checkpointer.save_untagged("model_last_good", iteration=self.iter - 1)
         error.args = (
-            f"iteration {self.iter}: {error.args[0]}. Written: {report} and "
-            f"{os.path.join(folder, 'model_last_good.pth')} (weights before this iteration). Try: "
+            f"iteration {self.iter}: {error.args[0]}. Written: {report}{self._keep_good()}. Try: "
             "SOLVER.BASE_LR divided by 10, more SOLVER.WARMUP_ITERS, "
             "SOLVER.CLIP_GRADIENTS.ENABLED True, SOLVER.AMP.ENABLED False; look at these images "
             "with `instancezoo doctor`; FrozenBN needs pretrained weights.",
         )
         return error
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
 
 
 def _build_average(cfg: Any, model: nn.Module) -> AveragedModel | None:

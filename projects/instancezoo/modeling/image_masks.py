@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instancezoo.layers.rle import encode_bitmasks
-from instancezoo.modeling.masks import DEFAULT_BUDGET
+from instancezoo.modeling.masks import DEFAULT_BUDGET, keep_dimension
 
 # Of one chunk: the scores on the padded input and on the image in fp32, and the bool mask.
 _BYTES_PER_PIXEL = 5
@@ -55,9 +55,7 @@ class ImageMasks:
         return len(self.scores)
 
     def __getitem__(self, item: int | slice | Tensor) -> ImageMasks:
-        if isinstance(item, int):
-            item = slice(item, item + 1) if item != -1 else slice(-1, None)
-        return self._with(self.scores[item])
+        return self._with(self.scores[keep_dimension(item, len(self))])
 
     def to(self, *args: Any, **kwargs: Any) -> ImageMasks:
         """Move or cast the scores, as `Tensor.to`."""

@@ -45,6 +45,19 @@ def masks_for_output(
     raise ConfigError(f"MODEL.MASK_OUTPUT is '{mask_output}'; it must be 'bitmask' or 'rle'")
 
 
+def keep_dimension(item: int | slice | Tensor, length: int) -> slice | Tensor:
+    """An index that leaves a tensor's first dimension in place, as Detectron2's structures do.
+
+    Raises:
+        IndexError: there is no such mask; it ends a `for` loop, too.
+    """
+    if not isinstance(item, int):
+        return item
+    if not -length <= item < length:
+        raise IndexError(f"no mask {item} among {length}")
+    return slice(item, item + 1 or None)
+
+
 class BoxMasks:
     """Mask scores on a grid over each box (Mask R-CNN and its kin).
 
@@ -80,10 +93,7 @@ class BoxMasks:
         return len(self.scores)
 
     def __getitem__(self, item: int | slice | Tensor) -> BoxMasks:
-        if isinstance(item, int):
-            if not -len(self) <= item < len(self):
-                raise IndexError(f"no mask {item} among {len(self)}")  # ends a `for` loop, too
-            item = slice(item, item + 1) if item != -1 else slice(-1, None)
+        item = keep_dimension(item, len(self))
         return self._with(self.scores[item], self.boxes[item])
 
     def to(self, *args: Any, **kwargs: Any) -> BoxMasks:
