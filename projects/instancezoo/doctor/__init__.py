@@ -3,7 +3,13 @@
 A method adds its own check with `register_check` in a module that its package imports.
 """
 
-from . import checks_data, checks_model, checks_objects, checks_schedule  # noqa: F401  (register)
+from . import (  # noqa: F401  (register)
+    checks_data,
+    checks_grids,
+    checks_model,
+    checks_objects,
+    checks_schedule,
+)
 from .diagnose import diagnose
 from .findings import Finding, Severity, format_findings, register_check
 from .subject import DatasetFacts, Subject

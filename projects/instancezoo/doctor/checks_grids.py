@@ -1,0 +1,250 @@
+"""Checks of a SOLO model's grids and scale ranges against the sizes and places of objects.
+
+The rule is that of `instancezoo.solo.targets`, with two approximations that spare reading masks: an
+object's mass centre is its box's centre, and each image is padded alone, not with its batch.
+
+Legend: N images, L levels, M objects, R rows (object, cell), S grid side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, floor, inf, sqrt
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from instancezoo.modeling.levels import match_scale_ranges
+from instancezoo.solo.solo import SOLO
+from instancezoo.solo.targets import GridSpec
+
+from .findings import Finding, ok, register_check, warning
+from .subject import DatasetFacts, Subject
+
+MAX_UNCAUGHT_SHARE = 0.01
+# Objects whose cells all belong to others: of a level's when grids are proposed, of all in a check.
+MAX_LOST_SHARE = 0.03
+# A level that catches fewer objects learns next to nothing.
+MIN_LEVEL_SHARE = 0.02
+OVERLAP, OPEN_END = 2.0, 2048  # of the published ranges
+# Each range begins so much higher than the one before, at least.
+MIN_STEP = 1.25
+# Grid sides to choose from; the published ones are 12 to 40. SOLO has S * S mask channels.
+SIDES = (8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64)
+_REACH = 1  # cells on each side of the centre cell, as in the targets
+
+
+class PlacedObjects(NamedTuple):
+    """Objects at the network's input, of each image in annotation order."""
+
+    boxes: np.ndarray  # (M, 4) float XYXY in pixels
+    image: np.ndarray  # (M,) int
+    canvases: np.ndarray  # (N, 2) int, width and height of each image with its padding
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(M,) root of the box area in pixels."""
+        return np.sqrt(np.prod(np.maximum(self.boxes[:, 2:] - self.boxes[:, :2], 0), axis=1))
+
+    def select(self, chosen: np.ndarray) -> PlacedObjects:
+        """The objects that a (M,) bool array chooses."""
+        return PlacedObjects(self.boxes[chosen], self.image[chosen], self.canvases)
+
+
+@dataclass(frozen=True)
+class GridFit:
+    """Shares of objects: of all, or of those of a level."""
+
+    caught: np.ndarray  # (L,) of all, in each level's range
+    lost: np.ndarray  # (L,) of a level's, without one cell that another does not take
+    cut: np.ndarray  # (L,) of a level's, with some of their cells only
+    uncaught: float  # of all, in no range
+    hidden: float  # of all, without a cell of their own on any level
+    num_objects: int
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nearly all objects have a level and a cell, and all levels have work."""
+        is_caught = self.uncaught <= MAX_UNCAUGHT_SHARE and self.hidden <= MAX_LOST_SHARE
+        return bool(is_caught and self.caught.min() >= MIN_LEVEL_SHARE)
+
+    def __str__(self) -> str:
+        shares = zip(self.caught, self.lost, self.cut, strict=True)
+        levels = " | ".join(f"{a:.1%} ({b:.1%}, {c:.1%})" for a, b, c in shares)
+        return (
+            f"objects by level (of these, all or some cells lost to others): {levels}; "
+            f"{round(self.uncaught * self.num_objects)} of {self.num_objects} in no range, "
+            f"{self.hidden:.1%} without a cell on any level"
+        )
+
+
+@register_check("grids")
+def check_grids(subject: Subject) -> Iterator[Finding]:
+    """Which objects each level catches, which of them share a cell, and grids that fit better."""
+    model = subject.model
+    if not isinstance(model, SOLO):
+        return
+    divisor, grid = max(1, model.backbone.size_divisibility), model.grid
+    objects = place_objects(subject.train, subject.train_size, divisor)
+    if not len(objects.boxes):
+        return
+    if (fit := measure_grid(objects, grid)).is_good:
+        yield ok(str(fit))
+        return
+    better = propose_grid(objects, model.level_strides, grid.center_fraction)
+    expected = measure_grid(objects, better)
+    key = "MODEL.SOLOV2" if subject.cfg.MODEL.META_ARCHITECTURE == "SOLOv2" else "MODEL.SOLO"
+    advice, words = [], format_overrides(key, better)
+    if words != format_overrides(key, grid):
+        advice.append(f"set {words} for {expected}")
+    if not expected.is_good:
+        advice.append(
+            f"raise INPUT.MIN_SIZE_TRAIN above {subject.train_size[0]}: feature maps of strides "
+            f"{model.level_strides} are too coarse for objects this small and dense"
+        )
+    yield warning(str(fit), "; then ".join(advice))
+
+
+def place_objects(
+    datasets: Sequence[DatasetFacts], size: tuple[int, int], divisor: int
+) -> PlacedObjects:
+    """Join the objects of data sets at the network's input.
+
+    Args:
+        size: short edge and longest edge of resized images, in pixels.
+        divisor: padded sides are multiples of it.
+    """
+    boxes, owners, shapes, num_images = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [], 0
+    for facts in datasets:
+        rows = {image["id"]: num_images + i for i, image in enumerate(facts.clean["images"])}
+        boxes.append(facts.resize_boxes(*size))
+        owners.append(np.array([rows[a["image_id"]] for a in facts.objects], dtype=np.int64))
+        shapes.append(facts.resize_images(*size)[:, ::-1])
+        num_images += len(rows)
+    canvases = -(-np.concatenate([np.zeros((0, 2), np.int64), *shapes]) // divisor) * divisor
+    return PlacedObjects(np.concatenate(boxes), np.concatenate(owners), canvases)
+
+
+def measure_grid(objects: PlacedObjects, grid: GridSpec) -> GridFit:
+    """How well a grid serves objects, of which there must be one at least."""
+    on_level = match_levels(objects.sizes, grid.scale_ranges)  # (M, L)
+    is_seen = np.zeros(len(objects.boxes), dtype=bool)
+    lost, cut = [], []
+    for chosen, side in zip(on_level.T, grid.num_grids, strict=True):
+        claimed, kept = count_cells(objects.select(chosen), side, grid.center_fraction)
+        is_seen[chosen] |= kept > 0
+        lost.append((kept == 0).sum() / max(1, len(kept)))
+        cut.append(((kept > 0) & (kept < claimed)).sum() / max(1, len(kept)))
+    return GridFit(
+        caught=on_level.mean(axis=0),
+        lost=np.array(lost),
+        cut=np.array(cut),
+        uncaught=float((~on_level.any(axis=1)).mean()),
+        hidden=float((~is_seen).mean()),
+        num_objects=len(is_seen),
+    )
+
+
+def match_levels(sizes: np.ndarray, scale_ranges: Sequence[Sequence[float]]) -> np.ndarray:
+    """(M, L) bool: on which levels objects of the sizes (M,) are, in fp32 as in training."""
+    ranges = torch.tensor(scale_ranges, dtype=torch.float32).view(-1, 2)
+    return match_scale_ranges(torch.from_numpy(sizes).float(), ranges).numpy()
+
+
+def count_cells(
+    objects: PlacedObjects, side: int, center_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of each object on one level; of those that claim a cell, the last one keeps it.
+
+    Args:
+        objects: those of the level.
+        side: S.
+        center_fraction: share of the box around its centre whose cells are claimed.
+
+    Returns:
+        (M,) and (M,) int, cells claimed and cells kept.
+    """
+    boxes = objects.boxes.astype(np.float32)
+    canvas = objects.canvases[objects.image].astype(np.float32)
+    # Mass centres are means of pixel indices: half a pixel less than coordinates.
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 - np.float32(0.5)
+    half = np.float32(0.5 * center_fraction) * (boxes[:, 2:] - boxes[:, :2])
+    cell = np.float32(1 / side)
+    center, low, high = (  # (M, 2) column, row
+        np.floor_divide(position / canvas, cell).astype(np.int64)
+        for position in (centers, centers - half, centers + half)
+    )
+    low, high = np.maximum(low, 0), np.minimum(high, side - 1)
+    candidates = center[..., None] + np.arange(-_REACH, _REACH + 1)  # (M, 2, 3)
+    inside = (candidates >= low[..., None]) & (candidates <= high[..., None])
+    # (R,) each, objects ascending
+    owner, row, column = np.nonzero(inside[:, 1, :, None] & inside[:, 0, None, :])
+    row, column = candidates[owner, 1, row], candidates[owner, 0, column]
+    position = (objects.image[owner] * side + row) * side + column
+    order = np.argsort(position, kind="stable")
+    is_last = np.append(np.diff(position[order]) > 0, True)[: len(order)]
+    kept = owner[order][is_last]
+    return np.bincount(owner, minlength=len(boxes)), np.bincount(kept, minlength=len(boxes))
+
+
+def propose_grid(
+    objects: PlacedObjects, level_strides: Sequence[int], center_fraction: float
+) -> GridSpec:
+    """Scale ranges and grid sides for objects, of which there must be one at least."""
+    ranges = propose_scale_ranges(objects.sizes, level_strides)
+    longest = float(np.median(objects.canvases.max(axis=1)))
+    sides = [
+        propose_num_grid(objects.select(chosen), ceil(longest / stride), center_fraction)
+        for chosen, stride in zip(match_levels(objects.sizes, ranges).T, level_strides, strict=True)
+    ]
+    return GridSpec(sides, ranges, center_fraction)
+
+
+def propose_scale_ranges(sizes: np.ndarray, level_strides: Sequence[int]) -> list[list[int]]:
+    """Ranges that share the objects evenly among levels, small ones first.
+
+    As in the published ranges neighbours overlap by a factor of 2; by less where that would put an
+    object on three levels. A level gets no object that is smaller than its stride, so if all are
+    small the first levels get more.
+
+    Args:
+        sizes: (M,) pixels.
+        level_strides: L, ascending.
+
+    Returns:
+        L pairs, lowest and highest size; the first from 1, the last open-ended.
+    """
+    borders = [1.0]
+    for level, stride in enumerate(level_strides[1:], start=1):
+        rest = sizes[sizes > borders[-1]]
+        fair = float(np.quantile(rest, 1 / (len(level_strides) - level + 1))) if len(rest) else 0.0
+        borders.append(max(fair, stride, borders[-1] * MIN_STEP))
+    reach = sqrt(OVERLAP)
+    lows = [max(b / reach, sqrt(a * b)) for a, b in pairwise(borders)]
+    highs = [min(a * reach, sqrt(a * b)) for a, b in pairwise([*borders[1:], inf])]
+    last = max(OPEN_END, ceil(max(sizes.max(initial=0), borders[-1] * OVERLAP)))
+    ends = zip([1, *map(floor, lows)], [*map(ceil, highs), last], strict=True)
+    return [[low, high] for low, high in ends]
+
+
+def propose_num_grid(objects: PlacedObjects, largest: int, center_fraction: float) -> int:
+    """Smallest side at which few objects of a level lose all cells, else the one with fewest.
+
+    No side exceeds `largest`, that of the feature map: a finer grid would only interpolate.
+    """
+    sides, shares = [s for s in SIDES if s < largest] + [min(largest, SIDES[-1])], []
+    for side in sides:
+        kept = count_cells(objects, side, center_fraction)[1]
+        shares.append(float((kept == 0).mean()) if len(kept) else 0.0)
+        if shares[-1] <= MAX_LOST_SHARE:
+            return side
+    return sides[int(np.argmin(shares))]
+
+
+def format_overrides(key: str, grid: GridSpec) -> str:
+    """A grid as `KEY "VALUE"` pairs for a command line."""
+    ranges = [list(pair) for pair in grid.scale_ranges]
+    return f'{key}.NUM_GRIDS "{list(grid.num_grids)}" {key}.FPN_SCALE_RANGES "{ranges}"'
