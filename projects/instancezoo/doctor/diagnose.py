@@ -35,7 +35,7 @@ def diagnose(
     """
     try:
         cfg = _read_cfg(config_file, overrides or [], datasets or [])
-    except (ZooError, DatasetError, OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError) as problem:
         return [_fail("config", problem, "mend the config or the command")]
     findings = [Finding(Severity.OK, f"{config_file or 'defaults'} is read", check="config")]
     facts, failures = _read_datasets(cfg)

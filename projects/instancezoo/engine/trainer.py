@@ -277,9 +277,10 @@ class Trainer(DefaultTrainer):
         folder = self.cfg.OUTPUT_DIR
         os.makedirs(folder, exist_ok=True)
         report = os.path.join(folder, f"non_finite_rank{comm.get_rank()}.json")
-        facts = {"iteration": self.iter, "losses": error.losses, "image_ids": error.image_ids}
+        losses = {name: str(value) for name, value in error.losses.items()}  # JSON has no NaN
+        facts = {"iteration": self.iter, "losses": losses, "image_ids": error.image_ids}
         with open(report, "w") as file:
-            json.dump({k: v if k != "losses" else _as_text(v) for k, v in facts.items()}, file)
+            json.dump(facts, file)
         error.args = (
             f"iteration {self.iter}: {error.args[0]}. Written: {report}{self._keep_good()}. Try: "
             "SOLVER.BASE_LR divided by 10, more SOLVER.WARMUP_ITERS, "
@@ -298,7 +299,3 @@ def _build_average(cfg: Any, model: nn.Module) -> AveragedModel | None:
         return None
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.MODEL.EMA.DECAY))
     return average.eval()
-
-
-def _as_text(losses: dict[str, float]) -> dict[str, str]:
-    return {name: str(value) for name, value in losses.items()}  # JSON has no NaN
