@@ -11,6 +11,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -53,10 +54,14 @@ def setup(args: Namespace) -> CfgNode:
 def main(args: Namespace) -> Any:
     cfg = setup(args)
     if args.eval_only:
-        return Trainer.evaluate_weights(cfg, resume=args.resume)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        results = Trainer.evaluate_weights(cfg, resume=args.resume)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+    if comm.is_main_process():
+        verify_results(cfg, results)  # TEST.EXPECTED_RESULTS
+    return results
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The config node, and every shipped config."""
 
 import pytest
+import torch
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.modeling import build_model
 
 from instancezoo import get_cfg, model_zoo
-from instancezoo.config import follow_dataset
+from instancezoo.config import follow_dataset, load_cfg
 from instancezoo.errors import ConfigError
 
 
@@ -55,6 +56,21 @@ def test_wrong_type_names_the_key(tmp_path):
     file.write_text("SOLVER:\n  MAX_ITER: many\n")
     with pytest.raises(ConfigError, match=r"SOLVER.MAX_ITER.*bad.yaml"):
         get_cfg().merge_from_file(str(file))
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("MODEL.META_ARCHITECTURE", "SOLOv3", "did you mean SOLO"),
+        ("MODEL.DEVICE", "cuda:0", "torch sees no GPU"),
+        ("MODEL.LOAD_PROPOSALS", True, "MODEL.LOAD_PROPOSALS"),
+        ("TEST.AUG.ENABLED", True, "TEST.AUG.ENABLED"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(key, value, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=message):
+        load_cfg("", ["DATASETS.TRAIN", (), "DATASETS.TEST", (), key, value])
 
 
 def test_odd_overrides_and_missing_file():

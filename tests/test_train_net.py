@@ -55,10 +55,13 @@ def test_trains_and_evaluates_on_an_own_json(arguments, tmp_path):
     assert len(list((folder / "inference" / "mine" / "pictures").glob("*.png"))) == 4
     assert (folder / "model_final.pth").is_file()
     assert "MASK_OUTPUT: rle" in (folder / "config.yaml").read_text()
-    again = _run("--eval-only", *arguments, "MODEL.WEIGHTS", str(folder / "model_final.pth"))
-    assert again.returncode == 0, again.stderr
+    weights = ("MODEL.WEIGHTS", str(folder / "model_final.pth"))
+    impossible = ("TEST.EXPECTED_RESULTS", "[['segm', 'AP', 200.0, 1.0]]")
+    again = _run("--eval-only", *arguments, *weights, *impossible)
     repeated = json.loads((folder / "inference" / "mine" / "metrics.json").read_text())
     assert repeated == metrics
+    assert again.returncode == 1
+    assert "Result verification failed" in again.stdout + again.stderr
 
 
 def test_two_processes_on_cpus_share_the_batch(arguments, tmp_path):

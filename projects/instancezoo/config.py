@@ -10,6 +10,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode as _CfgNode
 from detectron2.config import get_cfg as _get_detectron2_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 import instancezoo.checkpoint.published
@@ -164,6 +165,7 @@ def load_cfg(
     if config_file:
         cfg.merge_from_file(config_file)
     cfg.merge_from_list(overrides or [])
+    _check_values(cfg)
     for argument in datasets or []:
         register_dataset(*parse_dataset_argument(argument), strict=cfg.DATASETS.STRICT)
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
@@ -179,6 +181,25 @@ def load_cfg(
     if names:
         follow_dataset(cfg, len(classes[names[0]]), names[0])
     return cfg
+
+
+def _check_values(cfg: CfgNode) -> None:
+    """Refuse what would fail later without naming its key, or would silently do nothing."""
+    device = str(cfg.MODEL.DEVICE)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"MODEL.DEVICE is '{device}', but torch sees no GPU here: leave the key out to take "
+            "what the machine has, or set MODEL.DEVICE cpu"
+        )
+    architecture, known = cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
+    if architecture not in known:
+        nearest = difflib.get_close_matches(architecture, known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError("TEST.AUG.ENABLED: augmented tests are not offered; set it to False")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError("MODEL.LOAD_PROPOSALS: stored proposals are not read; set it to False")
 
 
 def follow_dataset(cfg: CfgNode, num_classes: int, dataset_name: str) -> None:
