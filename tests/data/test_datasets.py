@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def test_records(folder: Path) -> None:
     (record,) = DatasetCatalog.get(NAME)
     assert record["file_name"] == str(folder / "images" / "1.png")
     assert [a["category_id"] for a in record["annotations"]] == [1, 1]
+
+
+def test_images_of_a_faultless_set_are_opened_once(folder: Path) -> None:
+    _register(folder)
+    before = DatasetCatalog.get(NAME)
+    (folder / "images" / "1.png").unlink()
+    assert DatasetCatalog.get(NAME) == before
+    _write(folder, _make_annotation(3))  # another file: all is looked at again
+    os.utime(folder / "a.json", ns=(0, 0))
+    with pytest.raises(DatasetError, match="no usable images"):
+        DatasetCatalog.get(NAME)
 
 
 def test_the_report_is_logged_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

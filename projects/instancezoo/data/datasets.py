@@ -209,12 +209,19 @@ def _register(
 
 
 _reported: set[str] = set()
+# Sets found faultless in this process, with the file's time: each evaluation loads its set anew,
+# and need not open every image again.
+_faultless: set[tuple[str, str, int]] = set()
 
 
 def _load(
     name: str, json_file: str, image_root: str, strict: bool
 ) -> tuple[dict[str, Any], AnnotationReport]:
-    clean, report = check_coco(json_file, image_root, check_images=True)
+    changed_at = os.stat(json_file).st_mtime_ns if os.path.isfile(json_file) else 0
+    state = (json_file, image_root, changed_at)
+    clean, report = check_coco(json_file, image_root, check_images=state not in _faultless)
+    if not _is_changed(report):
+        _faultless.add(state)
     summary = f"data set '{name}': {report.summary()}"
     if strict and report.num_dropped:
         raise DatasetError(
