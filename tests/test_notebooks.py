@@ -18,6 +18,6 @@ def test_notebook_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", path)
     book = nbformat.read(notebook, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(book, timeout=300, resources=resources).execute()
+    NotebookClient(book, timeout=900, resources=resources).execute()
     shown = [output for cell in book.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in shown)

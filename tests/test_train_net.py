@@ -42,7 +42,7 @@ def _environment():
 def _run(*arguments, launcher=()):
     command = [sys.executable, *launcher, str(REPOSITORY / "train_net.py"), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, env=_environment(), timeout=280, check=False
+        command, capture_output=True, text=True, env=_environment(), timeout=900, check=False
     )
 
 

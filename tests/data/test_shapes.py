@@ -276,7 +276,7 @@ def test_processes_at_once_draw_once(cache: Path) -> None:
     for process in processes:
         process.start()
     start.set()
-    drawn = sorted(results.get(timeout=60) for _ in processes)
+    drawn = sorted(results.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
     assert drawn == [0, 0, 0, 3]
