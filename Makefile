@@ -6,12 +6,13 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+SOURCES := $(shell find projects/instancezoo/layers/csrc -type f)
 
 .PHONY: setup demo test lint clean
 
 setup: $(READY)
 
-$(READY): requirements/lock.txt requirements/detectron2.txt setup.py
+$(READY): requirements/lock.txt requirements/detectron2.txt setup.py $(SOURCES)
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: install one, or make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q "pip>=24" "setuptools==80.10.2" wheel
@@ -34,4 +35,4 @@ lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -p instancezoo
 
 clean:
-	rm -rf .venv build output projects/*.egg-info
+	rm -rf .venv build output projects/*.egg-info projects/instancezoo/_C*.so

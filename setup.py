@@ -1,13 +1,23 @@
-"""Package `instancezoo`, found under projects/; configs travel inside the wheel."""
+"""Package `instancezoo`, found under projects/, with its one extension; configs are in the wheel.
 
+The extension `instancezoo._C` is left out where it cannot be built: without PyTorch (an isolated
+build), without a C++ compiler or without Python's headers. The package works without it, slower.
+CUDA kernels are built where there are a GPU and nvcc; `FORCE_CUDA=1` builds them without a GPU,
+`FORCE_CUDA=0` leaves them out, as when nvcc does not fit PyTorch.
+"""
+
+import os
 import re
 import shutil
+import sysconfig
 from pathlib import Path
+from typing import Any
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT / "projects" / "instancezoo" / "layers" / "csrc"
 
 
 class BuildWithConfigs(build_py):
@@ -20,12 +30,49 @@ class BuildWithConfigs(build_py):
             shutil.copytree(ROOT / "configs", target, dirs_exist_ok=True)
 
 
+def plan_extension() -> dict[str, Any]:
+    """Arguments of `setup` that build the extension; none where something it needs is missing."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    try:
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        missing = f"PyTorch ({error}; pip needs --no-build-isolation)"
+    else:
+        missing = "" if header.exists() else f"{header} (Python's development package)"
+        missing = missing if shutil.which(compiler) else f"a C++ compiler ({compiler})"
+    if missing:
+        print(f"instancezoo._C is left out, its plain versions will do. Missing: {missing}")
+        return {}
+
+    from torch.cuda import is_available
+
+    wanted = is_available() and cpp_extension.CUDA_HOME is not None
+    with_cuda = os.environ.get("FORCE_CUDA", str(int(wanted))) == "1"
+    make_extension = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    folder = SOURCES.relative_to(ROOT)
+    sources = [path for path in folder.rglob("*") if path.suffix in {".cpp", ".cu"}]
+    extension = make_extension(
+        "instancezoo._C",
+        sorted(str(path) for path in sources if with_cuda or path.suffix != ".cu"),
+        extra_compile_args={"cxx": ["-O3", "-g0"], "nvcc": ["-O3"]},
+        depends=sorted(str(path) for path in folder.rglob("*.h")),
+        py_limited_api=True,  # one binary for all versions of Python
+    )
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": cpp_extension.BuildExtension},
+    }
+
+
 def read_version() -> str:
     text = (ROOT / "projects" / "instancezoo" / "__init__.py").read_text()
     match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     assert match is not None
     return match.group(1)
 
+
+extension = plan_extension()
 
 setup(
     name="instancezoo",
@@ -38,7 +85,8 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "projects"},
     packages=find_packages("projects"),
-    cmdclass={"build_py": BuildWithConfigs},
+    ext_modules=extension.get("ext_modules", []),
+    cmdclass={"build_py": BuildWithConfigs, **extension.get("cmdclass", {})},
     entry_points={"console_scripts": ["instancezoo = instancezoo.cli.main:main"]},
     # Detectron2 has no release of its own on the package index: README says how to install it.
     install_requires=[

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import instancezoo.config  # noqa: F401  (registers everything once)
+from instancezoo.layers import extension
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -34,3 +35,13 @@ def few_shapes(tmp_path_factory) -> str:
     generate_shapes(replace(SHAPES_SETS["shapes_tiny_train"], num_images=12, seed=99), folder)
     register_dataset("few_shapes", str(folder / ANNOTATION_FILE), str(folder / IMAGE_FOLDER))
     return "few_shapes"
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def op_version(request, monkeypatch) -> str:
+    """Runs a test with the compiled operators, then with the plain versions beside them."""
+    if request.param == "plain":
+        monkeypatch.setattr(extension, "IS_BUILT", False)
+    elif not extension.IS_BUILT:
+        pytest.skip("instancezoo._C was not built: install the package where there is a compiler")
+    return request.param

@@ -73,6 +73,15 @@ def test_what_cannot_be_done_is_refused_by_name(key, value, message, monkeypatch
         load_cfg("", ["DATASETS.TRAIN", (), "DATASETS.TEST", (), key, value])
 
 
+def test_whole_number_for_a_fraction(tmp_path):
+    file = tmp_path / "whole.yaml"
+    file.write_text("SOLVER:\n  BASE_LR: 1\n  WARMUP_FACTOR: 0\nVERSION: 2\n")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(file))
+    assert isinstance(cfg.SOLVER.BASE_LR, float) and cfg.SOLVER.BASE_LR == 1
+    assert cfg.SOLVER.WARMUP_FACTOR == 0
+
+
 def test_odd_overrides_and_missing_file():
     with pytest.raises(ConfigError, match="pairs"):
         get_cfg().merge_from_list(["SOLVER.MAX_ITER"])

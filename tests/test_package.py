@@ -30,11 +30,17 @@ FLOORS = {
     "model_zoo": 6,
     "testing": 7,
     "doctor": 7,
-    "cli": 8,
+    "benchmark": 8,
+    "cli": 9,
 }
 METHOD_FLOOR = 4
 # A method may import another only along its lineage.
-LINEAGE = {"solov2": {"solo"}, "blendmask": {"fcos"}, "centermask": {"fcos"}}
+LINEAGE = {
+    "solov2": {"solo"},
+    "pointrend": {"solov2", "solo"},  # refines SOLOv2's masks
+    "blendmask": {"fcos"},
+    "centermask": {"fcos"},
+}
 
 
 def _part(module: str) -> str:
@@ -133,12 +139,15 @@ def _registered_names() -> set[str]:
     )
     from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 
+    from instancezoo.pointrend import POINT_HEAD_REGISTRY
+
     registries = (
         BACKBONE_REGISTRY,
         META_ARCH_REGISTRY,
         PROPOSAL_GENERATOR_REGISTRY,
         ROI_HEADS_REGISTRY,
         ROI_MASK_HEAD_REGISTRY,
+        POINT_HEAD_REGISTRY,
     )
     return {
         name

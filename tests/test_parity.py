@@ -4,8 +4,11 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+from parity.fcos import FCOSParity
 from parity.fixtures import list_fixtures, read_fixture
 from parity.grid import GridParity
+from parity.pointrend import PointRendParity
+from parity.polarmask import PolarMaskParity
 
 # method of a fixture -> what checks it
 CHECKS: dict[str, Any] = {
@@ -13,6 +16,9 @@ CHECKS: dict[str, Any] = {
     "decoupled_solo": GridParity,
     "solov2": GridParity,
     "solov2_adet": GridParity,
+    "fcos": FCOSParity,
+    "polarmask": PolarMaskParity,
+    "pointrend": PointRendParity,
 }
 
 

@@ -17,11 +17,22 @@ import instancezoo.checkpoint.published
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ConfigError
+from instancezoo.fcos import add_fcos_config
+from instancezoo.pointrend import add_pointrend_config, translate_official_names
+from instancezoo.polarmask import add_polarmask_config
 from instancezoo.solo import add_solo_config
 from instancezoo.solov2 import add_solov2_config
 
 # One `add_<method>_config` per method folder: the only line a new method adds outside its folders.
-METHOD_CONFIGS: list[Any] = [add_solo_config, add_solov2_config]
+METHOD_CONFIGS: list[Any] = [
+    add_solo_config,
+    add_solov2_config,
+    add_fcos_config,
+    add_polarmask_config,
+    add_pointrend_config,
+]
+# Called on the whole config after each merge: official names that are not ours -> ours.
+NAME_TRANSLATIONS: list[Any] = [translate_official_names]
 
 
 class CfgNode(_CfgNode):
@@ -56,6 +67,13 @@ class CfgNode(_CfgNode):
             self._explain(error, _leaf_keys(loaded), where=cfg_filename)
             raise ConfigError(f"{error.args[0]} (in {cfg_filename})") from error
 
+    def merge_from_other_cfg(self, cfg_other: Any) -> Any:
+        """Merge a config of the same class; whole numbers serve where fractions are expected."""
+        _widen_integers(cfg_other, self)
+        merged = super().merge_from_other_cfg(cfg_other)
+        self._translate_names()
+        return merged
+
     def merge_from_list(self, cfg_list: list[Any]) -> Any:
         """Merge `[KEY, VALUE, ...]`. Raises `ConfigError`."""
         if len(cfg_list) % 2:
@@ -70,13 +88,20 @@ class CfgNode(_CfgNode):
                 raise ConfigError(_unknown_key_message(key, sorted(known), "the command line"))
         self._remember(keys)
         try:
-            return super().merge_from_list(cfg_list)
+            merged = super().merge_from_list(cfg_list)
         except ValueError as error:  # a type mismatch, with key and both types in its message
             raise ConfigError(f"{error.args[0]} (on the command line)") from error
+        self._translate_names()
+        return merged
 
     def was_set(self, key: str) -> bool:
         """Whether a config file or an override named this full key."""
         return key in self.__dict__.get("_keys_set", ())
+
+    def _translate_names(self) -> None:
+        if "MODEL" in self and "POINT_HEAD" in self.MODEL:  # a whole config, not a node of it
+            for translate in NAME_TRANSLATIONS:
+                translate(self)
 
     def _remember(self, keys: list[str]) -> None:
         self.__dict__["_keys_set"] = self.__dict__.get("_keys_set", frozenset()) | set(keys)
@@ -127,6 +152,16 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
 
     # Annotations come as polygons or RLE; bit masks hold both.
     cfg.INPUT.MASK_FORMAT = "bitmask"
+    # Height and width that every image is stretched to, in training and inference; () resizes by
+    # MIN_SIZE_* and MAX_SIZE_* with the aspect ratio kept.
+    cfg.INPUT.FIXED_SIZE = ()
+    # In training the height is drawn between these two instead, if there are two.
+    cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
+    # Leave out of training what has fewer pixels than this, or both sides shorter, at full size.
+    cfg.INPUT.MIN_OBJECT_AREA = 0
+    cfg.INPUT.MIN_OBJECT_SIDE = 0
+    # PolarMask: the loader's processes find the borders of masks, not the model; same numbers.
+    cfg.INPUT.FIND_BORDERS = False
     # Names in data/mappers.py
     cfg.INPUT.MAPPER = "instance"
     # Refuse a data set with bad annotations instead of dropping and counting them.
@@ -236,6 +271,15 @@ def _lookup(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def _widen_integers(values: dict[str, Any], defaults: dict[str, Any]) -> None:
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            _widen_integers(value, default)
+        elif type(value) is int and isinstance(default, float):
+            values[name] = float(value)
 
 
 def _leaf_keys(node: dict[str, Any], prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from instancezoo.config import CfgNode
 
 NUM_CLASSES = 4
 # What methods call the score under which a candidate is dropped.
-_SCORE_THRESHOLDS = {"SCORE_THRESH_TEST", "SCORE_THR", "UPDATE_THR"}
+_SCORE_THRESHOLDS = {"SCORE_THRESH_TEST", "SCORE_THR", "UPDATE_THR", "INFERENCE_TH_TEST"}
 
 
 def list_tiny_configs() -> list[str]:
@@ -44,7 +44,7 @@ def keep_everything(cfg: CfgNode) -> CfgNode:
     """Lower the thresholds so that a model with random weights finds something, in place."""
     # Untrained mask scores lie around the prior; decoupled ones are a product of two.
     power = 2 if "Decoupled" in cfg.MODEL.META_ARCHITECTURE else 1
-    for node in _set_score_thresholds(cfg, -1.0):
+    for node in set_score_thresholds(cfg, -1.0):
         if {"MASK_THR", "PRIOR_PROB"} <= set(node):
             node["MASK_THR"] = node["PRIOR_PROB"] ** power
     return cfg
@@ -52,11 +52,12 @@ def keep_everything(cfg: CfgNode) -> CfgNode:
 
 def keep_nothing(cfg: CfgNode) -> CfgNode:
     """Raise the score thresholds above all scores, in place."""
-    _set_score_thresholds(cfg, 2.0)
+    set_score_thresholds(cfg, 2.0)
     return cfg
 
 
-def _set_score_thresholds(cfg: CfgNode, value: float) -> list[dict[str, Any]]:
+def set_score_thresholds(cfg: CfgNode, value: float) -> list[dict[str, Any]]:
+    """Give one value to every score threshold, in place. Returns the nodes of all methods."""
     nodes = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
     for node in nodes:
         for key in _SCORE_THRESHOLDS & set(node):

@@ -202,10 +202,23 @@ def test_more_objects_than_detections(pair):
     assert "4 images have more, 8 objects" in finding.message  # 4 images, 2 too many each
 
 
+def test_detections_of_the_solo_family_have_a_limit_of_their_own(pair):
+    config = model_zoo.get_config_file("solov2/solov2_tiny")
+    found = examine(*pair, ["MODEL.SOLOV2.MAX_PER_IMG", 10], config=config)
+    finding = pick(found, "detections", Severity.WARNING)[0]
+    assert "8 objects" in finding.message and "MODEL.SOLOV2.MAX_PER_IMG" in finding.remedy
+
+
 def test_class_count_by_hand_that_disagrees_is_an_error(pair):
     found = examine(*pair, ["MODEL.ROI_HEADS.NUM_CLASSES", 5])
     messages = [f.message for f in pick(found, "classes", Severity.ERROR)]
     assert any("5" in message and "1" in message for message in messages)
+
+
+@pytest.mark.parametrize("config", ["solov2/solov2_tiny", "mask_rcnn/mask_rcnn_tiny"])
+def test_class_count_of_the_model_is_compared_with_the_data(pair, config):
+    (found,) = pick(examine(*pair, config=model_zoo.get_config_file(config)), "classes")
+    assert found.severity is Severity.OK and "the model has 1 classes" in found.message
 
 
 def test_categories_unused_rare_and_differing(tmp_path):

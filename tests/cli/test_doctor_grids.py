@@ -72,8 +72,9 @@ def test_cells_are_those_of_the_targets(side):
     masks = torch.zeros(24, 128, 160, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True):
         mask[y1:y2, x1:x2] = True
+    masks = [masks[image == n] for n in range(2)]
     objects = Objects(
-        torch.from_numpy(boxes), torch.arange(24), masks, torch.from_numpy(image), [(128, 160)] * 2
+        torch.from_numpy(boxes), torch.arange(24), masks, torch.from_numpy(image), (128, 160)
     )
     grid = GridSpec([side], [[1, 2048]], 0.2)
     claimed, kept = count_cells(place(boxes, image, (160, 128)), side, 0.2)
@@ -93,6 +94,13 @@ def test_measured_shares():
     assert "1 of 4 in no range" in str(fit)
     assert fit.hidden == 0.5  # the largest has no level, the first no cell on either
     assert not fit.is_good
+
+
+@pytest.mark.parametrize("num_idle,is_good", [(0, True), (2, True), (3, False)])
+def test_few_idle_levels_are_no_fault(num_idle, is_good):
+    objects = lattice(step=16, side=8)
+    ranges = [[1, 2048]] * (5 - num_idle) + [[500, 2048]] * num_idle
+    assert measure_grid(objects, GridSpec([16] * 5, ranges)).is_good == is_good
 
 
 def test_ranges_share_the_load():
@@ -180,6 +188,13 @@ def test_fitting_grid_is_in_order_and_others_get_a_proposal(tmp_path):
     (found,) = run_check(argument, overrides)
     assert found.severity is Severity.WARNING
     assert "MODEL.SOLOV2.NUM_GRIDS" in found.remedy
+
+
+@pytest.mark.parametrize("config", ["solo/solo_tiny", "solov2/solov2_tiny"])
+def test_shipped_grids_fit_the_built_in_data(config):
+    findings = diagnose(model_zoo.get_config_file(config))
+    (found,) = [f for f in findings if f.check == "grids"]
+    assert found.severity is Severity.OK
 
 
 @pytest.mark.parametrize("config", ["solo/solo_tiny", "mask_rcnn/mask_rcnn_tiny"])

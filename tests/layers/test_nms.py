@@ -1,17 +1,52 @@
-"""Point NMS and Matrix NMS against references that follow the papers' formulas word by word."""
+"""Box, point and Matrix NMS against references that follow the papers' formulas word by word."""
 
 import math
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from instancezoo.layers.nms import (
     count_intersections,
     matrix_nms,
+    nms_per_class,
     pack_masks,
     point_nms,
     unpack_masks,
 )
+
+
+def _nms_by_definition(boxes, scores, classes, threshold):
+    """Take the best box that is left, drop those of its class that overlap it; again."""
+    left, kept = sorted(range(len(scores)), key=lambda i: -scores[i]), []
+    while left:
+        best = left.pop(0)
+        kept.append(best)
+        ious = box_iou(boxes[best][None], boxes)[0]
+        left = [i for i in left if classes[i] != classes[best] or ious[i] <= threshold]
+    return kept
+
+
+# torchvision treats classes in one call or one by one, depending on the number of boxes.
+@pytest.mark.parametrize("count", [0, 1, 60, 1200])
+@pytest.mark.parametrize("shift", [0.0, -150.0, -5000.0])
+def test_nms_per_class_is_greedy_within_each_class(count, shift):
+    generator = torch.Generator().manual_seed(count)
+    corners = torch.rand(count, 2, generator=generator) * 90 + shift
+    boxes = torch.cat([corners, corners + 60 * torch.rand(count, 2, generator=generator)], dim=1)
+    scores = torch.rand(count, generator=generator)
+    classes = torch.randint(0, 5, (count,), generator=generator)
+    kept = nms_per_class(boxes, scores, classes, 0.4)
+    assert kept.dtype == torch.long
+    assert kept.tolist() == _nms_by_definition(boxes, scores, classes.tolist(), 0.4)
+    assert count < 60 or len(kept) < count
+
+
+def test_nms_per_class_keeps_classes_apart_at_negative_coordinates():
+    # An offset of 100 + 1 a class would put the second box right upon the first.
+    boxes = torch.tensor([[90.0, 0, 100, 10], [-11, -101, -1, -91]])
+    kept = nms_per_class(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.5)
+    assert kept.tolist() == [0, 1]
 
 
 def _make_masks(num_masks, height, width, seed=0):
@@ -80,6 +115,14 @@ def test_matrix_nms_of_nothing():
     masks = torch.zeros(0, 4, 8, dtype=torch.bool)
     scores = torch.zeros(0)
     assert matrix_nms(pack_masks(masks), scores, scores, scores.long()).shape == (0,)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "linear"])
+def test_matrix_nms_of_empty_masks_leaves_their_scores(kernel):
+    scores = torch.tensor([0.9, 0.8])
+    packed = torch.zeros(2, 4, 1, dtype=torch.uint8)
+    classes, areas = torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    assert torch.equal(matrix_nms(packed, areas, scores, classes, kernel=kernel), scores)
 
 
 def test_matrix_nms_refuses_an_unknown_kernel():

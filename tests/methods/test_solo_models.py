@@ -1,12 +1,18 @@
 """SOLO, Decoupled SOLO and SOLOv2 as whole models: what bad or unusual input gets."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
+from detectron2.modeling import build_model
 from detectron2.structures import Instances, PolygonMasks
 from pycocotools.mask import decode
 
+from instancezoo import model_zoo
 from instancezoo.errors import ConfigError
-from instancezoo.modeling.image_masks import ImageMasks
+from instancezoo.modeling.image_masks import ImageMasks, remove_padding
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_image, make_input
 
 NODES = {
@@ -197,7 +203,7 @@ def test_masks_that_end_empty_stay_only_on_request(keep):
     detections = Instances((16, 16))
     detections.scores = torch.tensor([0.9, 0.8])
     detections.pred_classes = torch.tensor([1, 2])
-    detections.pred_masks = ImageMasks(scores, (32, 32), (16, 16))
+    detections.pred_masks = ImageMasks(scores, remove_padding((32, 32), (16, 16)))
     for mask_output in ("bitmask", "rle"):
         model.mask_output = mask_output
         found = model.finish(detections, 20, 20)
@@ -233,8 +239,57 @@ def test_deformable_towers(name, last_only, version, count):
     _assert_trains(model, losses)
 
 
+def _read_adelaidet_config():
+    file = Path(__file__).parents[1] / "golden" / "solov2_adet" / "spec.json"
+    return json.loads(file.read_text())["config"]["MODEL.SOLOV2"]
+
+
+def test_adelaidet_config_is_read_as_it_is(tmp_path):
+    file = tmp_path / "theirs.yaml"
+    node = _read_adelaidet_config()
+    file.write_text(yaml.safe_dump({"MODEL": {"SOLOV2": node}, "VERSION": 2}))
+    cfg = model_zoo.get_config("solov2/solov2_R_50_FPN_3x_adelaidet", ["MODEL.WEIGHTS", ""])
+    ours = cfg.MODEL.SOLOV2.clone()
+    cfg.merge_from_file(str(file))
+    assert {key: cfg.MODEL.SOLOV2[key] for key in node} == node
+    names = set(ours) - {"TARGET_RESIZE", "KEEP_EMPTY_MASKS"}
+    followed = {"FPN_INSTANCE_STRIDES", "INSTANCE_IN_CHANNELS", "MASK_IN_CHANNELS", "NUM_MASKS"}
+    assert {n: ours[n] for n in names - followed} == {
+        n: cfg.MODEL.SOLOV2[n] for n in names - followed
+    }
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        assert build_model(cfg).level_strides == node["FPN_INSTANCE_STRIDES"]
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        ("FPN_INSTANCE_STRIDES", [4, 8, 16, 32, 64]),
+        ("INSTANCE_IN_CHANNELS", 128),
+        ("MASK_IN_CHANNELS", 128),
+        ("NUM_MASKS", 32),
+        ("USE_COORD_CONV", False),
+        ("NMS_TYPE", "mask"),
+        ("LOSS.FOCAL_USE_SIGMOID", False),
+    ],
+)
+def test_adelaidet_keys_that_cannot_be_followed_are_refused(key, value):
+    with pytest.raises(ConfigError, match=rf"MODEL\.SOLOV2\.{key} is .* can only be"):
+        _build("solov2/solov2_tiny", [f"MODEL.SOLOV2.{key}", value])
+
+
 def test_bad_config_values_name_the_key():
     with pytest.raises(ConfigError, match="TYPE_DCN is 'v3'"):
         _build("solo/solo_tiny", ["MODEL.SOLO.TYPE_DCN", "v3"])
+    with pytest.raises(ConfigError, match="TARGET_RESIZE is 'cv2'; it must be one of padded"):
+        _build("solo/solo_tiny", ["MODEL.SOLO.TARGET_RESIZE", "cv2"])
+    with pytest.raises(ConfigError, match="NMS_KERNEL is 'hard'"):
+        _build("solov2/solov2_tiny", ["MODEL.SOLOV2.NMS_KERNEL", "hard"])
     with pytest.raises(ConfigError, match="NUM_GRIDS"):
         _build("solo/solo_tiny", ["MODEL.SOLO.NUM_GRIDS", [12, 8]])
+    levels = ["MODEL.SOLO.INSTANCE_IN_FEATURES", ["p2", "p3", "p4", "p5", "p9"]]
+    with pytest.raises(ConfigError, match="INSTANCE_IN_FEATURES names p9; there are p2, p3"):
+        _build("solo/solo_tiny", levels)
+    with pytest.raises(ConfigError, match="MASK_IN_FEATURES names p7"):
+        _build("solov2/solov2_tiny", ["MODEL.SOLOV2.MASK_IN_FEATURES", ["p2", "p7"]])

@@ -9,8 +9,6 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from instancezoo.solo.targets import (
     GridSpec,
     assign_cells,
-    count_pixels,
-    find_mass_centers,
     gather_objects,
     reduce_as_opencv,
     reduce_by_center_pixels,
@@ -161,20 +159,6 @@ def test_the_grid_covers_the_padded_canvas():
     assert large.cell[0] == 2 * 12 + 2
 
 
-def test_mass_centers_are_exact_for_large_masks():
-    mask = torch.ones(1, 1500, 2001, dtype=torch.bool)  # fp32 sums of indices would round
-    centers, pixels = find_mass_centers(mask)
-    assert centers.tolist() == [[1000.0, 749.5]] and pixels.tolist() == [1500 * 2001]
-    assert find_mass_centers(torch.zeros_like(mask))[0].tolist() == [[0, 0]]
-
-
-@pytest.mark.parametrize("shape", [(0, 4, 8), (2, 1, 1), (3, 300, 21), (2, 5, 2100), (1, 600, 8)])
-def test_pixels_are_counted_by_column_and_row(shape):
-    masks = torch.rand(shape) > 0.02  # nearly full: sums beyond one byte
-    columns, rows = count_pixels(masks)
-    assert torch.equal(columns, masks.long().sum(1)) and torch.equal(rows, masks.long().sum(2))
-
-
 @pytest.mark.parametrize("stride", [4, 8, 16])
 def test_central_pixels_equal_opencv_where_sizes_divide(stride):
     masks = torch.rand(6, 48, 80) > torch.linspace(0.2, 0.8, 6)[:, None, None]
@@ -183,6 +167,21 @@ def test_central_pixels_equal_opencv_where_sizes_divide(stride):
         size = (80 // stride, 48 // stride)
         expected = cv2.resize(mask.numpy().astype(np.uint8), size)
         np.testing.assert_array_equal(small.numpy(), expected.astype(bool))
+
+
+@pytest.mark.parametrize("size", [(30, 41), (33, 64), (1, 1), (57, 95), (64, 90)])
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_masks_reduce_as_if_they_were_padded(size, stride):
+    mask = torch.rand(3, *size) > 0.4
+    image = _make_image([[0, 0, 1, 1]] * 3, [0] * 3, size)
+    image.gt_masks = BitMasks(mask)
+    found = reduce_masks(gather_objects([_make_random_image(2, 1), image], CANVAS), stride)
+    assert found.shape == (5, CANVAS[0] // stride, CANVAS[1] // stride)
+    for index in range(3):
+        padded = np.zeros(CANVAS, np.uint8)
+        padded[: size[0], : size[1]] = mask[index].numpy()
+        expected = cv2.resize(padded, (CANVAS[1] // stride, CANVAS[0] // stride))
+        np.testing.assert_array_equal(found[2 + index].numpy(), expected.astype(bool))
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -28,6 +28,9 @@ class GridParity:
     stages = ("checkpoint", "maps", "targets", "losses", "candidates", "nms", "detections")
 
     def __init__(self, fixture: Fixture) -> None:
+        fixture.check_stated(
+            {"intermediate": "2e-4", "scores": "1e-4", "losses": "1e-4", "masks": "0.2 %"}
+        )
         self.fixture = fixture
         self.arrays = fixture.arrays
         state = fixture.make_state()

@@ -11,7 +11,7 @@ from .convert import show_names
 
 Shape = tuple[int, ...]
 # Set by the config or counted anew: files may have them or not. Detectron2 is as lenient.
-_LENIENT_ENDS = ("pixel_mean", "pixel_std", "num_batches_tracked")
+_LENIENT_ENDS = ("pixel_mean", "pixel_std", "num_batches_tracked", "moving_num_foreground")
 _LENIENT_PART = "anchor_generator.cell_anchors"
 _BACKBONE = "backbone."
 

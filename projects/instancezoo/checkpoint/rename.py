@@ -87,6 +87,7 @@ class Layout:
         must_not: patterns that no name of the file fits.
         shapes: pattern -> shape (None: any size) that each tensor it fits has; tells apart
             networks that differ in width only.
+        other_shapes: pattern -> shape that no tensor it fits has, since another layout claims it.
         fills: "model", or "backbone" for weights to initialise training with.
     """
 
@@ -99,6 +100,7 @@ class Layout:
     must_not: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    other_shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     fills: Literal["model", "backbone"] = "model"
 
     def __post_init__(self) -> None:
@@ -139,6 +141,10 @@ class Layout:
                 if not _same_shape(shapes[name], expected):
                     wanted = tuple("any" if n is None else n for n in expected)
                     found.append(f"'{name}' is {shapes[name]}, not {wanted}")
+        for text, excluded in self.other_shapes.items():
+            for name in _fitting(text, shapes):
+                if _same_shape(shapes[name], excluded):
+                    found.append(f"'{name}' is {shapes[name]}, as in another network")
         return found
 
 

@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "convert": "convert a published checkpoint to ours",
     "predict": "draw and export instances on pictures and videos",
     "doctor": "check a config and its data before training",
+    "benchmark": "tell where the time of inference goes",
 }
 
 

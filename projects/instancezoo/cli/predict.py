@@ -9,6 +9,7 @@ from pathlib import Path
 from instancezoo.config import CfgNode, load_cfg
 from instancezoo.errors import ZooError
 from instancezoo.inference import Failure, ImagePredictor, gather_inputs, predict_inputs
+from instancezoo.inference.coco_json import MASK_FORMS
 from instancezoo.inference.predict import PREDICTIONS_NAME
 
 
@@ -31,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--confidence", type=_read_share, default=0.5, help="smallest score kept (default 0.5)"
+    )
+    parser.add_argument(
+        "--masks",
+        choices=MASK_FORMS,
+        default="rle",
+        help=f"form of the masks in {PREDICTIONS_NAME}: rle (default), exact for every model, or "
+        "polygon, from models that predict polygons (PolarMask)",
     )
     parser.add_argument("--no-pictures", action="store_true", help=f"only {PREDICTIONS_NAME}")
     parser.add_argument(
@@ -69,6 +77,7 @@ def _predict(args: argparse.Namespace) -> list[Failure]:
         args.output,
         cfg,
         with_pictures=not args.no_pictures,
+        mask_form=args.masks,
     )
     print(f"{len(inputs) - len(failures)} of {len(inputs)} files done: {args.output}")
     return failures

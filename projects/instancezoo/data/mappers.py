@@ -16,12 +16,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from fvcore.common.registry import Registry
 from numpy.typing import NDArray
 
+from instancezoo.data.coco_masks import measure_area
 from instancezoo.data.images import ImageError, read_image
+from instancezoo.data.transforms import build_resize
 from instancezoo.errors import ConfigError
+from instancezoo.layers.borders import find_borders
 
 __all__ = [
     "MAPPER_REGISTRY",
@@ -65,8 +68,8 @@ class InstanceMapper(DatasetMapper):
     """Detectron2's mapper with masks as bit masks, and an answer to broken images.
 
     Resize, flip and crop come from the config. In training, `instances` always has `gt_boxes`,
-    `gt_classes` and `gt_masks` (`BitMasks`), also for an image without objects; crowds and objects
-    that were cropped away are left out.
+    `gt_classes` and `gt_masks` (`BitMasks`), also for an image without objects; crowds, objects
+    that were cropped away and those that the config calls too small are left out.
 
     An image that cannot be read, or is not of the size that the record states, is left out of
     training: its path is logged once, the mapper returns None, and Detectron2's loader takes
@@ -75,24 +78,44 @@ class InstanceMapper(DatasetMapper):
 
     @configurable
     def __init__(
-        self, is_train: bool, *, augmentations: list[Any], image_format: str, **kwargs: Any
+        self,
+        is_train: bool,
+        *,
+        augmentations: list[Any],
+        image_format: str,
+        min_object_area: int = 0,
+        min_object_side: int = 0,
+        with_borders: bool = False,
+        **kwargs: Any,
     ):
         """
         Args:
             is_train: whether to augment and to make `instances`.
             augmentations: Detectron2 augmentations or transforms.
             image_format: as in `read_image`.
+            min_object_area: objects of fewer pixels are left out; before any augmentation.
+            min_object_side: so are those whose box is shorter than this both ways.
+            with_borders: `instances` also has `gt_borders`, see `find_borders`.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
         super().__init__(is_train, augmentations=augmentations, image_format=image_format, **kwargs)
         self.unreadable_paths: set[str] = set()
         self._failures_in_a_row = 0
+        self.min_object_area, self.min_object_side = min_object_area, min_object_side
+        self.with_borders = with_borders
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, is_train)
         arguments["use_instance_mask"] = True
         arguments["instance_mask_format"] = "bitmask"
+        arguments["augmentations"] = [
+            build_resize(cfg, is_train) if isinstance(step, T.ResizeShortestEdge) else step
+            for step in arguments["augmentations"]
+        ]
+        arguments["min_object_area"] = cfg.INPUT.MIN_OBJECT_AREA
+        arguments["min_object_side"] = cfg.INPUT.MIN_OBJECT_SIDE
+        arguments["with_borders"] = cfg.INPUT.FIND_BORDERS
         # A cropped mask's box is not the cropped box.
         arguments["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
         return arguments
@@ -131,12 +154,19 @@ class InstanceMapper(DatasetMapper):
             record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
         if "annotations" in record:
             self._transform_annotations(record, transforms, aug_input.image.shape[:2])
+            instances = record["instances"]
+            if self.with_borders and instances.has("gt_masks"):
+                instances.gt_borders = find_borders(instances.gt_masks.tensor)
         return record
 
     def _transform_annotations(
         self, dataset_dict: Record, transforms: Any, image_shape: tuple[int, int]
     ) -> None:
-        instances = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0]
+        instances = [
+            annotation
+            for annotation in dataset_dict["annotations"]
+            if annotation.get("iscrowd", 0) == 0 and self._is_large_enough(annotation, dataset_dict)
+        ]
         dataset_dict["annotations"] = instances
         if instances:
             transforms = T.TransformList([_MaskCrop.wrap(t) for t in transforms.transforms])
@@ -145,6 +175,17 @@ class InstanceMapper(DatasetMapper):
         # Detectron2 gives no masks where there are no objects; losses want the empty ones.
         del dataset_dict["annotations"]
         dataset_dict["instances"] = _make_empty_instances(image_shape)
+
+    def _is_large_enough(self, annotation: Record, record: Record) -> bool:
+        if self.min_object_side:
+            bbox, mode = annotation["bbox"], annotation["bbox_mode"]
+            _, _, width, height = BoxMode.convert(list(bbox), mode, BoxMode.XYWH_ABS)
+            if max(width, height) < self.min_object_side:
+                return False
+        if not self.min_object_area or "segmentation" not in annotation:
+            return True
+        area = measure_area(annotation["segmentation"], record["height"], record["width"])
+        return area >= self.min_object_area
 
     def _read(self, record: Record) -> Array:
         image = read_image(record["file_name"], self.image_format)

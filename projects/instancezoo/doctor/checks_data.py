@@ -59,8 +59,8 @@ def check_category_ids(subject: Subject) -> Iterator[Finding]:
 @register_check("classes")
 def check_class_count(subject: Subject) -> Iterator[Finding]:
     """The model's class count against the data's."""
-    heads = getattr(subject.model, "roi_heads", None)
-    num_model = getattr(heads, "num_classes", None)
+    # Two-stage models count classes in their heads, one-stage models themselves.
+    num_model = getattr(getattr(subject.model, "roi_heads", subject.model), "num_classes", None)
     for facts in subject.datasets:
         num_data = len(facts.category_names)
         if num_model is not None and num_model != num_data:

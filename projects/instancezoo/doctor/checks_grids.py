@@ -1,7 +1,7 @@
 """Checks of a SOLO model's grids and scale ranges against the sizes and places of objects.
 
-The rule is that of `instancezoo.solo.targets`, with two approximations that spare reading masks: an
-object's mass centre is its box's centre, and each image is padded alone, not with its batch.
+Cells are claimed as in training, with two approximations that spare reading masks: an object's mass
+centre is its box's centre, and each image is padded alone, not with its batch.
 
 Legend: N images, L levels, M objects, R rows (object, cell), S grid side.
 """
@@ -19,7 +19,7 @@ import torch
 
 from instancezoo.modeling.levels import match_scale_ranges
 from instancezoo.solo.solo import SOLO
-from instancezoo.solo.targets import GridSpec
+from instancezoo.solo.targets import GridSpec, claim_cells, find_last_claims
 
 from .findings import Finding, ok, register_check, warning
 from .subject import DatasetFacts, Subject
@@ -27,14 +27,15 @@ from .subject import DatasetFacts, Subject
 MAX_UNCAUGHT_SHARE = 0.01
 # Objects whose cells all belong to others: of a level's when grids are proposed, of all in a check.
 MAX_LOST_SHARE = 0.03
-# A level that catches fewer objects learns next to nothing.
+# A level that catches fewer objects learns next to nothing. One or two such levels are a spare for
+# sizes that do not occur; where more lie idle, few levels do all the work.
 MIN_LEVEL_SHARE = 0.02
+MAX_IDLE_SHARE = 0.5
 OVERLAP, OPEN_END = 2.0, 2048  # of the published ranges
 # Each range begins so much higher than the one before, at least.
 MIN_STEP = 1.25
 # Grid sides to choose from; the published ones are 12 to 40. SOLO has S * S mask channels.
 SIDES = (8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64)
-_REACH = 1  # cells on each side of the centre cell, as in the targets
 
 
 class PlacedObjects(NamedTuple):
@@ -67,9 +68,9 @@ class GridFit:
 
     @property
     def is_good(self) -> bool:
-        """Whether nearly all objects have a level and a cell, and all levels have work."""
+        """Whether nearly all objects have a level and a cell, and most levels have work."""
         is_caught = self.uncaught <= MAX_UNCAUGHT_SHARE and self.hidden <= MAX_LOST_SHARE
-        return bool(is_caught and self.caught.min() >= MIN_LEVEL_SHARE)
+        return is_caught and bool((self.caught < MIN_LEVEL_SHARE).mean() <= MAX_IDLE_SHARE)
 
     def __str__(self) -> str:
         shares = zip(self.caught, self.lost, self.cut, strict=True)
@@ -96,8 +97,8 @@ def check_grids(subject: Subject) -> Iterator[Finding]:
         return
     better = propose_grid(objects, model.level_strides, grid.center_fraction)
     expected = measure_grid(objects, better)
-    key = "MODEL.SOLOV2" if subject.cfg.MODEL.META_ARCHITECTURE == "SOLOv2" else "MODEL.SOLO"
-    advice, words = [], format_overrides(key, better)
+    key, advice = subject.solo_key, []
+    words = format_overrides(key, better)
     if words != format_overrides(key, grid):
         advice.append(f"set {words} for {expected}")
     if not expected.is_good:
@@ -167,27 +168,16 @@ def count_cells(
     Returns:
         (M,) and (M,) int, cells claimed and cells kept.
     """
-    boxes = objects.boxes.astype(np.float32)
-    canvas = objects.canvases[objects.image].astype(np.float32)
+    boxes = torch.from_numpy(objects.boxes).float()
     # Mass centres are means of pixel indices: half a pixel less than coordinates.
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 - np.float32(0.5)
-    half = np.float32(0.5 * center_fraction) * (boxes[:, 2:] - boxes[:, :2])
-    cell = np.float32(1 / side)
-    center, low, high = (  # (M, 2) column, row
-        np.floor_divide(position / canvas, cell).astype(np.int64)
-        for position in (centers, centers - half, centers + half)
-    )
-    low, high = np.maximum(low, 0), np.minimum(high, side - 1)
-    candidates = center[..., None] + np.arange(-_REACH, _REACH + 1)  # (M, 2, 3)
-    inside = (candidates >= low[..., None]) & (candidates <= high[..., None])
-    # (R,) each, objects ascending
-    owner, row, column = np.nonzero(inside[:, 1, :, None] & inside[:, 0, None, :])
-    row, column = candidates[owner, 1, row], candidates[owner, 0, column]
-    position = (objects.image[owner] * side + row) * side + column
-    order = np.argsort(position, kind="stable")
-    is_last = np.append(np.diff(position[order]) > 0, True)[: len(order)]
-    kept = owner[order][is_last]
-    return np.bincount(owner, minlength=len(boxes)), np.bincount(kept, minlength=len(boxes))
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5
+    image = torch.from_numpy(objects.image)
+    canvas = torch.from_numpy(objects.canvases)[image].float()
+    rows = claim_cells(boxes, centers, canvas, GridSpec([side], [[0, inf]], center_fraction))
+    _, owner, row, column = rows.unbind(dim=1)
+    kept = owner[find_last_claims((image[owner] * side + row) * side + column)]
+    claimed, kept = (torch.bincount(part, minlength=len(boxes)) for part in (owner, kept))
+    return claimed.numpy(), kept.numpy()
 
 
 def propose_grid(

@@ -13,6 +13,8 @@ import torch
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 
+from instancezoo.solo.solo import SOLO
+
 from .findings import Finding, ok, register_check, warning
 from .subject import Subject
 
@@ -104,19 +106,20 @@ def check_levels(subject: Subject) -> Iterator[Finding]:
 @register_check("detections")
 def check_detection_limit(subject: Subject) -> Iterator[Finding]:
     """Objects per image against the most detections that an image may have."""
-    limit = subject.cfg.TEST.DETECTIONS_PER_IMAGE
+    key, limit = "TEST.DETECTIONS_PER_IMAGE", subject.cfg.TEST.DETECTIONS_PER_IMAGE
+    if isinstance(subject.model, SOLO):
+        key, limit = f"{subject.solo_key}.MAX_PER_IMG", subject.model.decode.max_per_img
     for facts in subject.datasets:
         counts = facts.objects_per_image
         largest = int(counts.max(initial=0))
         num_over = int((counts > limit).sum())
-        message = f"{facts.name}: up to {largest} objects an image, "
-        message += f"TEST.DETECTIONS_PER_IMAGE {limit}"
+        message = f"{facts.name}: up to {largest} objects an image, {key} {limit}"
         if limit > 0 and num_over:
             lost = int(np.maximum(counts - limit, 0).sum())
             yield warning(
                 f"{message}: {num_over} images have more, {lost} objects can never be found",
-                f"set TEST.DETECTIONS_PER_IMAGE {round_up(1.5 * largest, 50)}; COCO's AP itself "
-                "counts the 100 best an image only",
+                f"set {key} {round_up(1.5 * largest, 50)}; COCO's AP itself counts the 100 best "
+                "an image only",
             )
         else:
             yield ok(message)

@@ -131,6 +131,11 @@ class Subject:
         sizes = sorted(self.cfg.INPUT.MIN_SIZE_TRAIN)
         return int(sizes[len(sizes) // 2]), int(self.cfg.INPUT.MAX_SIZE_TRAIN)
 
+    @property
+    def solo_key(self) -> str:
+        """Where the keys of a SOLO-family model stand."""
+        return "MODEL.SOLOV2" if self.cfg.MODEL.META_ARCHITECTURE == "SOLOv2" else "MODEL.SOLO"
+
     @cached_property
     def model(self) -> nn.Module | None:
         """The model, or None if it cannot be built; `model_error` then tells why."""

@@ -17,7 +17,6 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
@@ -30,6 +29,7 @@ from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.data.mappers import build_mapper
 from instancezoo.engine.hooks import Evaluate, ProgressBar, UpdateEMA, ValidationLoss
 from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
+from instancezoo.engine.optimizer import build_optimizer
 from instancezoo.engine.step import NonFiniteLossError, StepTrainer, find_precision
 from instancezoo.errors import ConfigError
 from instancezoo.evaluation.average_precision import check_backend
@@ -209,24 +209,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-        """`SOLVER.OPTIMIZER`: Detectron2's SGD, or AdamW with the same parameter groups."""
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "AdamW":
-            raise ConfigError(
-                f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; it must be 'SGD' or 'AdamW'"
-            )
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        optimizer = torch.optim.AdamW(
-            groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
-        )
-        return maybe_add_gradient_clipping(cfg, optimizer)
+        """`SOLVER.OPTIMIZER`, with its gradients clipped; see `engine/optimizer.py`."""
+        return build_optimizer(cfg, model)
 
     def _evaluate(self, is_last: bool) -> dict[str, Any]:
         num_pictures = self.cfg.TEST.NUM_PICTURES if is_last else 0
@@ -255,6 +239,7 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
         cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+        cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
         cfg.INPUT.RANDOM_FLIP = "none"
         cfg.INPUT.CROP.ENABLED = False
         records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)

@@ -135,7 +135,7 @@ def draw_comparison(
     found = [palette[owner] if owner >= 0 else _FALSE_COLOR for owner in matches.objects]
     left = _draw_objects(
         pixels, results, found, iou_type,
-        [f"{names[r['category_id']]} {100 * r['score']:.0f}%" for r in results],
+        [f"{names[r['category_id']]} {100 * min(r['score'], 1):.0f}%" for r in results],
     )  # fmt: skip
     right = _draw_objects(
         pixels, annotations, palette, iou_type,

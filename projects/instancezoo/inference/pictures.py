@@ -30,7 +30,7 @@ def draw_picture(image: np.ndarray, instances: Instances, metadata: Any) -> np.n
     """
     scale = max(1.0, MIN_PICTURE_SIZE / max(image.shape[:2]))
     drawing = Visualizer(image, metadata, scale=scale)
-    return drawing.draw_instance_predictions(instances).get_image()
+    return drawing.draw_instance_predictions(_clamp_scores(instances)).get_image()
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -61,7 +61,7 @@ class VideoDrawing:
     def add(self, frame: np.ndarray, instances: Instances) -> None:
         """Draw one frame (H, W, 3) uint8 RGB. Raises `OSError` if the video cannot be written."""
         # VideoVisualizer picks masks by an index list, which a plain list of RLE does not take
-        drawn = Instances(instances.image_size, **instances.get_fields())
+        drawn = _clamp_scores(instances)
         if drawn.has("pred_masks"):
             drawn.remove("pred_masks")
             drawn.pred_masks = _as_array(instances.pred_masks)
@@ -88,6 +88,13 @@ class VideoDrawing:
         if not writer.isOpened():
             raise OSError(f"{self._path}: this OpenCV cannot write {CODEC} {width}x{height}")
         return writer
+
+
+def _clamp_scores(instances: Instances) -> Instances:
+    """A copy with scores of at most 1: PolarMask's may be higher, and labels are percentages."""
+    drawn = Instances(instances.image_size, **instances.get_fields())
+    drawn.scores = drawn.scores.clamp(max=1)
+    return drawn
 
 
 def _as_array(masks: Any) -> np.ndarray:

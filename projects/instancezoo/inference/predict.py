@@ -41,6 +41,7 @@ def predict_inputs(
     cfg: Any,
     *,
     with_pictures: bool = True,
+    mask_form: str = "rle",
 ) -> list[Failure]:
     """Predict on every file; write a picture or video for each, and one COCO file of all.
 
@@ -50,19 +51,22 @@ def predict_inputs(
         output: folder for the pictures and `predictions.json`; made if it is missing.
         cfg: reads INPUT.FORMAT ("RGB" or "BGR"), and DATASETS.TEST for class names and ids.
         with_pictures: False writes the COCO file only.
+        mask_form: of the COCO file, "rle" or "polygon", see `open_predictions`.
 
     Returns:
         The files that could not be read or drawn.
 
     Raises:
-        ZooError: a picture would overwrite an input; a class or score is impossible.
+        ZooError: a picture would overwrite an input; a class or score is impossible; the model
+            predicts no polygons and they are asked for.
     """
     output.mkdir(parents=True, exist_ok=True)
     targets = name_pictures(inputs, output)
     metadata = find_metadata(cfg)
     names, category_ids = name_classes(metadata, count_classes(cfg))
     failures = []
-    with open_predictions(output / PREDICTIONS_NAME, names, category_ids) as predictions:
+    file = output / PREDICTIONS_NAME
+    with open_predictions(file, names, category_ids, mask_form) as predictions:
         run = _Run(predictor, metadata, cfg.INPUT.FORMAT, predictions)
         for item, target in track(list(zip(inputs, targets, strict=True)), "Predicting"):
             predict = run.predict_video if item.is_video else run.predict_image

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
+from instancezoo.data.transforms import build_resize
 from instancezoo.errors import ZooError
 
 
@@ -38,7 +38,7 @@ class ImagePredictor:
         rest = checkpointer.load(cfg.MODEL.WEIGHTS)
         if cfg.MODEL.EMA.ENABLED:  # what was evaluated
             use_average(self.model, rest)
-        self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = build_resize(cfg, is_train=False)
 
     def __call__(self, image: np.ndarray) -> Instances:
         """Predict on one image.

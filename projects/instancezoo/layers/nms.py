@@ -1,4 +1,4 @@
-"""Suppression of duplicates where boxes do not help: point NMS and Matrix NMS.
+"""Suppression of duplicates: by boxes of one class, point NMS and Matrix NMS.
 
 Legend: N images, K classes, S grid side, M masks sorted by score, H W map size, B bytes of a row.
 """
@@ -8,10 +8,33 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 # Bytes that unpacked masks of one band of rows may take.
 DEFAULT_BUDGET = 64 * 2**20
 _GATHER_BITS = sum(1 << (56 - 7 * bit) for bit in range(8))
+
+
+def nms_per_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy NMS among the boxes of each class, which leave those of other classes alone.
+
+    torchvision's `batched_nms` moves each class by a multiple of the largest coordinate. Where
+    coordinates are negative, boxes of neighbouring classes meet; here none are.
+
+    Args:
+        boxes: (M, 4) XYXY, any coordinates.
+        scores: (M,)
+        classes: (M,) long.
+        iou_threshold: a box goes if its IoU with a better one that stays is larger.
+
+    Returns:
+        (at most M,) long, indices of the kept boxes, best score first.
+    """
+    if len(boxes) == 0:
+        return classes.new_zeros(0)
+    # In fp32 the offsets of many classes would cost the coordinates their last digits.
+    not_negative = boxes.double() - boxes.min()
+    return batched_nms(not_negative, scores.double(), classes, iou_threshold)
 
 
 def point_nms(heat: Tensor) -> Tensor:
@@ -59,7 +82,7 @@ def matrix_nms(
         return scores
     intersections = count_intersections(packed_masks)  # (M, M)
     areas = areas.to(intersections.dtype)
-    unions = areas[:, None] + areas[None, :] - intersections
+    unions = (areas[:, None] + areas[None, :] - intersections).clamp(min=1)  # of empty masks: 0
     better = torch.ones_like(intersections, dtype=torch.bool).triu(diagonal=1)
     comparable = better & (classes[:, None] == classes[None, :])
     ious = torch.where(comparable, intersections / unions, 0.0)  # row i suppresses column j > i

@@ -47,8 +47,26 @@ def encode_windows(
     Returns:
         N dicts `{"size": [H, W], "counts": str}`.
     """
-    positions, owners = _find_run_boundaries(windows, corners, height)
-    counts, lengths = _count_runs(positions, owners, len(windows), height * width)
+    positions, owners = find_boundaries(windows, corners, height)
+    return encode_boundaries(positions, owners, len(windows), height, width)
+
+
+def encode_boundaries(
+    positions: np.ndarray, owners: np.ndarray, num_masks: int, height: int, width: int
+) -> list[dict[str, Any]]:
+    """Encode masks of which only the ends of runs are known.
+
+    Args:
+        positions: (E,) int64, where foreground begins and ends in turn, as column-major pixel
+            numbers; ascending for each mask.
+        owners: (E,) int64, ascending, the mask of each.
+        num_masks: N.
+        height, width: size of the image in pixels.
+
+    Returns:
+        N dicts `{"size": [H, W], "counts": str}`.
+    """
+    counts, lengths = _count_runs(positions, owners, num_masks, height * width)
     size = [int(height), int(width)]
     return [{"size": list(size), "counts": text} for text in pack_counts(counts, lengths)]
 
@@ -89,10 +107,16 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[str]:
     return [text[a:b] for a, b in zip(per_run[starts].tolist(), ends.tolist(), strict=True)]
 
 
-def _find_run_boundaries(
-    windows: Tensor, corners: Tensor, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where foreground runs begin and end, as column-major pixel numbers, and whose they are."""
+def find_boundaries(windows: Tensor, corners: Tensor, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where foreground runs begin and end, as column-major pixel numbers, and whose they are.
+
+    Args:
+        windows, corners: as in `encode_windows`.
+        height: of the image in pixels.
+
+    Returns:
+        Positions (E,) and owners (E,), int64, as in `encode_boundaries`.
+    """
     columns = F.pad(windows.transpose(1, 2).to(torch.uint8), (1, 1))  # (N, w, h + 2)
     owner, x, y = (columns[..., 1:] != columns[..., :-1]).nonzero(as_tuple=True)  # (E,) each
     position = (corners[owner, 1] + x) * height + corners[owner, 0] + y

@@ -2,4 +2,5 @@
 
 import instancezoo.modeling.anchors
 import instancezoo.modeling.backbones
+import instancezoo.modeling.fpn
 import instancezoo.modeling.rcnn  # noqa: F401

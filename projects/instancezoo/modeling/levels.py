@@ -1,6 +1,6 @@
 """Pyramid levels of dense heads: which object belongs where, and maps of several levels as one.
 
-Legend: N images, C channels, L levels, M instances, S grid side.
+Legend: N images, C channels, H W map size, L levels, M instances, S grid side.
 """
 
 from __future__ import annotations
@@ -22,6 +22,28 @@ def match_scale_ranges(sizes: Tensor, ranges: Tensor) -> Tensor:
         (M, L) bool.
     """
     return (sizes[:, None] >= ranges[:, 0]) & (sizes[:, None] <= ranges[:, 1])
+
+
+def locate_points(
+    map_size: tuple[int, int], stride: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Where the cells of a map stand in the image (FCOS, section 3.1).
+
+    Args:
+        map_size: height and width of the level's map.
+        stride: pixels per cell.
+        device: of the result.
+
+    Returns:
+        (H * W, 2) x and y in pixels: column * stride + stride // 2 and the same of the row, cells
+        row by row.
+    """
+    y, x = (
+        torch.arange(length, device=device, dtype=torch.float32) * stride + stride // 2
+        for length in map_size
+    )
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 
+import torch
 from detectron2.layers import Conv2d, get_norm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instancezoo.layers.deform_conv import DeformConv
@@ -23,6 +24,7 @@ def build_conv_block(
     kernel_size: int = 3,
     norm: str = "GN",
     deformable: str = "",
+    bias: bool | None = None,
     std: float = 0.01,
 ) -> nn.Module:
     """Convolution, normalisation, ReLU; same map size.
@@ -30,8 +32,9 @@ def build_conv_block(
     Args:
         in_channels, out_channels: channels.
         kernel_size: odd.
-        norm: a name Detectron2's `get_norm` knows; with "" the convolution has a bias.
+        norm: a name Detectron2's `get_norm` knows.
         deformable: "", "v1" or "v2".
+        bias: whether the convolution has one; None: only without a norm.
         std: weights are drawn from N(0, std).
 
     Returns:
@@ -44,7 +47,7 @@ def build_conv_block(
         raise ValueError(f"deformable is '{deformable}'; it must be one of {DEFORMABLE}")
     shared = {
         "padding": kernel_size // 2,
-        "bias": not norm,
+        "bias": not norm if bias is None else bias,
         "norm": get_norm(norm, out_channels),
         "activation": F.relu,
     }
@@ -66,6 +69,7 @@ def build_tower(
     norm: str = "GN",
     deformable: str = "",
     deformable_last_only: bool = False,
+    bias: bool | None = None,
     std: float = 0.01,
 ) -> nn.Sequential:
     """Stack `num_convs` blocks of `build_conv_block`.
@@ -74,7 +78,7 @@ def build_tower(
         in_channels: channels of the input.
         channels: channels of every output.
         num_convs: number of blocks.
-        norm, deformable, std: as in `build_conv_block`.
+        norm, deformable, bias, std: as in `build_conv_block`.
         deformable_last_only: only the last block is deformable.
 
     Returns:
@@ -89,10 +93,23 @@ def build_tower(
                 channels,
                 norm=norm,
                 deformable="" if is_plain else deformable,
+                bias=bias,
                 std=std,
             )
         )
     return nn.Sequential(*blocks)
+
+
+class Scale(nn.Module):
+    """A learnt factor, 1 at first, that adapts a shared layer to a level (FCOS, section 3.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Any shape, the same out."""
+        return features * self.scale
 
 
 def init_normal(conv: nn.Module, std: float = 0.01, bias: float = 0.0) -> None:

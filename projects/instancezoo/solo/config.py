@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 
 from instancezoo.errors import ConfigError
+
+_DCN_VERSIONS = {"DCN": "v1", "DCNv2": "v2"}
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -63,17 +66,42 @@ def add_grid_keys(node: CfgNode) -> None:
     node.LOSS.DICE_WEIGHT = 3.0
 
 
-def tower_options(node: CfgNode) -> dict[str, Any]:
-    """Arguments of `build_tower` that a method's node fixes.
+def check_choices(node: CfgNode) -> None:
+    """Refuse names in a method's node that would fail only when they are used.
 
     Raises:
-        ConfigError: unknown `TYPE_DCN`.
+        ConfigError: with the key and its choices.
     """
-    versions = {"DCN": "v1", "DCNv2": "v2"}
-    if node.TYPE_DCN not in versions:
-        raise ConfigError(f"TYPE_DCN is '{node.TYPE_DCN}'; it must be one of {list(versions)}")
+    choices = {
+        "TYPE_DCN": tuple(_DCN_VERSIONS),
+        "TARGET_RESIZE": ("padded", "opencv"),
+        "NMS_KERNEL": ("gaussian", "linear"),
+    }
+    for key, names in choices.items():
+        if node[key] not in names:
+            raise ConfigError(f"{key} is '{node[key]}'; it must be one of {', '.join(names)}")
+
+
+def find_levels(names: Sequence[str], available: Sequence[str], key: str) -> list[int]:
+    """Places of feature maps among those that there are.
+
+    Args:
+        names: that a key lists.
+        available: of the maps, finest first.
+        key: for the message.
+
+    Raises:
+        ConfigError: a name is not among them.
+    """
+    if unknown := [name for name in names if name not in available]:
+        raise ConfigError(f"{key} names {', '.join(unknown)}; there are {', '.join(available)}")
+    return [list(available).index(name) for name in names]
+
+
+def tower_options(node: CfgNode) -> dict[str, Any]:
+    """Arguments of `build_tower` that a method's node fixes."""
     return {
         "norm": node.NORM,
-        "deformable": versions[node.TYPE_DCN] if node.USE_DCN_IN_INSTANCE else "",
+        "deformable": _DCN_VERSIONS[node.TYPE_DCN] if node.USE_DCN_IN_INSTANCE else "",
         "deformable_last_only": node.DCN_LAST_CONV_ONLY,
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instancezoo.layers.mass_centers import count_pixels
 from instancezoo.layers.nms import matrix_nms, pack_masks, point_nms
 from instancezoo.modeling.levels import flatten_levels
 
@@ -144,6 +145,6 @@ def _pack_soft_masks(
         probs = mask_probs(cells[some])
         masks = probs > threshold
         packed[some] = pack_masks(masks)
-        areas[some] = masks.sum(dim=(1, 2))
+        areas[some] = count_pixels(masks)[1].sum(dim=1)
         totals[some] = probs.mul_(masks).sum(dim=(1, 2))
     return packed, areas, totals

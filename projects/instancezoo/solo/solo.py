@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from instancezoo.errors import ConfigError
 from instancezoo.layers.losses import dice_loss
 from instancezoo.modeling.dense import DenseSegmenter
-from instancezoo.modeling.image_masks import ImageMasks
+from instancezoo.modeling.image_masks import ImageMasks, remove_padding
 from instancezoo.modeling.levels import flatten_levels, level_offsets
 from instancezoo.modeling.towers import build_tower, init_normal, prior_bias
 
-from .config import tower_options
+from .config import check_choices, find_levels, tower_options
 from .decode import DecodeSettings, compute_cell_probs, rank_candidates, select_detections
 from .head import (
     CategoryBranch,
@@ -130,15 +130,16 @@ class SOLO(DenseSegmenter):
 
     def dice_of_rows(self, outputs: Any, objects: Objects, targets: CellTargets) -> Tensor:
         """Dice loss of every row, (R,)."""
+        # Mask maps are twice as large as the level's features.
+        strides = [stride // 2 for stride in self.level_strides]
+        reduced = {s: reduce_masks(objects, s, self.target_resize) for s in set(strides)}
         dice = []
-        for level in range(len(self.level_strides)):
+        for level, stride in enumerate(strides):
             chosen = (targets.level == level).nonzero().squeeze(1)
             if len(chosen) == 0:
                 continue
-            # Mask maps are twice as large as the level's features.
-            masks = reduce_masks(objects, self.level_strides[level] // 2, self.target_resize)
             probs = self.level_probs(outputs, level, targets.image[chosen], targets.cell[chosen])
-            masks = masks[targets.instance[chosen]]
+            masks = reduced[stride][targets.instance[chosen]]
             dice.append(dice_loss(probs.flatten(1), masks.flatten(1)))
         return torch.cat(dice) if dice else targets.image.new_zeros(0, dtype=torch.float32)
 
@@ -181,6 +182,7 @@ class SOLO(DenseSegmenter):
             def mask_probs(cells: Tensor, index: int = index) -> Tensor:
                 return self.mask_probs(outputs, index, cells)
 
+            steps = remove_padding(padded_size, image_size)
             ranked = rank_candidates(probs[index], self.cell_strides, mask_probs, self.decode)
             scores, classes, masks = select_detections(ranked, mask_probs, self.decode)
             results.append(
@@ -188,7 +190,7 @@ class SOLO(DenseSegmenter):
                     image_size,
                     scores=scores,
                     pred_classes=classes,
-                    pred_masks=ImageMasks(masks, padded_size, image_size, self.decode.mask_thr),
+                    pred_masks=ImageMasks(masks, steps, self.decode.mask_thr),
                 )
             )
         return results
@@ -273,17 +275,19 @@ class DecoupledSOLO(SOLO):
 
 def arguments_from_config(cfg: CfgNode, node: CfgNode) -> dict[str, Any]:
     """Arguments of `SOLO`, but for the head, from the node of SOLO or SOLOv2."""
+    check_choices(node)
     backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
+    find_levels(node.INSTANCE_IN_FEATURES, list(shapes), "INSTANCE_IN_FEATURES")
     strides = [int(shapes[name].stride) for name in node.INSTANCE_IN_FEATURES]
     counts = {
         "INSTANCE_IN_FEATURES": len(strides),
         "NUM_GRIDS": len(node.NUM_GRIDS),
         "FPN_SCALE_RANGES": len(node.FPN_SCALE_RANGES),
     }
-    if len(set(counts.values())) != 1:
+    if len(set(counts.values())) != 1 or len(strides) < 2:
         raise ConfigError(
-            f"these keys must name equally many levels, but their lengths are {counts}"
+            f"these keys must name equally many levels, two at least; their lengths are {counts}"
         )
     return {
         "backbone": backbone,

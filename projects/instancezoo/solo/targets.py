@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor
 
+from instancezoo.layers.mass_centers import find_mass_centers
 from instancezoo.modeling.levels import level_offsets, match_scale_ranges
 
 # Most cells that an object's centre region may take on each side of its centre cell.
 _REACH = 1
 # OpenCV keeps interpolation weights as multiples of 1 / 2048.
 _OPENCV_ONE = 2048
+# Bytes of masks that are reduced at once: what is in between of more leaves a processor's cache.
+_CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,16 @@ class Objects:
     Attributes:
         boxes: (M, 4) XYXY in pixels of the network input.
         classes: (M,) long.
-        masks: (M, H, W) bool, padded to the batch's canvas.
+        masks: of each image (objects in it, height, width) bool, without padding.
         image: (M,) long, ascending.
-        image_sizes: N pairs (height, width) without padding.
+        canvas: height and width of the padded batch.
     """
 
     boxes: Tensor
     classes: Tensor
-    masks: Tensor
+    masks: list[Tensor]
     image: Tensor
-    image_sizes: list[tuple[int, int]]
+    canvas: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -76,66 +79,21 @@ class CellTargets:
 
 
 def gather_objects(ground_truth: Sequence[Instances], canvas: tuple[int, int]) -> Objects:
-    """Join the objects of a batch; masks are padded with zeros at the bottom and the right.
+    """Join the objects of a batch. Masks are not copied: padding them would take the most time.
 
     Args:
         ground_truth: N Instances with `gt_boxes`, `gt_classes`, `gt_masks` (BitMasks).
         canvas: height and width of the padded batch.
     """
-    masks = []
-    for instances in ground_truth:
-        mask = instances.gt_masks.tensor.bool()
-        masks.append(F.pad(mask, (0, canvas[1] - mask.shape[2], 0, canvas[0] - mask.shape[1])))
+    masks = [instances.gt_masks.tensor.bool() for instances in ground_truth]
     counts = torch.tensor([len(mask) for mask in masks], device=masks[0].device)
     return Objects(
         boxes=torch.cat([instances.gt_boxes.tensor for instances in ground_truth]),
         classes=torch.cat([instances.gt_classes for instances in ground_truth]),
-        masks=torch.cat(masks),
+        masks=masks,
         image=torch.arange(len(masks), device=counts.device).repeat_interleave(counts),
-        image_sizes=[tuple(instances.image_size) for instances in ground_truth],
+        canvas=canvas,
     )
-
-
-def find_mass_centers(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean pixel index of each mask, zeros if it is empty, and its number of pixels.
-
-    Args:
-        masks: (M, H, W) bool.
-
-    Returns:
-        (M, 2) fp32, x and y in pixels; (M,) long.
-    """
-    # Integer sums are exact at any size; fp32 sums of indices are not.
-    columns, rows = count_pixels(masks)  # (M, W), (M, H)
-    x = (columns * torch.arange(columns.shape[1], device=masks.device)).sum(dim=1)
-    y = (rows * torch.arange(rows.shape[1], device=masks.device)).sum(dim=1)
-    pixels = rows.sum(dim=1)
-    centers = torch.stack([x, y], dim=1).double() / pixels[:, None].clamp(min=1)
-    return centers.float(), pixels
-
-
-def count_pixels(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Foreground pixels of each column and of each row.
-
-    Args:
-        masks: (M, H, W) bool.
-
-    Returns:
-        (M, W) and (M, H), long.
-    """
-    width = masks.shape[2]
-    # Eight pixels are added at once, as the bytes of one integer: some 40 times faster on a CPU.
-    padded = F.pad(masks, (0, -width % 8)) if width % 8 else masks
-    eights = padded.contiguous().view(torch.int64)  # (M, H, W / 8)
-    columns = _sum_bytes(eights, dim=1)[:, :width]
-    return columns, _sum_bytes(eights, dim=2).unflatten(1, (-1, 8)).sum(dim=2)
-
-
-def _sum_bytes(eights: Tensor, dim: int) -> Tensor:
-    """Sum 0/1 bytes over one dimension of (M, A, B) int64: (M, 8 * what is left of A, B) long."""
-    most = 255  # more would carry over into the next byte
-    sums = [part.sum(dim=dim).view(torch.uint8).long() for part in eights.split(most, dim=dim)]
-    return torch.stack(sums).sum(dim=0)
 
 
 def assign_cells(
@@ -154,39 +112,42 @@ def assign_cells(
         one_object_per_cell: whether only the last of the objects that claim a cell keeps its row
             (SOLO), or all do (SOLOv2). The cell's class is the last one's in both.
     """
-    offsets = level_offsets(grid.num_grids)
-    rows = _list_rows(objects, grid)  # (R, 4) level, object, row, column
+    parts = [find_mass_centers(masks) for masks in objects.masks]
+    centers, pixels = (torch.cat(part) for part in zip(*parts, strict=True))
+    canvas = centers.new_tensor(objects.canvas).flip(0)
+    rows = claim_cells(objects.boxes, centers, canvas, grid)
+    rows = rows[(pixels > 0)[rows[:, 1]]]  # an empty mask has no centre
     level, instance = rows[:, 0], rows[:, 1]
     sides = torch.tensor(grid.num_grids, device=rows.device)
     cell = rows[:, 2] * sides[level] + rows[:, 3]
     image = objects.image[instance]
 
-    # Objects come in annotation order, so the last one has the largest index.
-    num_images = len(objects.image_sizes)
-    position = image * offsets[-1] + torch.tensor(offsets, device=rows.device)[level] + cell
-    owner = rows.new_full((num_images * offsets[-1],), -1)
-    owner = owner.scatter_reduce(0, position, instance, "amax")
-    classes = torch.full_like(owner, num_classes)
-    is_positive = owner >= 0
-    classes[is_positive] = objects.classes[owner[is_positive]]
+    *starts, num_cells = level_offsets(grid.num_grids)
+    position = image * num_cells + torch.tensor(starts, device=rows.device)[level] + cell
+    is_last = find_last_claims(position)
+    num_images = len(objects.masks)
+    classes = position.new_full((num_images * num_cells,), num_classes)
+    classes[position[is_last]] = objects.classes[instance[is_last]]
     if one_object_per_cell:
-        kept = owner[position] == instance
-        image, level, cell, instance = image[kept], level[kept], cell[kept], instance[kept]
-    return CellTargets(
-        image, level, cell, instance, classes.view(num_images, -1), is_positive.sum()
-    )
+        image, level, cell, instance = (part[is_last] for part in (image, level, cell, instance))
+    return CellTargets(image, level, cell, instance, classes.view(num_images, -1), is_last.sum())
 
 
-def _list_rows(objects: Objects, grid: GridSpec) -> Tensor:
-    """All (level, object, grid row, grid column) that are positive, (R, 4) long, in that order."""
-    boxes, (height, width) = objects.boxes.float(), objects.masks.shape[1:]
-    extent = boxes[:, 2:] - boxes[:, :2]  # (M, 2) width, height
-    ranges = boxes.new_tensor(grid.scale_ranges).view(-1, 2)
+def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) -> Tensor:
+    """Cells around each object's mass centre, on the levels of its size.
+
+    Args:
+        boxes: (M, 4) XYXY in pixels of the network input.
+        centers: (M, 2) fp32, x and y of the mass centres in pixels.
+        canvas: (2,) or (M, 2) fp32, width and height of the padded input.
+        grid: see `GridSpec`.
+
+    Returns:
+        (R, 4) long: level, object, grid row, grid column, in that order.
+    """
+    extent = boxes[:, 2:].float() - boxes[:, :2].float()  # (M, 2) width, height
+    ranges = extent.new_tensor(grid.scale_ranges).view(-1, 2)
     on_level = match_scale_ranges(extent.prod(dim=1).clamp(min=0).sqrt(), ranges)  # (M, L)
-    centers, pixels = find_mass_centers(objects.masks)  # (M, 2), (M,)
-    on_level &= (pixels > 0)[:, None]
-
-    canvas = boxes.new_tensor([width, height])
     half = 0.5 * grid.center_fraction * extent
     last = torch.tensor(grid.num_grids, device=boxes.device)[:, None] - 1  # (L, 1)
     center = _find_cell(centers / canvas, grid.num_grids)  # (M, L, 2) column, row
@@ -204,6 +165,21 @@ def _list_rows(objects: Objects, grid: GridSpec) -> Tensor:
     return torch.stack([level, instance, row, column], dim=1)
 
 
+def find_last_claims(position: Tensor) -> Tensor:
+    """Of the rows that claim one cell the last: objects come in annotation order.
+
+    Args:
+        position: (R,) long, a number for each cell.
+
+    Returns:
+        (R,) bool.
+    """
+    ordered, order = position.sort(stable=True)
+    is_last = torch.ones_like(position, dtype=torch.bool)
+    is_last[order[:-1]] = ordered[1:] != ordered[:-1]
+    return is_last
+
+
 def _find_cell(position: Tensor, num_grids: Sequence[int]) -> Tensor:
     """Cell index of relative positions (M, 2) on each level, (M, L, 2) long."""
     # parity: a floor division by 1/S in fp32, which differs from floor(position * S) on edges.
@@ -212,7 +188,7 @@ def _find_cell(position: Tensor, num_grids: Sequence[int]) -> Tensor:
 
 
 def reduce_masks(objects: Objects, stride: int, rule: str = "padded") -> Tensor:
-    """Ground-truth masks at a map's resolution.
+    """Ground-truth masks at a map's resolution, padded with zeros at the bottom and the right.
 
     Args:
         objects: ground truth of the batch.
@@ -226,36 +202,35 @@ def reduce_masks(objects: Objects, stride: int, rule: str = "padded") -> Tensor:
     Raises:
         ValueError: unknown rule.
     """
-    if rule == "padded":
-        return reduce_by_center_pixels(objects.masks, stride)
-    if rule != "opencv":
+    if rule not in ("padded", "opencv"):
         raise ValueError(f"TARGET_RESIZE is '{rule}'; it must be 'padded' or 'opencv'")
-    height, width = (side // stride for side in objects.masks.shape[1:])
-    reduced = []
-    for index, size in enumerate(objects.image_sizes):
-        masks = objects.masks[objects.image == index, : size[0], : size[1]]
-        small = reduce_as_opencv(masks, stride)[:, :height, :width]
-        reduced.append(F.pad(small, (0, width - small.shape[2], 0, height - small.shape[1])))
-    return torch.cat(reduced)
+    reduce = reduce_by_center_pixels if rule == "padded" else reduce_as_opencv
+    height, width = (side // stride for side in objects.canvas)
+    reduced = objects.image.new_zeros((len(objects.image), height, width), dtype=torch.bool)
+    size = max(1, _CHUNK_BYTES // max(1, objects.canvas[0] * objects.canvas[1]))
+    start = 0
+    for chunk in (part for masks in objects.masks for part in masks.split(size)):
+        small = reduce(chunk, stride)[:, :height, :width]
+        reduced[start : start + len(chunk), : small.shape[1], : small.shape[2]] = small
+        start += len(chunk)
+    return reduced
 
 
 def reduce_by_center_pixels(masks: Tensor, stride: int) -> Tensor:
     """Bilinear reduction rounded half up: two of the four central pixels of a block are enough.
 
     Args:
-        masks: (M, H, W) bool, sides divisible by `stride`.
+        masks: (M, H, W) bool. Pixels that a block at the right or lower edge lacks are background.
         stride: even.
 
     Returns:
-        (M, H / stride, W / stride) bool.
+        (M, h, w) bool, h = H / stride rounded, blocks without their central pixels left out.
     """
     before, after = stride // 2 - 1, stride // 2
-    count = sum(
-        masks[:, y::stride, x::stride].to(torch.uint8)
-        for y in (before, after)
-        for x in (before, after)
-    )
-    return count >= 2  # type: ignore[return-value, operator]
+    upper, lower = (masks[:, start::stride].to(torch.uint8) for start in (before, after))
+    rows = upper + F.pad(lower, (0, 0, 0, upper.shape[1] - lower.shape[1]))  # (M, h, W)
+    left, right = rows[:, :, before::stride], rows[:, :, after::stride]
+    return left + F.pad(right, (0, left.shape[2] - right.shape[2])) >= 2
 
 
 def reduce_as_opencv(masks: Tensor, stride: int) -> Tensor:
@@ -270,11 +245,14 @@ def reduce_as_opencv(masks: Tensor, stride: int) -> Tensor:
     """
     rows, row_weights = _list_opencv_taps(masks.shape[1], stride, masks.device)
     columns, column_weights = _list_opencv_taps(masks.shape[2], stride, masks.device)
-    taps = masks[:, :, columns].int()  # (M, H, 2, w)
-    horizontal = (taps * column_weights).sum(dim=2, dtype=torch.int32)  # (M, H, w)
-    taps = horizontal[:, rows] >> 4  # (M, 2, h, w)
-    vertical = (taps * row_weights[..., None]) >> 16
-    return (vertical.sum(dim=1) + 2) >> 2 > 0
+    taken = masks[:, rows]  # (M, 2, h, W)
+    left, right = (
+        taken.index_select(3, column) * weight
+        for column, weight in zip(columns, column_weights, strict=True)
+    )
+    horizontal = (left + right) >> 4  # (M, 2, h, w)
+    upper, lower = (horizontal * row_weights[..., None] >> 16).unbind(dim=1)
+    return (upper + lower + 2) >> 2 > 0
 
 
 def _list_opencv_taps(size: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:

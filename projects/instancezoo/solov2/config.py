@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
 from detectron2.config import CfgNode
 
+from instancezoo.errors import ConfigError
 from instancezoo.solo.config import add_grid_keys
 
 
@@ -20,3 +24,48 @@ def add_solov2_config(cfg: CfgNode) -> None:
     cfg.MODEL.SOLOV2.MASK_CHANNELS = 128
     # Every convolution of the mask feature branch is deformable, of version 2 in all models.
     cfg.MODEL.SOLOV2.DCN_IN_MASK_HEAD = False
+    _add_adelaidet_keys(cfg.MODEL.SOLOV2)
+
+
+def _add_adelaidet_keys(node: CfgNode) -> None:
+    # AdelaiDet's config files name what follows from other keys or cannot be chosen here: they are
+    # read, and refused where they ask for something else. Empty or 0: what follows.
+    node.FPN_INSTANCE_STRIDES = []
+    node.INSTANCE_IN_CHANNELS = 0
+    node.MASK_IN_CHANNELS = 0
+    node.NUM_MASKS = 0
+    node.USE_COORD_CONV = True
+    node.NMS_TYPE = "matrix"
+    node.LOSS.FOCAL_USE_SIGMOID = True
+
+
+def check_adelaidet_keys(cfg: CfgNode, level_strides: Sequence[int]) -> None:
+    """Refuse values of AdelaiDet's keys that the model would not follow.
+
+    Args:
+        cfg: the whole config.
+        level_strides: stride of each of the head's levels.
+
+    Raises:
+        ConfigError: with the key, its value and the one that it must have.
+    """
+    node, in_channels = cfg.MODEL.SOLOV2, cfg.MODEL.FPN.OUT_CHANNELS
+    followed = {
+        "FPN_INSTANCE_STRIDES": (list(level_strides), "MODEL.SOLOV2.INSTANCE_IN_FEATURES"),
+        "INSTANCE_IN_CHANNELS": (in_channels, "MODEL.FPN.OUT_CHANNELS"),
+        "MASK_IN_CHANNELS": (in_channels, "MODEL.FPN.OUT_CHANNELS"),
+        "NUM_MASKS": (node.NUM_KERNELS, "MODEL.SOLOV2.NUM_KERNELS"),
+    }
+    for key, (value, source) in followed.items():
+        if node[key] and node[key] != value:
+            _refuse(key, node[key], value, f"it follows {source}")
+    if not node.USE_COORD_CONV:
+        _refuse("USE_COORD_CONV", False, True, "a head without coordinates is not offered")
+    if node.NMS_TYPE != "matrix":
+        _refuse("NMS_TYPE", node.NMS_TYPE, "matrix", "greedy NMS of masks is not offered")
+    if not node.LOSS.FOCAL_USE_SIGMOID:
+        _refuse("LOSS.FOCAL_USE_SIGMOID", False, True, "the focal loss has no other form")
+
+
+def _refuse(key: str, value: Any, only: Any, why: str) -> NoReturn:
+    raise ConfigError(f"MODEL.SOLOV2.{key} is {value!r}, it can only be {only!r}: {why}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from instancezoo.checkpoint import Layout, register_layout
+from instancezoo.checkpoint.mmdetection import Signature, conv_rows
 from instancezoo.checkpoint.rename import Row
-from instancezoo.solo.convert import Signature, conv_rows, register_family
+from instancezoo.solo.convert import register_family
 
 _FULL = {
     "R_50": "solov2/solov2_R_50_FPN_3x",

@@ -17,10 +17,11 @@ from instancezoo.layers.dynamic_conv import dynamic_conv
 from instancezoo.layers.losses import dice_loss
 from instancezoo.modeling.levels import flatten_levels, level_offsets
 from instancezoo.modeling.towers import build_conv_block, build_tower, init_normal, prior_bias
-from instancezoo.solo.config import tower_options
+from instancezoo.solo.config import find_levels, tower_options
 from instancezoo.solo.solo import SOLO, arguments_from_config
 from instancezoo.solo.targets import CellTargets, Objects, reduce_masks
 
+from .config import check_adelaidet_keys
 from .head import MaskFeatureBranch, SOLOv2Head, SOLOv2Outputs
 
 
@@ -33,10 +34,17 @@ class SOLOv2(SOLO):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**arguments_from_config(cfg, cfg.MODEL.SOLOV2), "head": cls.build_head(cfg)}
+        arguments = arguments_from_config(cfg, cfg.MODEL.SOLOV2)
+        check_adelaidet_keys(cfg, arguments["level_strides"])
+        return {**arguments, "head": cls.build_head(cfg)}
 
     @classmethod
     def build_head(cls, cfg: CfgNode) -> nn.Module:
+        return SOLOv2Head(**cls.head_arguments(cfg))
+
+    @classmethod
+    def head_arguments(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of `SOLOv2Head`."""
         node, in_channels = cfg.MODEL.SOLOV2, cfg.MODEL.FPN.OUT_CHANNELS
         width, num_convs = node.INSTANCE_CHANNELS, node.NUM_INSTANCE_CONVS
         options = tower_options(node)
@@ -44,16 +52,18 @@ class SOLOv2(SOLO):
         init_normal(cate_predict, bias=prior_bias(node.PRIOR_PROB))
         kernel_predict = Conv2d(width, node.NUM_KERNELS, kernel_size=3, padding=1)
         init_normal(kernel_predict)
-        in_features = list(node.INSTANCE_IN_FEATURES)
-        return SOLOv2Head(
-            cate_tower=build_tower(in_channels, width, num_convs, **options),
-            cate_predict=cate_predict,
-            kernel_tower=build_tower(in_channels + 2, width, num_convs, **options),
-            kernel_predict=kernel_predict,
-            mask_branch=_build_mask_branch(node, in_channels),
-            num_grids=node.NUM_GRIDS,
-            mask_levels=[in_features.index(name) for name in node.MASK_IN_FEATURES],
+        mask_levels = find_levels(
+            node.MASK_IN_FEATURES, node.INSTANCE_IN_FEATURES, "MODEL.SOLOV2.MASK_IN_FEATURES"
         )
+        return {
+            "cate_tower": build_tower(in_channels, width, num_convs, **options),
+            "cate_predict": cate_predict,
+            "kernel_tower": build_tower(in_channels + 2, width, num_convs, **options),
+            "kernel_predict": kernel_predict,
+            "mask_branch": _build_mask_branch(node, in_channels),
+            "num_grids": node.NUM_GRIDS,
+            "mask_levels": mask_levels,
+        }
 
     def dice_of_rows(
         self, outputs: SOLOv2Outputs, objects: Objects, targets: CellTargets
@@ -75,7 +85,7 @@ class SOLOv2(SOLO):
         return dynamic_conv(outputs.mask_feature[image], kernels[cells]).sigmoid()
 
     def _mask_stride(self, outputs: SOLOv2Outputs, objects: Objects) -> int:
-        return objects.masks.shape[1] // outputs.mask_feature.shape[2]
+        return objects.canvas[0] // outputs.mask_feature.shape[2]
 
 
 def _build_mask_branch(node: CfgNode, in_channels: int) -> MaskFeatureBranch:

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
-from detectron2.modeling.backbone.resnet import build_resnet_backbone
+from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 
 from instancezoo.layers.deform_conv import DeformConv
 
@@ -21,23 +21,29 @@ def build_deform_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FP
             ones, of version 2 if MODEL.RESNETS.DEFORM_MODULATED.
         input_shape: its `channels` are the network's input channels.
     """
-    # Detectron2's own deformable block cannot be made where its C++ part is missing.
-    plain = cfg.clone()
-    plain.defrost()
-    plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
-    bottom_up = build_resnet_backbone(plain, input_shape)
-    deformable = zip(bottom_up.stages, cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE, strict=True)
-    for blocks in (stage for stage, is_deformable in deformable if is_deformable):
-        for block in blocks:
-            block.conv2 = make_deformable(block.conv2, cfg.MODEL.RESNETS.DEFORM_MODULATED)
     return FPN(
-        bottom_up=bottom_up,
+        bottom_up=build_deform_resnet(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+def build_deform_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build the ResNet of `build_deform_resnet_fpn_backbone`, without an FPN."""
+    # Detectron2's own deformable block cannot be made where its C++ part is missing.
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
+    bottom_up = build_resnet_backbone(plain, input_shape)
+    # Of the stages res2 to res5 only those are built that MODEL.RESNETS.OUT_FEATURES needs.
+    deformable = zip(bottom_up.stages, cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE, strict=False)
+    for blocks in (stage for stage, is_deformable in deformable if is_deformable):
+        for block in blocks:
+            block.conv2 = make_deformable(block.conv2, cfg.MODEL.RESNETS.DEFORM_MODULATED)
+    return bottom_up
 
 
 def make_deformable(conv: Conv2d, modulated: bool) -> DeformConv:

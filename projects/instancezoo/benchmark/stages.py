@@ -1,0 +1,88 @@
+"""Which parts of a model are stages: its modules by structure, the rest by this list of names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from .clock import Name, StageClock, time_functions, time_methods, time_modules
+
+OTHER = "other"
+
+
+def _name_mask_stage(masks: Any, height: int, width: int, mask_output: str) -> str:
+    return "masks to RLE" if mask_output == "rle" else "masks to bitmask"
+
+
+# Methods of a model, by their path from it -> stage. A model has some of them.
+METHODS: dict[str, str] = {
+    "preprocess": "normalise and pad",
+    "preprocess_image": "normalise and pad",
+    "inference": "decode",
+    "finish": "boxes and fields",
+    "head.predict_masks": "head.predict_masks",
+}
+# Functions, by module and name -> stage.
+FUNCTIONS: dict[tuple[str, str], Name] = {
+    ("instancezoo.layers.dynamic_conv", "dynamic_conv"): "dynamic convolution",
+    ("instancezoo.layers.nms", "matrix_nms"): "Matrix NMS",
+    ("instancezoo.layers.nms", "nms_per_class"): "box NMS",
+    ("instancezoo.modeling.masks", "masks_for_output"): _name_mask_stage,
+    ("detectron2.layers.nms", "batched_nms"): "box NMS",
+    ("detectron2.modeling.postprocessing", "detector_postprocess"): "boxes and fields",
+}
+
+
+@contextmanager
+def time_stages(
+    clock: StageClock, model: nn.Module, methods: Sequence[tuple[Any, str, Name]] = ()
+) -> Iterator[None]:
+    """Count the stages of every call of a model.
+
+    Args:
+        clock: counts.
+        model: a meta-architecture.
+        methods: object, name of the method, stage: what else is a stage.
+    """
+    functions = [
+        (getattr(import_module(module), name), stage) for (module, name), stage in FUNCTIONS.items()
+    ]
+    with ExitStack() as stack:
+        stack.enter_context(time_modules(clock, [(OTHER, model), *list_modules(model)]))
+        stack.enter_context(time_methods(clock, [*_list_methods(model), *methods]))
+        stack.enter_context(time_functions(clock, functions))
+        yield
+
+
+def list_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Stages of a model's parts and of their parts; the rest of a part is what it does itself.
+
+    Of a backbone with a pyramid only the bottom-up network is a stage of its own: the rest is the
+    pyramid.
+    """
+    stages: list[tuple[str, nn.Module]] = []
+    for name, child in model.named_children():
+        inner = dict(child.named_children())
+        if "bottom_up" in inner:
+            inner = {"bottom_up": inner["bottom_up"]}
+        stages.append((f"{name}, rest" if inner else name, child))
+        for part, module in inner.items():
+            # A container is never called, only what it holds.
+            is_container = isinstance(module, nn.ModuleList | nn.ModuleDict)
+            called = module.children() if is_container else [module]
+            stages += [(f"{name}.{part}", some) for some in called]
+    return stages
+
+
+def _list_methods(model: nn.Module) -> Iterator[tuple[Any, str, Name]]:
+    for path, stage in METHODS.items():
+        *holders, method = path.split(".")
+        holder: Any = model
+        for part in holders:
+            holder = getattr(holder, part, None)
+        if hasattr(holder, method):
+            yield holder, method, stage

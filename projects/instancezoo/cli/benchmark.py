@@ -1,0 +1,70 @@
+"""`instancezoo benchmark`: where the time of inference goes, stage by stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from instancezoo.benchmark import format_report, measure_config
+from instancezoo.config import load_cfg
+from instancezoo.errors import ZooError
+from instancezoo.files import open_atomically
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `instancezoo benchmark`."""
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", metavar="FILE", help="without it weights are random")
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=JSON:IMAGES",
+        help="a COCO-format data set that the config names, for its number of classes",
+    )
+    picture = parser.add_mutually_exclusive_group()
+    picture.add_argument("--image", type=Path, metavar="FILE", help="picture to predict on")
+    picture.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(800, 1333),
+        metavar=("H", "W"),
+        help="of a picture that is drawn, before the config's resize (default 800 1333)",
+    )
+    parser.add_argument(
+        "--detections",
+        type=int,
+        default=100,
+        metavar="N",
+        help="how many to let through with random weights (default 100)",
+    )
+    parser.add_argument("--repeat", type=int, default=10, metavar="N", help="default 10")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print. Returns the exit code."""
+    try:
+        # Nothing is downloaded where no weights are asked for.
+        weights = ["MODEL.WEIGHTS", args.weights or "", "MODEL.TIMM.WEIGHTS", ""]
+        cfg = load_cfg(args.config_file, [*weights, *args.opts], args.dataset, training=False)
+        report = measure_config(
+            cfg,
+            config_name=args.config_file,
+            image_file=args.image,
+            size=tuple(args.size),
+            num_detections=args.detections,
+            repeats=max(1, args.repeat),
+        )
+    except (ZooError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(format_report(report))
+    if args.json:
+        with open_atomically(args.json) as file:
+            file.write(json.dumps(report.to_json(), indent=2).encode())
+    return 0

@@ -1,0 +1,67 @@
+"""Augmentations that Detectron2 lacks, and which of them a config asks for.
+
+H W image size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from numpy.typing import NDArray
+
+from instancezoo.errors import ConfigError
+
+
+def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
+    """Build the resize of a config: to one size, or with the aspect ratio kept.
+
+    Args:
+        cfg: reads INPUT.FIXED_SIZE and INPUT.FIXED_HEIGHTS_TRAIN, or INPUT.MIN_SIZE_*,
+            INPUT.MAX_SIZE_* and INPUT.MIN_SIZE_TRAIN_SAMPLING where there is no fixed size.
+        is_train: which of the two of each key is read.
+
+    Raises:
+        ConfigError: INPUT.FIXED_SIZE or INPUT.FIXED_HEIGHTS_TRAIN is no pair of positive numbers.
+    """
+    size = _read_pair(cfg, "FIXED_SIZE")
+    heights = _read_pair(cfg, "FIXED_HEIGHTS_TRAIN")
+    if size is not None and heights is not None and is_train:
+        return StretchToRandomHeight(heights, size[1])
+    if size is not None:
+        return T.Resize(size)
+    if is_train:
+        sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        return T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
+    return T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+
+class StretchToRandomHeight(T.Augmentation):
+    """Resize to one width and a random height, whatever the aspect ratio.
+
+    Args:
+        heights: lowest and highest height in pixels, both included.
+        width: in pixels.
+    """
+
+    def __init__(self, heights: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.heights = heights
+        self.width = width
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        """Draw the height for an image (H, W, C)."""
+        low, high = self.heights
+        height = int(np.random.randint(low, high + 1))  # noqa: NPY002  (what Detectron2 draws from)
+        return T.ResizeTransform(*image.shape[:2], height, self.width)
+
+
+def _read_pair(cfg: CfgNode, key: str) -> tuple[int, int] | None:
+    values = tuple(cfg.INPUT[key])
+    if not values:
+        return None
+    if len(values) != 2 or not all(isinstance(n, int) and n > 0 for n in values):
+        raise ConfigError(f"INPUT.{key} is {values}; it must be () or two positive whole numbers")
+    return values[0], values[1]

@@ -1,0 +1,68 @@
+"""What turns gradients into steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+from instancezoo.errors import ConfigError
+
+CLIP_TYPES = ("value", "norm", "full_model")
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """`SOLVER.OPTIMIZER`: Detectron2's SGD, or AdamW with the same parameter groups.
+
+    `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` is, as in Detectron2, "value" or "norm" (of each parameter
+    alone), or "full_model": the norm of all parameters together, as most papers mean it.
+
+    Raises:
+        ConfigError: another optimizer or way of clipping.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; it must be one of {CLIP_TYPES}"
+        )
+    clips_together = clip.ENABLED and clip.CLIP_TYPE == "full_model"
+    if clips_together:  # Detectron2 knows the other two only
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        optimizer = build_sgd(cfg, model)
+    elif cfg.SOLVER.OPTIMIZER == "AdamW":
+        optimizer = _build_adamw(cfg, model)
+    else:
+        raise ConfigError(
+            f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; it must be 'SGD' or 'AdamW'"
+        )
+    if clips_together:
+        _clip_together(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+    return optimizer
+
+
+def _build_adamw(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    optimizer = torch.optim.AdamW(
+        groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+    )
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _clip_together(optimizer: torch.optim.Optimizer, limit: float, norm_type: float) -> None:
+    def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, limit, norm_type)
+
+    optimizer.register_step_pre_hook(clip)

@@ -1,0 +1,53 @@
+"""Models that are a backbone and a proposal generator whose proposals are detections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork
+
+from instancezoo.errors import ZooError
+
+
+@META_ARCH_REGISTRY.register()
+class OneStageDetector(ProposalNetwork):
+    """`ProposalNetwork` whose results are called instances, as AdelaiDet's config files name it.
+
+    The detector is what `MODEL.PROPOSAL_GENERATOR.NAME` says.
+    """
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Train or infer on a batch in Detectron2's format.
+
+        Args:
+            batched_inputs: dicts with `image` (C, H, W), in training `instances` with `gt_boxes`
+                and `gt_classes`, in inference optionally `height` and `width`, the size of the
+                result.
+
+        Returns:
+            In training a dict of losses, else a list of `{"instances": Instances}` with boxes
+            clipped to the image, and no masks.
+        """
+        if self.training:
+            for image in batched_inputs:
+                if "instances" not in image:
+                    raise ZooError(
+                        f"image {image.get('file_name', '?')} has no 'instances' to train on; "
+                        "use a mapper that is built with is_train=True"
+                    )
+            return super().forward(batched_inputs)
+        results = super().forward(batched_inputs)
+        return [{"instances": result["proposals"]} for result in results]
+
+
+@META_ARCH_REGISTRY.register()
+class FCOS(OneStageDetector):
+    """FCOS alone, whatever `MODEL.PROPOSAL_GENERATOR.NAME` says."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "FCOS"
+        return super().from_config(cfg)

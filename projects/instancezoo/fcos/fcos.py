@@ -1,0 +1,246 @@
+"""FCOS (Tian et al., arXiv 1904.01355 and 2006.09214): each point in a box predicts the box.
+
+Legend: N images, L levels, P points of all levels, K classes, R positive points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.structures import ImageList, Instances
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor, nn
+
+from instancezoo.errors import ConfigError, ZooError
+from instancezoo.modeling.distributed import average_over_ranks
+from instancezoo.modeling.levels import flatten_levels
+
+from .decode import DecodeSettings, detect
+from .head import NORMS, FCOSHead, FCOSOutputs, build_head
+from .losses import BOX_LOSSES, compare_distances, compute_box_loss
+from .targets import PointSpec, PointTargets, assign_targets
+
+BOX_QUALITIES = ("ctrness", "iou")
+CLASS_NORMALIZERS = ("fg", "moving_fg", "all")
+# Of the running average of the number of positive points.
+_MOMENTUM, _INITIAL_AVERAGE = 0.9, 100.0
+_SMALLEST_WEIGHT = 1e-6
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class FCOS(nn.Module):
+    """Detects boxes on feature maps; alone, or as the first stage of other methods.
+
+    Args:
+        fcos_head: see `FCOSHead`.
+        in_features: names of the L maps that the head gets, finest first.
+        points: which points answer for which objects.
+        num_classes: K.
+        focal_alpha, focal_gamma: of the class loss.
+        class_weight: of the class loss.
+        class_normalizer: what the class loss is divided by, one of `CLASS_NORMALIZERS`.
+        box_loss: one of `BOX_LOSSES`.
+        box_quality: what the quality branch learns, one of `BOX_QUALITIES`.
+        decode, decode_train: thresholds of inference, and of proposals in training.
+        yield_proposal: whether to detect in training.
+    """
+
+    moving_num_foreground: Tensor  # ()
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        fcos_head: FCOSHead,
+        in_features: Sequence[str],
+        points: PointSpec,
+        num_classes: int,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        class_weight: float = 1.0,
+        class_normalizer: str = "fg",
+        box_loss: str = "giou",
+        box_quality: str = "ctrness",
+        decode: DecodeSettings,
+        decode_train: DecodeSettings,
+        yield_proposal: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_choice("BOX_QUALITY", box_quality, BOX_QUALITIES)
+        _check_choice("LOSS_NORMALIZER_CLS", class_normalizer, CLASS_NORMALIZERS)
+        _check_choice("LOC_LOSS_TYPE", box_loss, BOX_LOSSES)
+        self.fcos_head = fcos_head
+        self.in_features = list(in_features)
+        self.points = points
+        self.num_classes = num_classes
+        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        self.class_weight, self.class_normalizer = class_weight, class_normalizer
+        self.box_loss, self.box_quality = box_loss, box_quality
+        self.decode, self.decode_train = decode, decode_train
+        self.yield_proposal = yield_proposal
+        if class_normalizer == "moving_fg":
+            # Saved, so that a resumed run goes on as it would have; published files have none.
+            average = torch.tensor(_INITIAL_AVERAGE)
+            self.register_buffer("moving_num_foreground", average)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        node = cfg.MODEL.FCOS
+        _check_levels(node, input_shape)
+        return {
+            "fcos_head": _build_head(cfg, input_shape[node.IN_FEATURES[0]].channels),
+            "in_features": node.IN_FEATURES,
+            "points": PointSpec(
+                strides=list(node.FPN_STRIDES),
+                sizes_of_interest=list(node.SIZES_OF_INTEREST),
+                radius=node.POS_RADIUS if node.CENTER_SAMPLE else None,
+            ),
+            "num_classes": node.NUM_CLASSES,
+            "focal_alpha": node.LOSS_ALPHA,
+            "focal_gamma": node.LOSS_GAMMA,
+            "class_weight": node.LOSS_WEIGHT_CLS,
+            "class_normalizer": node.LOSS_NORMALIZER_CLS,
+            "box_loss": node.LOC_LOSS_TYPE,
+            "box_quality": node.BOX_QUALITY,
+            "decode": _read_decode_settings(node, "TEST"),
+            "decode_train": _read_decode_settings(node, "TRAIN"),
+            "yield_proposal": node.YIELD_PROPOSAL,
+        }
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+        top_module: nn.Module | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Train or detect, as Detectron2's proposal generators do.
+
+        Args:
+            images: the padded batch.
+            features: the backbone's maps.
+            gt_instances: N Instances with `gt_boxes`, `gt_classes`; needed in training.
+            top_module: one more layer on the box tower; its values travel with each detection.
+
+        Returns:
+            Detections as `detect` gives them (in training only with `yield_proposal`), and in
+            training the losses.
+        """
+        outputs = self.predict(features, top_module)
+        if not self.training:
+            return detect(outputs, images.image_sizes, self.points.strides, self.decode), {}
+        if gt_instances is None:
+            raise ZooError("training needs 'instances'; use a mapper built with is_train=True")
+        losses = self.losses(outputs, self.assign(outputs, gt_instances))
+        if not self.yield_proposal:
+            return [], losses
+        sizes, strides = images.image_sizes, self.points.strides
+        return detect(outputs, sizes, strides, self.decode_train), losses
+
+    def predict(
+        self, features: dict[str, Tensor], top_module: nn.Module | None = None
+    ) -> FCOSOutputs:
+        """Maps of the head."""
+        return self.fcos_head([features[name] for name in self.in_features], top_module)
+
+    def assign(self, outputs: FCOSOutputs, gt_instances: list[Instances]) -> PointTargets:
+        """What each point has to predict."""
+        return assign_targets(gt_instances, outputs.map_sizes, self.points, self.num_classes)
+
+    def losses(self, outputs: FCOSOutputs, targets: PointTargets) -> dict[str, Tensor]:
+        """`loss_fcos_cls`, `loss_fcos_loc`, and `loss_fcos_ctr` or `loss_fcos_iou` (equation 2)."""
+        positive = targets.image, targets.point
+        num_positive = outputs.distances[0].new_tensor(float(len(targets.point)))
+        num_positive = average_over_ranks(num_positive).clamp(min=1)
+        predicted = flatten_levels(outputs.distances)[positive]  # (R, 4)
+        quality = flatten_levels(outputs.quality_logits)[positive].float().squeeze(1)  # (R,)
+        overlap = compare_distances(predicted, targets.distances)
+        box_loss = compute_box_loss(overlap, self.box_loss)
+        losses = {"loss_fcos_cls": self._class_loss(outputs, targets.classes, num_positive)}
+        if self.box_quality == "iou":
+            losses["loss_fcos_loc"] = box_loss.sum() / num_positive
+            name, goal = "loss_fcos_iou", overlap.iou.detach()
+        else:
+            # Boxes of points far from the middle are seldom kept, and weigh less here.
+            goal = targets.centerness
+            total = average_over_ranks(goal.sum()).clamp(min=_SMALLEST_WEIGHT)
+            losses["loss_fcos_loc"] = (box_loss * goal).sum() / total
+            name = "loss_fcos_ctr"
+        error = F.binary_cross_entropy_with_logits(quality, goal, reduction="sum")
+        losses[name] = error / num_positive
+        return losses
+
+    def _class_loss(self, outputs: FCOSOutputs, classes: Tensor, num_positive: Tensor) -> Tensor:
+        logits = flatten_levels(outputs.class_logits).float()  # (N, P, K)
+        one_hot = classes[..., None] == torch.arange(self.num_classes, device=classes.device)
+        total = sigmoid_focal_loss(
+            logits, one_hot.float(), alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
+        )
+        return self.class_weight * total / self._normalize_classes(classes, num_positive)
+
+    def _normalize_classes(self, classes: Tensor, num_positive: Tensor) -> Tensor:
+        if self.class_normalizer == "all":
+            return average_over_ranks(num_positive.new_tensor(float(classes.numel())))
+        if self.class_normalizer == "moving_fg":
+            average = self.moving_num_foreground
+            average.mul_(_MOMENTUM).add_((1 - _MOMENTUM) * num_positive)
+            return average.clone()
+        return num_positive
+
+
+def _build_head(cfg: CfgNode, channels: int) -> FCOSHead:
+    node = cfg.MODEL.FCOS
+    _check_choice("NORM", node.NORM, NORMS)
+    version = "v2" if cfg.MODEL.RESNETS.DEFORM_MODULATED else "v1"
+    return build_head(
+        channels,
+        len(node.IN_FEATURES),
+        num_classes=node.NUM_CLASSES,
+        num_convs=(node.NUM_SHARE_CONVS, node.NUM_CLS_CONVS, node.NUM_BOX_CONVS),
+        norm=node.NORM,
+        deformable=version if node.USE_DEFORMABLE else "",
+        use_scale=node.USE_SCALE,
+        prior_prob=node.PRIOR_PROB,
+        keep_box_features=node.YIELD_BOX_FEATURES,
+    )
+
+
+def _read_decode_settings(node: CfgNode, phase: str) -> DecodeSettings:
+    return DecodeSettings(
+        score_thresh=node[f"INFERENCE_TH_{phase}"],
+        thresh_with_quality=node.THRESH_WITH_CTR,
+        num_candidates=node[f"PRE_NMS_TOPK_{phase}"],
+        nms_thresh=node.NMS_TH,
+        num_detections=node[f"POST_NMS_TOPK_{phase}"],
+    )
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"MODEL.FCOS.{key} is '{value}'; it must be one of {tuple(choices)}")
+
+
+def _check_levels(node: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+    missing = [name for name in node.IN_FEATURES if name not in input_shape]
+    if missing:
+        raise ConfigError(
+            f"MODEL.FCOS.IN_FEATURES names {', '.join(missing)}, but the backbone gives "
+            f"{', '.join(input_shape)}; MODEL.FCOS.TOP_LEVELS says how many are above p5"
+        )
+    strides = [input_shape[name].stride for name in node.IN_FEATURES]
+    if list(node.FPN_STRIDES) != strides:
+        raise ConfigError(
+            f"MODEL.FCOS.FPN_STRIDES is {list(node.FPN_STRIDES)}, but the strides of "
+            f"{', '.join(node.IN_FEATURES)} are {strides}"
+        )
+    if len(node.SIZES_OF_INTEREST) != len(strides) - 1:
+        raise ConfigError(
+            f"MODEL.FCOS.SIZES_OF_INTEREST has {len(node.SIZES_OF_INTEREST)} sizes; between "
+            f"{len(strides)} levels there are {len(strides) - 1}"
+        )

@@ -1,0 +1,20 @@
+// Polygons to masks or to runs. The contract is that of `layers/polygons.py`.
+#pragma once
+
+#include <tuple>
+
+#include <ATen/core/Tensor.h>
+
+namespace instancezoo {
+
+// vertices: (N, V, 2) int32 x and y.
+// Returns (N, height, width) bool.
+at::Tensor fill_polygons_cpu(const at::Tensor& vertices, int64_t height, int64_t width);
+
+// The same masks as the places where foreground begins or ends, counted column by column.
+// Returns positions (E,) int64, ascending for each polygon, in [0, height * width]; lengths (N,)
+// int64, how many belong to each.
+std::tuple<at::Tensor, at::Tensor> find_polygon_runs_cpu(const at::Tensor& vertices, int64_t height,
+                                                         int64_t width);
+
+}  // namespace instancezoo

@@ -1,0 +1,278 @@
+"""Distances along rays from points to the borders of instances, and polygons from them.
+
+Legend: P points, R rays, M instances, K border points, E edges between border points.
+
+Ray i points i * 360 / R degrees, counted from down (+y) by way of right (+x): along
+(sin, cos) in x and y (PolarMask, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from instancezoo.layers.borders import Borders, link_borders
+from instancezoo.layers.extension import find_compiled, register_fake
+
+# Distance of a ray that meets no border.
+MISSED = 1e-6
+# Degrees; far above the rounding of an angle, far below what tells pixels' directions apart.
+_ANGLE_TOLERANCE = 1e-11
+# Pairs of a point and a border point that the plain versions handle at once.
+_MAX_PAIRS = 2**20
+# A ray without a border point in its own degree takes that of the first of these that has one.
+_SEARCH_ORDER = (0, 1, -1, 2, -2, 3, -3)
+
+
+def cast_ray_targets(
+    points: Tensor,
+    owners: Tensor,
+    borders: Borders,
+    *,
+    num_rays: int = 36,
+    wrap: bool = False,
+) -> Tensor:
+    """Distances to the farthest border point near each ray, as PolarMask's targets are made.
+
+    A border point counts in the whole degree that it is seen in; a ray takes its own degree or,
+    if that one is empty, the nearest of the three on either side, the larger one first.
+
+    Args:
+        points: (P, 2) integer x and y in pixels.
+        owners: (P,) long, the instance of each point.
+        borders: of M instances.
+        num_rays: R, a divisor of 360.
+        wrap: ray 0 looks at the degrees 359 to 357, too. parity: the published targets do not.
+
+    Returns:
+        (P, R) fp32 distances in pixels; `MISSED` where no degree had a point.
+
+    Raises:
+        ValueError: `num_rays` does not divide 360.
+    """
+    _degrees_between_rays(num_rays)
+    compiled = find_compiled("cast_ray_targets", points.device)
+    cast = compiled or _cast_ray_targets
+    return cast(
+        points.to(torch.int32), owners, borders.points, borders.offsets, num_rays, bool(wrap)
+    )
+
+
+def _cast_ray_targets(
+    points: Tensor,
+    owners: Tensor,
+    border_points: Tensor,
+    offsets: Tensor,
+    num_rays: int,
+    wrap: bool,
+) -> Tensor:
+    """The plain version of the operator."""
+    starts = torch.arange(0, 360, 360 // num_rays, device=points.device)
+    degrees = starts[:, None] + torch.tensor(_SEARCH_ORDER, device=points.device)  # (R, 7)
+    consulted = (degrees >= 0) | (starts[:, None] > 0) | wrap
+    table = _farthest_per_degree(points, owners, border_points, offsets)  # (P, 360)
+    squares = torch.where(consulted, table[:, degrees % 360], -1)  # (P, R, 7)
+    first = (squares >= 0).to(torch.uint8).argmax(dim=2, keepdim=True)  # the first of equal ones
+    nearest = squares.gather(2, first).squeeze(2)  # (P, R)
+    # By way of double: an fp32 root of torch may be off by one digit, depending on the machine.
+    distances = nearest.clamp(min=0).double().sqrt().float()
+    return torch.where(nearest >= 0, distances, MISSED)
+
+
+@register_fake("cast_ray_targets")
+def _shape_ray_targets(
+    points: Tensor,
+    owners: Tensor,
+    border_points: Tensor,
+    offsets: Tensor,
+    num_rays: int,
+    wrap: bool,
+) -> Tensor:
+    return points.new_empty((len(points), num_rays), dtype=torch.float32)
+
+
+def intersect_rays(
+    points: Tensor, owners: Tensor, borders: Borders, *, num_rays: int = 36
+) -> Tensor:
+    """Distances to where each ray leaves its instance for good: its farthest hit of the border.
+
+    The border is the polygon through the centres of the border pixels.
+
+    Args:
+        points: (P, 2) integer x and y in pixels.
+        owners: (P,) long, the instance of each point.
+        borders: of M instances.
+        num_rays: R, a divisor of 360.
+
+    Returns:
+        (P, R) fp32 distances in pixels, at least `MISSED`, which stands for no hit.
+
+    Raises:
+        ValueError: `num_rays` does not divide 360.
+    """
+    step = _degrees_between_rays(num_rays)
+    directions = _ray_directions(num_rays, points.device)  # (R, 2) double
+    edges, offsets = link_borders(borders)
+    hits = points.new_full((len(points) * num_rays,), MISSED, dtype=torch.float64)
+    for point, edge in _pair_up(owners, offsets):
+        ends = borders.points[edges[edge]].long() - points[point].long()[:, None]  # (n, 2, 2)
+        first, count = _find_crossing_rays(ends, step)
+        pair = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        rank = torch.arange(len(pair), device=count.device) - (count.cumsum(0) - count)[pair]
+        ray = (first[pair] + rank) % num_rays
+        distance = _hit_distances(ends[pair].double(), directions[ray])
+        hits.scatter_reduce_(0, point[pair] * num_rays + ray, distance, "amax")
+    return hits.view(len(points), num_rays).float()
+
+
+def fill_missed_rays(distances: Tensor) -> Tensor:
+    """Give missed rays a distance between those of the nearest rays that hit, around the circle.
+
+    Args:
+        distances: (P, R) pixels, `MISSED` or less for a miss.
+
+    Returns:
+        (P, R); a point that missed with all its rays keeps `MISSED`.
+    """
+    num_rays = distances.shape[1]
+    hit = distances > MISSED
+    # Three turns, so that every ray of the middle one has its neighbours on both sides.
+    turns = torch.arange(-num_rays, 2 * num_rays, device=distances.device)  # (3R,)
+    middle, hits = slice(num_rays, 2 * num_rays), hit.repeat(1, 3)
+    last = torch.where(hits, turns, turns[0]).cummax(dim=1).values
+    following = torch.where(hits, turns, turns[-1]).flip(1).cummin(dim=1).values.flip(1)
+    before, after = last[:, middle], following[:, middle]  # (P, R)
+    share = (turns[middle] - before) / (after - before).clamp(min=1)
+    low = distances.gather(1, before % num_rays)
+    high = distances.gather(1, after % num_rays)
+    filled = torch.where(hit.any(dim=1, keepdim=True), low + (high - low) * share, MISSED)
+    return torch.where(hit, distances, filled)
+
+
+def polygon_from_rays(points: Tensor, distances: Tensor) -> Tensor:
+    """The polygon whose corners lie on the rays of each point.
+
+    Args:
+        points: (P, 2) x and y in pixels.
+        distances: (P, R) pixels.
+
+    Returns:
+        (P, R, 2) fp32 x and y in pixels.
+    """
+    num_rays = distances.shape[1]
+    # parity: the published decoder has its angles in fp32.
+    degrees = torch.arange(num_rays, device=distances.device) * (360 / num_rays)
+    angles = degrees / 180 * math.pi
+    directions = torch.stack([angles.sin(), angles.cos()], dim=1)  # (R, 2)
+    return points.float()[:, None] + distances.float()[:, :, None] * directions
+
+
+def _degrees_between_rays(num_rays: int) -> int:
+    if num_rays < 1 or 360 % num_rays:
+        raise ValueError(f"{num_rays} rays do not part 360 degrees evenly; take a divisor of 360")
+    return 360 // num_rays
+
+
+def _pair_up(owners: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every point with everything its instance owns, a limited number of pairs at a time.
+
+    Args:
+        owners: (P,) long.
+        offsets: (M + 1,) long, where each instance's things begin.
+
+    Yields:
+        Point index (n,) and thing index (n,), both long.
+    """
+    counts = (offsets[1:] - offsets[:-1])[owners]  # (P,)
+    if len(counts) == 0:
+        return
+    rows = max(1, _MAX_PAIRS // max(1, int(counts.max())))
+    for chunk in torch.arange(len(owners), device=owners.device).split(rows):
+        point = torch.repeat_interleave(chunk, counts[chunk])
+        before = counts[chunk].cumsum(0) - counts[chunk]
+        shift = offsets[owners[chunk]] - before
+        thing = torch.arange(len(point), device=point.device) + shift[point - chunk[0]]
+        yield point, thing
+
+
+def _farthest_per_degree(
+    points: Tensor, owners: Tensor, border_points: Tensor, offsets: Tensor
+) -> Tensor:
+    """(P, 360) squared distance of the farthest border point in each degree, -1 for none."""
+    table = points.new_full((len(points) * 360,), -1)
+    for point, border_point in _pair_up(owners, offsets):
+        vectors = border_points[border_point] - points[point]  # (n, 2)
+        x, y = vectors.unbind(1)
+        table.scatter_reduce_(0, point * 360 + _whole_degrees(vectors)[0], x * x + y * y, "amax")
+    return table.view(len(points), 360)
+
+
+def _whole_degrees(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions of integer vectors, rounded down and up to whole degrees, without error.
+
+    Of vectors shorter than 2**15, only those along axes and diagonals have a direction closer
+    than 2e-9 degrees to a whole one.
+
+    Args:
+        vectors: (..., 2) integer.
+
+    Returns:
+        (...) long each, in [0, 360); 0 for the zero vector.
+    """
+    x, y = vectors.double().unbind(-1)
+    degrees = torch.atan2(x, y).rad2deg_()
+    floor = (degrees + _ANGLE_TOLERANCE).floor_().long() % 360
+    ceil = (degrees - _ANGLE_TOLERANCE).ceil_().long() % 360
+    return floor, ceil
+
+
+def _ray_directions(num_rays: int, device: torch.device) -> Tensor:
+    """(R, 2) double unit vectors, exact on the axes and with equal parts on the diagonals."""
+    vectors = []
+    for degree in range(0, 360, 360 // num_rays):
+        quarter, rest = divmod(degree, 90)
+        across, along = math.sin(math.radians(rest)), math.sin(math.radians(90 - rest))
+        vectors.append(
+            [(across, along), (along, -across), (-across, -along), (-along, across)][quarter]
+        )
+    return torch.tensor(vectors, dtype=torch.float64, device=device)
+
+
+def _find_crossing_rays(ends: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Rays from the origin that meet segments between neighbouring pixels.
+
+    Args:
+        ends: (n, 2, 2) long, both ends' x and y as seen from the origin.
+        step: degrees between rays.
+
+    Returns:
+        First ray (n,) and number of rays (n,), both long; further rays follow it, modulo R.
+    """
+    begin, end = ends.unbind(1)  # (n, 2)
+    turn = end[:, 0] * begin[:, 1] - end[:, 1] * begin[:, 0]  # > 0: the angle grows to the end
+    farther = end.square().sum(1) > begin.square().sum(1)
+    # In line with the origin, both ends have the direction of the farther one.
+    lead = torch.where((turn > 0) | ((turn == 0) & ~farther), 0, 1)
+    trail = torch.where(turn == 0, lead, 1 - lead)
+    floor, ceil = _whole_degrees(ends)  # (n, 2)
+    start = ceil.gather(1, lead[:, None]).squeeze(1)
+    stop = floor.gather(1, trail[:, None]).squeeze(1)
+    # A segment is seen under less than 180 degrees: 359 means that it ends before it starts.
+    span = (stop - start) % 360
+    first = (start + step - 1) // step
+    count = (start + span) // step - first + 1
+    return first, torch.where(span < 180, count, 0)
+
+
+def _hit_distances(ends: Tensor, directions: Tensor) -> Tensor:
+    """Where rays along unit vectors (n, 2) meet the segments (n, 2, 2) that they are known to."""
+    begin, end = ends.unbind(1)
+    edge = end - begin
+    sine = directions[:, 0] * edge[:, 1] - directions[:, 1] * edge[:, 0]
+    across = begin[:, 0] * edge[:, 1] - begin[:, 1] * edge[:, 0]
+    # A ray along the segment leaves it at its farther end.
+    along = (ends * directions[:, None]).sum(dim=2).amax(dim=1)
+    return torch.where(sine == 0, along, across / torch.where(sine == 0, 1.0, sine))

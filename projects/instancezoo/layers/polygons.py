@@ -1,0 +1,104 @@
+"""Polygons to masks and to COCO RLE.
+
+Legend: N polygons, V vertices, H W image size, E run boundaries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from instancezoo.layers.extension import find_compiled, register_fake
+from instancezoo.layers.rle import encode_boundaries, find_boundaries
+
+# Corners farther out than this are moved here: whole numbers up to it are exact in fp32.
+_FARTHEST = 2.0**24
+
+
+def fill_polygons(vertices: Tensor, height: int, width: int) -> Tensor:
+    """Inside (even-odd) and outline of polygons, the very pixels that OpenCV's `fillPoly` sets.
+
+    Args:
+        vertices: (N, V, 2) x and y in pixels; truncated toward zero to whole pixels.
+        height, width: size of the image in pixels.
+
+    Returns:
+        (N, H, W) bool, on the vertices' device.
+    """
+    corners = _truncate(vertices)
+    compiled = find_compiled("fill_polygons", corners.device)
+    return (compiled or _fill_polygons)(corners, height, width).to(vertices.device)
+
+
+def encode_polygons(vertices: Tensor, height: int, width: int) -> list[dict[str, Any]]:
+    """COCO RLE of `fill_polygons`; compiled, it follows edges and touches no pixel.
+
+    Args:
+        vertices: (N, V, 2) x and y in pixels; truncated toward zero to whole pixels.
+        height, width: size of the image in pixels.
+
+    Returns:
+        N dicts `{"size": [H, W], "counts": str}`.
+    """
+    corners = _truncate(vertices)
+    compiled = find_compiled("find_polygon_runs", corners.device)
+    positions, lengths = (compiled or _find_polygon_runs)(corners, height, width)
+    owners = torch.repeat_interleave(lengths)
+    return encode_boundaries(positions.numpy(), owners.numpy(), len(corners), height, width)
+
+
+def _truncate(vertices: Tensor) -> Tensor:
+    """Corners as int32 on the CPU."""
+    finite = vertices.detach().cpu().float().nan_to_num(0.0)
+    return finite.clamp(-_FARTHEST, _FARTHEST).to(torch.int32)
+
+
+def _fill_polygons(corners: Tensor, height: int, width: int) -> Tensor:
+    """The plain version of the operator: OpenCV fills mask by mask."""
+    masks = np.zeros((len(corners), height, width), dtype=np.uint8)
+    if masks.size and corners.numel():
+        for mask, polygon in zip(masks, corners.numpy(), strict=True):
+            cv2.fillPoly(mask, [polygon], 1)
+    return torch.from_numpy(masks).view(torch.bool)
+
+
+def _find_polygon_runs(corners: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The plain version of the operator: each polygon is filled in a window of its own.
+
+    Returns:
+        Positions (E,) long, where foreground begins or ends, column by column, and lengths (N,)
+        long, how many of them belong to each polygon.
+    """
+    limit = torch.tensor([width, height], dtype=torch.int32)
+    if corners.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(len(corners), dtype=torch.int64)
+    first = corners.amin(dim=1).clamp(min=0)  # (N, 2)
+    sizes = (torch.minimum(corners.amax(dim=1) + 1, limit) - first).clamp(min=0)
+    # A window ends at the image's border or beyond the polygon: lines are cut just there.
+    shifted = corners - first[:, None]
+    positions = []
+    for polygon, (x, y), (columns, rows) in zip(
+        shifted, first.tolist(), sizes.tolist(), strict=True
+    ):
+        window = _fill_polygons(polygon[None], rows, columns)
+        positions.append(find_boundaries(window, torch.tensor([[y, x]]), height)[0])
+    lengths = torch.tensor([len(part) for part in positions])
+    return torch.from_numpy(np.concatenate(positions)), lengths
+
+
+@register_fake("fill_polygons")
+def _shape_masks(vertices: Tensor, height: int, width: int) -> Tensor:
+    return vertices.new_empty((len(vertices), height, width), dtype=torch.bool)
+
+
+@register_fake("find_polygon_runs")
+def _shape_runs(vertices: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    num_boundaries = torch.library.get_ctx().new_dynamic_size()
+    return (
+        vertices.new_empty((num_boundaries,), dtype=torch.int64),
+        vertices.new_empty((len(vertices),), dtype=torch.int64),
+    )

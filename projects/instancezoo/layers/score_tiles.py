@@ -1,0 +1,112 @@
+"""Where enlarged maps cross a threshold, without computing most of their pixels.
+
+Bilinear interpolation is a convex combination: if all samples that reach a tile of pixels are on
+one side of the threshold, so are the pixels. Only the other tiles, along contours, are computed.
+
+Legend: N maps, h w grid size, H W image size, B tile side in pixels, V H tiles down and across,
+k samples that reach a tile along an axis, T tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Samples along a tile's side: smaller tiles follow the contour, larger ones share more samples.
+_SAMPLES_PER_TILE = 4
+# Maps looked at together when tiles are sorted; more leave a processor's cache.
+_MAPS_PER_CHUNK = 4
+
+
+@dataclass(frozen=True)
+class TileAxis:
+    """Tiles along one axis; the last may reach beyond the image.
+
+    Attributes:
+        size: B.
+        weights: (tiles, pixels of a tile, k) fp64, 0 beyond the image.
+        samples: (tiles, k) long, grid positions that the weights belong to.
+        is_inside: (tiles, pixels of a tile) bool, which pixels the image has.
+    """
+
+    size: int
+    weights: Tensor
+    samples: Tensor
+    is_inside: Tensor
+
+
+def split_axis(weights: Tensor, lead: int = 0) -> TileAxis:
+    """Cut an axis into tiles.
+
+    Args:
+        weights: (L, n) from `weigh_samples`.
+        lead: pixels before a tile that belong to it, too; as many beyond the image's last one.
+    """
+    length, device = len(weights), weights.device
+    num_samples = int((weights != 0).any(dim=0).sum())  # the others lie in the padding
+    size = max(1, round(_SAMPLES_PER_TILE * length / num_samples))
+    steps = torch.arange(size + lead, device=device) - lead
+    pixels = torch.arange(0, length + lead, size, device=device)[:, None] + steps
+    is_inside = (pixels >= 0) & (pixels < length)
+    weights = weights[pixels.clamp(0, length - 1)] * is_inside[..., None]  # (tiles, B, n)
+    is_used = (weights != 0).any(dim=1).to(torch.uint8)  # (tiles, n)
+    last = weights.shape[2] - 1
+    first, stop = is_used.argmax(dim=1), last - is_used.flip(1).argmax(dim=1)
+    count = int((stop - first).max()) + 1
+    samples = first.clamp(max=last + 1 - count)[:, None] + torch.arange(count, device=device)
+    chosen = samples[:, None, :].expand(-1, weights.shape[1], -1)
+    return TileAxis(size, weights.gather(2, chosen).double(), samples, is_inside)
+
+
+def find_sides(
+    scores: Tensor, rows: TileAxis, columns: TileAxis, threshold: float, margin: Tensor
+) -> Tensor:
+    """On which side of a threshold all samples of each tile are.
+
+    Args:
+        scores: (N, h, w).
+        rows, columns: tiles along both axes.
+        threshold: of the scores.
+        margin: (N,) samples this far from it are on a side, nearer ones and NaN on none.
+
+    Returns:
+        (N, V, H) int8: 1 above, -1 below, 0 otherwise.
+    """
+    by_rows = _count_samples(rows, scores.shape[1])
+    by_columns = _count_samples(columns, scores.shape[2])
+    all_samples = rows.samples.shape[1] * columns.samples.shape[1]
+    sides = scores.new_zeros((len(scores), len(by_rows), len(by_columns)), dtype=torch.int8)
+    for start in range(0, len(scores), _MAPS_PER_CHUNK):
+        some = slice(start, start + _MAPS_PER_CHUNK)
+        # 1 above, -1 below, 0 within the margin
+        sign = ((scores[some] - threshold) / margin[some, None, None]).clamp_(-1, 1).trunc_()
+        with torch.autocast(scores.device.type, enabled=False):
+            total = by_rows @ sign @ by_columns.T  # whole numbers: exact
+        sides[some] = (total / all_samples).trunc_().nan_to_num_()
+    return sides
+
+
+def _count_samples(axis: TileAxis, length: int) -> Tensor:
+    """(tiles, length) of 0 and 1."""
+    counts = torch.zeros(len(axis.samples), length, device=axis.samples.device)
+    return counts.scatter_(1, axis.samples, 1.0)
+
+
+def compute_tiles(scores: Tensor, rows: TileAxis, columns: TileAxis, tiles: Tensor) -> Tensor:
+    """Pixels of some tiles.
+
+    Args:
+        scores: (N, h, w).
+        rows, columns: tiles along both axes.
+        tiles: (T, 3) long: map, tile row, tile column.
+
+    Returns:
+        (T, pixels down, pixels across) fp64, 0 beyond the image.
+    """
+    owner, down, across = tiles.unbind(1)
+    patch = scores[
+        owner[:, None, None], rows.samples[down][:, :, None], columns.samples[across][:, None, :]
+    ]
+    return rows.weights[down] @ patch.double() @ columns.weights[across].transpose(1, 2)

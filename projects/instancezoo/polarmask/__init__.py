@@ -1,0 +1,7 @@
+"""PolarMask; importing it registers the method."""
+
+from . import convert  # noqa: F401  (registers the layouts of published checkpoints)
+from .config import add_polarmask_config
+from .polarmask import PolarMask
+
+__all__ = ["PolarMask", "add_polarmask_config"]

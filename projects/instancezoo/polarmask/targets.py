@@ -1,0 +1,222 @@
+"""Ground truth to training targets: which locations answer, and with which rays (section 3.2).
+
+Legend: N images, M instances of all images, L levels, P locations of all levels, Q positives,
+K classes, R rays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Instances
+from torch import Tensor
+
+from instancezoo.layers.borders import Borders, find_borders
+from instancezoo.layers.polar import (
+    MISSED,
+    cast_ray_targets,
+    fill_missed_rays,
+    intersect_rays,
+)
+from instancezoo.modeling.levels import locate_points
+from instancezoo.modeling.point_assignment import assign_points
+
+# Upper limit of the last level's range, in pixels.
+_NO_LIMIT = 1e8
+
+
+@dataclass(frozen=True)
+class TargetRules:
+    """How targets are made, named as the config keys.
+
+    Attributes:
+        strides: L strides in pixels.
+        sizes_of_interest: L - 1 limits in pixels between the levels' ranges.
+        center_radius: in strides; 0 for every location inside the box.
+        center: "mass" or "box".
+        num_rays: R.
+        ray_targets: "nearest_bin" or "intersection".
+        ray_wrap: see `cast_ray_targets`.
+        fill_missed_rays: see `fill_missed_rays`.
+        plus_one: boxes are inclusive pixel corners.
+    """
+
+    strides: Sequence[int]
+    sizes_of_interest: Sequence[float]
+    center_radius: float = 1.5
+    center: str = "mass"
+    num_rays: int = 36
+    ray_targets: str = "nearest_bin"
+    ray_wrap: bool = False
+    fill_missed_rays: bool = False
+    plus_one: bool = True
+
+    @property
+    def size_ranges(self) -> list[tuple[float, float]]:
+        """L pairs, lowest and highest distance in pixels, both included."""
+        limits = [-1.0, *self.sizes_of_interest, _NO_LIMIT]
+        return list(pairwise(limits))
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Ground truth of a batch in one piece; instances without a pixel are left out.
+
+    Attributes:
+        boxes: (M, 4) XYXY in the frame of `TargetRules.plus_one`.
+        classes: (M,) long.
+        borders: of M instances.
+        image: (M,) long.
+        num_images: N.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    borders: Borders
+    image: Tensor
+    num_images: int
+
+
+@dataclass(frozen=True)
+class PolarTargets:
+    """What the head should say.
+
+    Attributes:
+        classes: (N, P) long; K where there is no object.
+        positions: (Q,) long, positive locations, counted over all images.
+        boxes: (Q, 4) distances to left, top, right, bottom in pixels.
+        rays: (Q, R) distances in pixels.
+        centerness: (Q,) in [0, 1].
+    """
+
+    classes: Tensor
+    positions: Tensor
+    boxes: Tensor
+    rays: Tensor
+    centerness: Tensor
+
+
+def gather_objects(ground_truth: Sequence[Instances], plus_one: bool) -> Objects:
+    """Join the objects of a batch.
+
+    Args:
+        ground_truth: N Instances with `gt_boxes` (Detectron2's frame), `gt_classes` and `gt_masks`
+            (BitMasks), or `gt_borders` that a mapper has found in the masks.
+        plus_one: boxes become first and last pixel, within the image.
+    """
+    boxes, borders = [], []
+    for instances in ground_truth:
+        height, width = instances.image_size
+        box = instances.gt_boxes.tensor.float()
+        if plus_one:
+            last = box.new_tensor([width - 1, height - 1]).repeat(2)
+            box = torch.minimum((box - box.new_tensor([0, 0, 1, 1])).clamp(min=0), last)
+        boxes.append(box)
+        has_borders = instances.has("gt_borders")
+        borders.append(
+            instances.gt_borders if has_borders else find_borders(instances.gt_masks.tensor.bool())
+        )
+    joined = torch.cat(boxes)
+    device = joined.device
+    counts = torch.tensor([len(box) for box in boxes], device=device)
+    image = torch.arange(len(boxes), device=device).repeat_interleave(counts)
+    lengths = torch.cat([part.offsets.diff() for part in borders]).to(device)  # (M,)
+    # An instance may have vanished when its mask was scaled down.
+    kept = (lengths > 0).nonzero().squeeze(1)
+    return Objects(
+        boxes=joined[kept],
+        classes=torch.cat([instances.gt_classes for instances in ground_truth])[kept],
+        borders=Borders(
+            torch.cat([part.points for part in borders]).to(device),
+            F.pad(lengths[kept].cumsum(0), (1, 0)),
+            torch.cat([part.centers for part in borders]).to(device)[kept],
+        ),
+        image=image[kept],
+        num_images=len(boxes),
+    )
+
+
+def make_targets(
+    objects: Objects,
+    map_sizes: Sequence[tuple[int, int]],
+    rules: TargetRules,
+    *,
+    num_classes: int,
+) -> PolarTargets:
+    """Targets of a batch.
+
+    Args:
+        objects: ground truth.
+        map_sizes: L pairs, height and width of each level's maps.
+        rules: see `TargetRules`.
+        num_classes: K.
+    """
+    boxes, borders = objects.boxes, objects.borders
+    centers = borders.centers if rules.center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
+    owners = assign_points(
+        centers,
+        boxes,
+        _measure_areas(boxes, rules.plus_one),
+        objects.image,
+        num_images=objects.num_images,
+        map_sizes=map_sizes,
+        strides=rules.strides,
+        size_ranges=rules.size_ranges,
+        radius=rules.center_radius or None,
+    ).flatten()  # (N * P,)
+    locations = locate_all(map_sizes, rules.strides, boxes.device)  # (P, 2)
+    positions = (owners >= 0).nonzero().squeeze(1)
+    owner = owners[positions]
+    points = locations[positions % len(locations)]  # (Q, 2)
+    rays = _make_rays(points.long(), owner, borders, rules)
+    classes = torch.full_like(owners, num_classes)
+    classes[positions] = objects.classes[owner]
+    return PolarTargets(
+        classes=classes.view(objects.num_images, -1),
+        positions=positions,
+        boxes=torch.cat([points - boxes[owner, :2], boxes[owner, 2:] - points], dim=1),
+        rays=rays,
+        centerness=polar_centerness(rays),
+    )
+
+
+def locate_all(
+    map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
+) -> Tensor:
+    """Image points of all levels' locations, (P, 2) x and y, levels one after the other."""
+    points = [
+        locate_points(size, stride, device) for size, stride in zip(map_sizes, strides, strict=True)
+    ]
+    return torch.cat(points)
+
+
+def polar_centerness(rays: Tensor) -> Tensor:
+    """How evenly the contour lies around a location: sqrt(min / max) of its rays (section 3.2).
+
+    Args:
+        rays: (Q, R) pixels.
+
+    Returns:
+        (Q,) in [0, 1].
+    """
+    shortest, longest = rays.aminmax(dim=1)
+    # A contour of one pixel at the location itself has no length at all.
+    return (shortest / longest.clamp(min=MISSED)).sqrt()
+
+
+def _make_rays(points: Tensor, owner: Tensor, borders: Borders, rules: TargetRules) -> Tensor:
+    if rules.ray_targets == "intersection":
+        rays = intersect_rays(points, owner, borders, num_rays=rules.num_rays)
+    else:
+        rays = cast_ray_targets(
+            points, owner, borders, num_rays=rules.num_rays, wrap=rules.ray_wrap
+        )
+    return fill_missed_rays(rays) if rules.fill_missed_rays else rays
+
+
+def _measure_areas(boxes: Tensor, plus_one: bool) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2] + int(plus_one)).prod(dim=1)
