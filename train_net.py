@@ -15,6 +15,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from instancezoo.cli.arguments import add_dataset_argument
 from instancezoo.config import CfgNode, load_cfg
 from instancezoo.engine import Trainer, launch
 from instancezoo.errors import ZooError
@@ -22,13 +23,7 @@ from instancezoo.errors import ZooError
 
 def build_parser() -> ArgumentParser:
     parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        metavar="NAME=JSON:IMAGES",
-        help="a COCO-format data set: annotation file and image folder; may be repeated",
-    )
+    add_dataset_argument(parser)
     parser.add_argument(
         "--allow-partial",
         action="store_true",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from instancezoo.benchmark import format_report, measure_config
+from instancezoo.cli.arguments import add_dataset_argument
 from instancezoo.config import load_cfg
 from instancezoo.errors import ZooError
 from instancezoo.files import open_atomically
@@ -17,13 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `instancezoo benchmark`."""
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", metavar="FILE", help="without it weights are random")
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        metavar="NAME=JSON:IMAGES",
-        help="a COCO-format data set that the config names, for its number of classes",
-    )
+    add_dataset_argument(parser)
     picture = parser.add_mutually_exclusive_group()
     picture.add_argument("--image", type=Path, metavar="FILE", help="picture to predict on")
     picture.add_argument(

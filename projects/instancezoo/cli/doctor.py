@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from instancezoo.cli.arguments import add_dataset_argument
 from instancezoo.doctor import Severity, diagnose, format_findings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `instancezoo doctor`; they are those of `train_net.py`."""
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        metavar="NAME=JSON:IMAGES",
-        help="a COCO-format data set: annotation file and image folder; may be repeated",
-    )
+    add_dataset_argument(parser)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes that share a batch")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from instancezoo.cli.arguments import add_dataset_argument
 from instancezoo.config import CfgNode, load_cfg
 from instancezoo.errors import ZooError
 from instancezoo.inference import Failure, ImagePredictor, gather_inputs, predict_inputs
@@ -41,13 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "polygon, from models that predict polygons (PolarMask)",
     )
     parser.add_argument("--no-pictures", action="store_true", help=f"only {PREDICTIONS_NAME}")
-    parser.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        metavar="NAME=JSON:IMAGES",
-        help="a COCO-format data set, for its class names",
-    )
+    add_dataset_argument(parser)
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides"
     )
