@@ -2,8 +2,9 @@
 
     python benchmarks/target_assignment.py [--size 800 1333] [--rounds 7] [--threads 1]
 
-Objects are ellipses on COCO's grids; all stages run in turn in one process, medians are printed.
-"padding" is not part of training: it is what copying the masks to the padded canvas would add.
+Objects are ellipses on COCO's grids; all stages run in turn in one process, medians of processor
+time are printed. "padding" is not part of training: it is what copying the masks to the padded
+canvas would add.
 """
 
 import argparse
@@ -76,9 +77,9 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in stages}
         for _ in range(args.rounds):
             for name, run in stages.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 run()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
         for name, values in times.items():
             table.setdefault(name, []).append(statistics.median(values) * 1e3)
     print("ms an image".ljust(32) + "".join(f"{f'{n} objects':>14}" for n in NUM_OBJECTS))
