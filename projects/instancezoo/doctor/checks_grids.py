@@ -91,13 +91,14 @@ def check_grids(subject: Subject) -> Iterator[Finding]:
     objects = place_objects(subject.train, subject.train_size, divisor)
     if not len(objects.boxes):
         return
-    if (fit := measure_grid(objects, grid)).is_good:
-        yield ok(str(fit))
-        return
+    fit = measure_grid(objects, grid)
     better = propose_grid(objects, model.level_strides, grid.center_fraction)
-    expected = measure_grid(objects, better)
     key, advice = subject.solo_key, []
     words = format_overrides(key, better)
+    if fit.is_good:
+        yield ok(f"{fit}. Grids that share the objects among all levels: {words}")
+        return
+    expected = measure_grid(objects, better)
     if words != format_overrides(key, grid):
         advice.append(f"set {words} for {expected}")
     if not expected.is_good:

@@ -134,7 +134,8 @@ class Subject:
     @property
     def solo_key(self) -> str:
         """Where the keys of a SOLO-family model stand."""
-        return "MODEL.SOLOV2" if self.cfg.MODEL.META_ARCHITECTURE == "SOLOv2" else "MODEL.SOLO"
+        is_second = self.cfg.MODEL.META_ARCHITECTURE.startswith("SOLOv2")
+        return "MODEL.SOLOV2" if is_second else "MODEL.SOLO"
 
     @cached_property
     def model(self) -> nn.Module | None:
