@@ -47,7 +47,6 @@ for _config, (_deep, _width) in _CONFIGS.items():
             must=(
                 "proposal_generator.rpn_head.conv.weight",
                 "roi_heads.box_predictor.cls_score.weight",
-                "roi_heads.**point_head.predictor.weight",
                 _OUTPUT,
                 *((_RES4_7TH_BLOCK,) if _deep else ()),
             ),

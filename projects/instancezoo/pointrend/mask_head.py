@@ -254,7 +254,10 @@ def _check_config(cfg: CfgNode, input_shape: Any) -> None:
             f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is '{node.POOLER_TYPE}', but {node.NAME} reads whole "
             "feature maps: set it to ''"
         )
-    for key, names in (("ROI_MASK_HEAD", node.IN_FEATURES), ("POINT_HEAD", point.IN_FEATURES)):
+    read = {"ROI_MASK_HEAD": node.IN_FEATURES}
+    if node.POINT_HEAD_ON:
+        read["POINT_HEAD"] = point.IN_FEATURES
+    for key, names in read.items():
         missing = [name for name in names if name not in input_shape]
         if missing:
             raise ConfigError(
