@@ -124,9 +124,12 @@ def test_batch_of_one_equals_its_row(method):
         (alone,) = _predict(model, [record])
         assert len(alone) == len(row)
         torch.testing.assert_close(alone.scores, row.scores, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(
-            alone.pred_boxes.tensor, row.pred_boxes.tensor, rtol=1e-3, atol=1e-2
-        )
+        # Sums are rounded by the batch's size: detections with equal scores may change places.
+        same = torch.isclose(alone.scores[:, None], row.scores, rtol=1e-4, atol=1e-5)
+        same &= alone.pred_classes[:, None] == row.pred_classes
+        boxes, others = alone.pred_boxes.tensor[:, None], row.pred_boxes.tensor
+        same &= torch.isclose(boxes, others, rtol=1e-3, atol=1e-2).all(dim=2)
+        assert same.any(dim=0).all() and same.any(dim=1).all()
 
 
 @pytest.mark.parametrize("mask_output", ["bitmask", "rle"])
