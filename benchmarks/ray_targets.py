@@ -19,13 +19,13 @@ from torch import Tensor
 
 from instancezoo.layers import extension, polar
 from instancezoo.layers.borders import find_borders
-from instancezoo.modeling.levels import locate_points
-from instancezoo.modeling.point_assignment import assign_points
+from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.point_assignment import assign_points, split_sizes
 
 HEIGHT, WIDTH = 768, 1280
 RADII = (12, 260)  # of the shapes in pixels, drawn log-uniformly
 STRIDES = (8, 16, 32, 64, 128)
-SIZE_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
+SIZE_RANGES = split_sizes((64, 128, 256, 512))
 CENTER_RADIUS = 1.5
 NUM_RAYS = 36
 # The published loader on 40 such shapes, as measured on a 2-core machine with one thread (PyTorch
@@ -63,14 +63,6 @@ def map_sizes() -> list[tuple[int, int]]:
     return [(HEIGHT // stride, WIDTH // stride) for stride in STRIDES]
 
 
-def locate_all() -> Tensor:
-    points = [
-        locate_points(size, stride, torch.device("cpu"))
-        for size, stride in zip(map_sizes(), STRIDES, strict=True)
-    ]
-    return torch.cat(points)
-
-
 def make_targets(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The package's way: winners (P,) and rays (positives, R)."""
     borders = find_borders(masks)
@@ -86,7 +78,7 @@ def make_targets(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         radius=CENTER_RADIUS,
     )[0]
     positive = winners >= 0
-    points = locate_all()[positive].long()
+    points = locate_all_points(map_sizes(), STRIDES)[positive].long()
     return winners, polar.cast_ray_targets(points, winners[positive], borders, num_rays=NUM_RAYS)
 
 
@@ -103,7 +95,7 @@ def make_targets_by_rule(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The published rule as one would write it down: dense assignment, loops over rays."""
     contours = [find_contour(mask) for mask in masks.numpy().astype(np.uint8)]
     centers = torch.tensor([find_centroid(contour) for contour in contours])
-    points = locate_all()
+    points = locate_all_points(map_sizes(), STRIDES)
     winners = assign_densely(points, centers, boxes)
     rays = [
         cast_one_by_one(point, torch.from_numpy(contours[winner]))

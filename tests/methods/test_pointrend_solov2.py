@@ -11,6 +11,7 @@ from instancezoo.layers.points import PointSampler, sample_masks
 from instancezoo.modeling.image_masks import ImageMasks, remove_padding
 from instancezoo.modeling.masks import BoxMasks
 from instancezoo.pointrend.solov2 import apply_kernels, read_labels
+from instancezoo.solo.targets import gather_objects
 from instancezoo.solov2 import SOLOv2
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
@@ -64,8 +65,14 @@ def test_labels_are_read_from_the_own_object_of_the_own_image():
     # rows come in any order, and several may be of one object
     instance = torch.tensor([2, 0, 1, 0])
     points = torch.tensor([[2.5, 0.5], [2.5, 1.5], [2.5, 2.5], [3.0, 1.5]]).expand(4, -1, -1)
-    labels = read_labels(truth, instance, points)
+    labels = read_labels([objects.gt_masks.tensor for objects in truth], instance, points)
     assert labels.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0.5], [1, 0, 0, 0]]
+
+
+def _compute_point_loss(model, batch, images, outputs):
+    truth = [record["instances"] for record in batch]
+    objects = gather_objects(truth, tuple(images.tensor.shape[2:]))
+    return model.point_loss(outputs, objects, model.assign(objects))
 
 
 @pytest.mark.parametrize("boxes", [BOXES, []], ids=["objects", "none"])
@@ -74,8 +81,7 @@ def test_point_loss_reaches_its_head_and_the_kernels(boxes):
     torch.nn.init.normal_(model.head.point_head.predictor.weight)
     batch = [make_input(96, 128, boxes), make_input(128, 100, [], seed=1)]
     images, outputs = _run_head(model, batch)
-    truth = [record["instances"] for record in batch]
-    loss = model.point_loss(outputs, images, truth)
+    loss = _compute_point_loss(model, batch, images, outputs)
     loss.backward()
     assert torch.isfinite(loss) and (loss > 0) == bool(boxes)
     gradients = {n: p.grad for n, p in model.head.named_parameters()}
@@ -98,7 +104,7 @@ def test_no_more_rows_than_asked_for_are_trained_on():
     model.head.predict_points = record
     batch = [make_input(96, 128, BOXES)]
     images, outputs = _run_head(model, batch)
-    model.point_loss(outputs, images, [batch[0]["instances"]])
+    _compute_point_loss(model, batch, images, outputs)
     assert seen == [(3, 196)]
 
 

@@ -13,11 +13,8 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
-from instancezoo.modeling.levels import locate_points
-from instancezoo.modeling.point_assignment import assign_points
-
-# No limit for the first and the last level.
-_LOWEST, _HIGHEST = -1.0, 1e8
+from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.point_assignment import assign_points, split_sizes
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,7 @@ class PointSpec:
     @property
     def size_ranges(self) -> list[tuple[float, float]]:
         """L pairs, both ends included."""
-        lowest = [_LOWEST, *self.sizes_of_interest]
-        return list(zip(lowest, [*self.sizes_of_interest, _HIGHEST], strict=True))
+        return split_sizes(self.sizes_of_interest)
 
 
 @dataclass(frozen=True)
@@ -121,11 +117,9 @@ def list_points(
     map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Points of all levels, (P, 2) x and y in pixels, and the stride of each, (P,)."""
-    levels = [locate_points(size, s, device) for size, s in zip(map_sizes, strides, strict=True)]
-    of_points = [
-        points.new_full((len(points),), s) for points, s in zip(levels, strides, strict=True)
-    ]
-    return torch.cat(levels), torch.cat(of_points)
+    points = locate_all_points(map_sizes, strides, device)
+    lengths = torch.tensor([height * width for height, width in map_sizes], device=device)
+    return points, points.new_tensor(strides).repeat_interleave(lengths)
 
 
 def measure_distances(points: Tensor, boxes: Tensor) -> Tensor:

@@ -46,6 +46,22 @@ def locate_points(
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
+def locate_all_points(
+    map_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """`locate_points` of all levels, one after the other: (sum of H_l * W_l, 2) x and y in pixels.
+
+    Args:
+        map_sizes: L pairs, height and width of each level's map.
+        strides: L numbers of pixels.
+        device: of the result.
+    """
+    levels = zip(map_sizes, strides, strict=True)
+    return torch.cat([locate_points(size, stride, device) for size, stride in levels])
+
+
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
     """Join the maps of all levels, row-major within a level.
 

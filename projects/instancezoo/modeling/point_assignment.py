@@ -6,9 +6,18 @@ Legend: N images, L levels, M instances of all images, P points of all levels, Q
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+# No limit for the first and the last level, in pixels.
+_LOWEST, _HIGHEST = -1.0, 1e8
+
+
+def split_sizes(sizes_of_interest: Sequence[float]) -> list[tuple[float, float]]:
+    """Size ranges of L levels from the L - 1 limits in pixels between them, both ends included."""
+    return list(pairwise([_LOWEST, *sizes_of_interest, _HIGHEST]))
 
 
 def assign_points(

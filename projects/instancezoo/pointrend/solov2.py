@@ -30,7 +30,7 @@ from instancezoo.layers.points import (
 from instancezoo.modeling.image_masks import boxes_from_masks
 from instancezoo.modeling.levels import flatten_levels, level_offsets
 from instancezoo.modeling.masks import BoxMasks
-from instancezoo.solo.targets import gather_objects
+from instancezoo.solo.targets import CellTargets, Objects
 from instancezoo.solov2.head import SOLOv2Head
 from instancezoo.solov2.solov2 import SOLOv2
 
@@ -158,20 +158,14 @@ class SOLOv2PointRend(SOLOv2):
             **cls.head_arguments(cfg),
         )
 
-    def losses(
-        self, outputs: Any, images: ImageList, ground_truth: list[Instances]
-    ) -> dict[str, Tensor]:
-        """Those of SOLOv2, and `loss_mask_point`."""
-        losses = super().losses(outputs, images, ground_truth)
-        losses["loss_mask_point"] = self.point_loss(outputs, images, ground_truth)
+    def compare(self, outputs: Any, objects: Objects, targets: CellTargets) -> dict[str, Tensor]:
+        """The losses of SOLOv2, and `loss_mask_point`."""
+        losses = super().compare(outputs, objects, targets)
+        losses["loss_mask_point"] = self.point_loss(outputs, objects, targets)
         return losses
 
-    def point_loss(
-        self, outputs: RefinedOutputs, images: ImageList, ground_truth: list[Instances]
-    ) -> Tensor:
+    def point_loss(self, outputs: RefinedOutputs, objects: Objects, targets: CellTargets) -> Tensor:
         """Cross-entropy at points that cover the objects, most where their masks are uncertain."""
-        objects = gather_objects(ground_truth, tuple(images.tensor.shape[2:]))
-        targets = self.assign(objects)
         rows = torch.randperm(len(targets.image), device=targets.image.device)[: self.max_rows]
         if not len(rows):
             return 0.0 * sum(parameter.sum() for parameter in self.head.point_head.parameters())
@@ -190,7 +184,7 @@ class SOLOv2PointRend(SOLOv2):
         points = place_points(choose_points(candidates, uncertainty, fresh, count), boxes)
         features, mask_feature = fine(owners, points)
         logits = self.head.predict_points(features, apply_kernels(mask_feature, kernels))
-        return compute_point_loss(logits, read_labels(ground_truth, instance, points))
+        return compute_point_loss(logits, read_labels(objects.masks, instance, points))
 
     def inference(self, outputs: Any, images: ImageList) -> list[Instances]:
         """See `DenseSegmenter.inference`; masks lie on a grid over a box around each."""
@@ -241,11 +235,11 @@ def apply_kernels(features: Tensor, kernels: Tensor) -> Tensor:
         return (features.float() @ kernels.float()[:, :, None])[:, :, 0]
 
 
-def read_labels(ground_truth: Sequence[Instances], instance: Tensor, points: Tensor) -> Tensor:
+def read_labels(masks: Sequence[Tensor], instance: Tensor, points: Tensor) -> Tensor:
     """Soft labels at points.
 
     Args:
-        ground_truth: N Instances with `gt_masks` (BitMasks).
+        masks: of N images, (M, H, W) bool each.
         instance: (R,) long, the object of each row, counted over all images.
         points: (R, P, 2), in pixels.
 
@@ -254,9 +248,9 @@ def read_labels(ground_truth: Sequence[Instances], instance: Tensor, points: Ten
     """
     labels = points.new_zeros(points.shape[:2])
     start = 0
-    for objects in ground_truth:
-        is_here = (instance >= start) & (instance < start + len(objects))
+    for own in masks:
+        is_here = (instance >= start) & (instance < start + len(own))
         rows = is_here.nonzero().squeeze(1)
-        labels[rows] = sample_masks(objects.gt_masks.tensor, instance[rows] - start, points[rows])
-        start += len(objects)
+        labels[rows] = sample_masks(own, instance[rows] - start, points[rows])
+        start += len(own)
     return labels

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,8 @@ from instancezoo.layers.polar import (
     fill_missed_rays,
     intersect_rays,
 )
-from instancezoo.modeling.levels import locate_points
-from instancezoo.modeling.point_assignment import assign_points
-
-# Upper limit of the last level's range, in pixels.
-_NO_LIMIT = 1e8
+from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.point_assignment import assign_points, split_sizes
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,7 @@ class TargetRules:
     @property
     def size_ranges(self) -> list[tuple[float, float]]:
         """L pairs, lowest and highest distance in pixels, both included."""
-        limits = [-1.0, *self.sizes_of_interest, _NO_LIMIT]
-        return list(pairwise(limits))
+        return split_sizes(self.sizes_of_interest)
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ def make_targets(
         size_ranges=rules.size_ranges,
         radius=rules.center_radius or None,
     ).flatten()  # (N * P,)
-    locations = locate_all(map_sizes, rules.strides, boxes.device)  # (P, 2)
+    locations = locate_all_points(map_sizes, rules.strides, boxes.device)  # (P, 2)
     positions = (owners >= 0).nonzero().squeeze(1)
     owner = owners[positions]
     points = locations[positions % len(locations)]  # (Q, 2)
@@ -182,16 +177,6 @@ def make_targets(
         rays=rays,
         centerness=polar_centerness(rays),
     )
-
-
-def locate_all(
-    map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
-) -> Tensor:
-    """Image points of all levels' locations, (P, 2) x and y, levels one after the other."""
-    points = [
-        locate_points(size, stride, device) for size, stride in zip(map_sizes, strides, strict=True)
-    ]
-    return torch.cat(points)
 
 
 def polar_centerness(rays: Tensor) -> Tensor:

@@ -113,7 +113,10 @@ class SOLO(DenseSegmenter):
         """`loss_ins` (equation 3) and `loss_cate` (equation 2's focal loss)."""
         # parity: the grid covers the padded batch, so a neighbour's size can move an object's cell.
         objects = gather_objects(ground_truth, tuple(images.tensor.shape[2:]))
-        targets = self.assign(objects)
+        return self.compare(outputs, objects, self.assign(objects))
+
+    def compare(self, outputs: Any, objects: Objects, targets: CellTargets) -> dict[str, Tensor]:
+        """The losses of outputs against targets."""
         return {
             "loss_ins": self.dice_weight * self._mask_loss(outputs, objects, targets),
             "loss_cate": self.focal_weight * self._category_loss(outputs, targets),
