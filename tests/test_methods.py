@@ -7,7 +7,8 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultPredictor
+from detectron2.engine import DefaultPredictor, DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
@@ -170,3 +171,29 @@ def test_stock_predictor_and_visualizer(method, tmp_path):
     metadata.thing_classes = ["a", "b", "c", "d"]
     picture = Visualizer(image, metadata).draw_instance_predictions(instances[:3]).get_image()
     assert picture.shape == image.shape and not np.array_equal(picture, image)
+
+
+class StockTrainer(DefaultTrainer):
+    """Detectron2's, as its tutorials extend it."""
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return COCOEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_stock_trainer_and_evaluator(name, few_shapes, tmp_path):
+    sets = ["DATASETS.TRAIN", (few_shapes,), "DATASETS.TEST", (few_shapes,)]
+    brief = ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2]
+    few = ["TEST.DETECTIONS_PER_IMAGE", 10, "MODEL.SOLO.MAX_PER_IMG", 10]
+    few += ["MODEL.SOLOV2.MAX_PER_IMG", 10, "OUTPUT_DIR", str(tmp_path)]
+    cfg = get_tiny_config(name, [*sets, *brief, *few])
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP50", 50, 50]]  # else `train` returns nothing
+    trainer = StockTrainer(keep_everything(cfg))
+    before = copy.deepcopy(trainer.model.state_dict())
+    results = trainer.train()
+    after = trainer.model.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    assert set(results) == ({"bbox", "segm"} if _makes_masks(name) else {"bbox"})
+    for task, figures in results.items():
+        assert 0 <= figures["AP50"] <= 100, task

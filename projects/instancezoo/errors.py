@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class ZooError(ValueError):
     """Bad input. The message names the file, key or id, and the remedy."""
@@ -12,3 +14,10 @@ class ZooError(ValueError):
 
 class ConfigError(ZooError, KeyError):
     """A config key or value that cannot be right."""
+
+
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raise `ConfigError` for a value of `key` (with its sections) that is none of `choices`."""
+    names = list(choices)
+    if value not in names:
+        raise ConfigError(f"{key} is '{value}'; it must be one of: {', '.join(names)}")

@@ -80,7 +80,7 @@ def test_deformable_towers_have_biases_under_their_norms():
         ((NODE + "NUM_RAYS", 35), "NUM_RAYS is 35"),
         ((NODE + "RAY_TARGETS", "exact"), "RAY_TARGETS is 'exact'"),
         ((NODE + "CENTER", "centroid"), "CENTER is 'centroid'"),
-        ((NODE + "SIZES_OF_INTEREST", [64]), "must be 4 numbers"),
+        ((NODE + "SIZES_OF_INTEREST", [64]), "has 1 sizes"),
         ((NODE + "FPN_STRIDES", [4, 8, 16, 32, 64]), "FPN_STRIDES"),
         ((NODE + "IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]), "p2"),
     ],

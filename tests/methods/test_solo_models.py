@@ -282,7 +282,7 @@ def test_adelaidet_keys_that_cannot_be_followed_are_refused(key, value):
 def test_bad_config_values_name_the_key():
     with pytest.raises(ConfigError, match="TYPE_DCN is 'v3'"):
         _build("solo/solo_tiny", ["MODEL.SOLO.TYPE_DCN", "v3"])
-    with pytest.raises(ConfigError, match="TARGET_RESIZE is 'cv2'; it must be one of padded"):
+    with pytest.raises(ConfigError, match="TARGET_RESIZE is 'cv2'; it must be one of: padded"):
         _build("solo/solo_tiny", ["MODEL.SOLO.TARGET_RESIZE", "cv2"])
     with pytest.raises(ConfigError, match="NMS_KERNEL is 'hard'"):
         _build("solov2/solov2_tiny", ["MODEL.SOLOV2.NMS_KERNEL", "hard"])

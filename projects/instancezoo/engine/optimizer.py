@@ -9,8 +9,9 @@ from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import check_choice
 
+OPTIMIZERS = ("SGD", "AdamW")
 CLIP_TYPES = ("value", "norm", "full_model")
 
 
@@ -24,10 +25,9 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         ConfigError: another optimizer or way of clipping.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
-        raise ConfigError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; it must be one of {CLIP_TYPES}"
-        )
+    check_choice("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
+    if clip.ENABLED:
+        check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, CLIP_TYPES)
     clips_together = clip.ENABLED and clip.CLIP_TYPE == "full_model"
     if clips_together:  # Detectron2 knows the other two only
         cfg = cfg.clone()
@@ -35,12 +35,8 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     if cfg.SOLVER.OPTIMIZER == "SGD":
         optimizer = build_sgd(cfg, model)
-    elif cfg.SOLVER.OPTIMIZER == "AdamW":
-        optimizer = _build_adamw(cfg, model)
     else:
-        raise ConfigError(
-            f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; it must be 'SGD' or 'AdamW'"
-        )
+        optimizer = _build_adamw(cfg, model)
     if clips_together:
         _clip_together(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
     return optimizer

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from instancezoo.errors import ConfigError, ZooError
+from instancezoo.errors import ZooError, check_choice
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,11 +20,7 @@ def find_precision(cfg: Any) -> torch.dtype | None:
     """What autocast computes in by SOLVER.AMP; None for single precision. Raises `ConfigError`."""
     if not cfg.SOLVER.AMP.ENABLED:
         return None
-    if cfg.SOLVER.AMP.DTYPE not in PRECISIONS:
-        raise ConfigError(
-            f"SOLVER.AMP.DTYPE is '{cfg.SOLVER.AMP.DTYPE}'; it must be one of: "
-            f"{', '.join(PRECISIONS)}"
-        )
+    check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, PRECISIONS)
     return PRECISIONS[cfg.SOLVER.AMP.DTYPE]
 
 

@@ -20,7 +20,7 @@ import pycocotools.mask as mask_codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from instancezoo.errors import ConfigError, ZooError
+from instancezoo.errors import ZooError, check_choice
 from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
 
 BACKENDS = ("hotcoco", "pycocotools")
@@ -184,10 +184,7 @@ def evaluate_by_area(
 
 def check_backend(backend: str) -> None:
     """Raise `ConfigError` if no such backend is known."""
-    if backend not in BACKENDS:
-        raise ConfigError(
-            f"TEST.COCO_BACKEND is '{backend}'; it must be one of: {', '.join(BACKENDS)}"
-        )
+    check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
 
 
 def _count_by_hotcoco(

@@ -17,9 +17,9 @@ from detectron2.structures import ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError, ZooError
+from instancezoo.errors import ZooError, check_choice
 from instancezoo.modeling.distributed import average_over_ranks
-from instancezoo.modeling.levels import flatten_levels
+from instancezoo.modeling.levels import check_levels, flatten_levels
 
 from .decode import DecodeSettings, detect
 from .head import NORMS, FCOSHead, FCOSOutputs, build_head
@@ -72,9 +72,9 @@ class FCOS(nn.Module):
         yield_proposal: bool = False,
     ) -> None:
         super().__init__()
-        _check_choice("BOX_QUALITY", box_quality, BOX_QUALITIES)
-        _check_choice("LOSS_NORMALIZER_CLS", class_normalizer, CLASS_NORMALIZERS)
-        _check_choice("LOC_LOSS_TYPE", box_loss, BOX_LOSSES)
+        check_choice("MODEL.FCOS.BOX_QUALITY", box_quality, BOX_QUALITIES)
+        check_choice("MODEL.FCOS.LOSS_NORMALIZER_CLS", class_normalizer, CLASS_NORMALIZERS)
+        check_choice("MODEL.FCOS.LOC_LOSS_TYPE", box_loss, BOX_LOSSES)
         self.fcos_head = fcos_head
         self.in_features = list(in_features)
         self.points = points
@@ -92,7 +92,7 @@ class FCOS(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         node = cfg.MODEL.FCOS
-        _check_levels(node, input_shape)
+        check_levels(node, "MODEL.FCOS", input_shape)
         return {
             "fcos_head": _build_head(cfg, input_shape[node.IN_FEATURES[0]].channels),
             "in_features": node.IN_FEATURES,
@@ -196,7 +196,7 @@ class FCOS(nn.Module):
 
 def _build_head(cfg: CfgNode, channels: int) -> FCOSHead:
     node = cfg.MODEL.FCOS
-    _check_choice("NORM", node.NORM, NORMS)
+    check_choice("MODEL.FCOS.NORM", node.NORM, NORMS)
     version = "v2" if cfg.MODEL.RESNETS.DEFORM_MODULATED else "v1"
     return build_head(
         channels,
@@ -219,28 +219,3 @@ def _read_decode_settings(node: CfgNode, phase: str) -> DecodeSettings:
         nms_thresh=node.NMS_TH,
         num_detections=node[f"POST_NMS_TOPK_{phase}"],
     )
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"MODEL.FCOS.{key} is '{value}'; it must be one of {tuple(choices)}")
-
-
-def _check_levels(node: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
-    missing = [name for name in node.IN_FEATURES if name not in input_shape]
-    if missing:
-        raise ConfigError(
-            f"MODEL.FCOS.IN_FEATURES names {', '.join(missing)}, but the backbone gives "
-            f"{', '.join(input_shape)}; MODEL.FCOS.TOP_LEVELS says how many are above p5"
-        )
-    strides = [input_shape[name].stride for name in node.IN_FEATURES]
-    if list(node.FPN_STRIDES) != strides:
-        raise ConfigError(
-            f"MODEL.FCOS.FPN_STRIDES is {list(node.FPN_STRIDES)}, but the strides of "
-            f"{', '.join(node.IN_FEATURES)} are {strides}"
-        )
-    if len(node.SIZES_OF_INTEREST) != len(strides) - 1:
-        raise ConfigError(
-            f"MODEL.FCOS.SIZES_OF_INTEREST has {len(node.SIZES_OF_INTEREST)} sizes; between "
-            f"{len(strides)} levels there are {len(strides) - 1}"
-        )

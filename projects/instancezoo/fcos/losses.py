@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from instancezoo.errors import ConfigError
-
 BOX_LOSSES = ("giou", "iou", "linear_iou")
 # Keeps the logarithm of an IoU finite.
 _SMOOTHING = 1.0
@@ -50,17 +48,12 @@ def compute_box_loss(overlap: Overlap, kind: str) -> Tensor:
 
     Returns:
         (R,), not negative.
-
-    Raises:
-        ConfigError: unknown kind.
     """
     if kind == "giou":
         return 1 - overlap.giou
     if kind == "iou":
         return -overlap.iou.log()
-    if kind == "linear_iou":
-        return 1 - overlap.iou
-    raise ConfigError(f"MODEL.FCOS.LOC_LOSS_TYPE is '{kind}'; it must be one of {BOX_LOSSES}")
+    return 1 - overlap.iou
 
 
 def _measure_area(distances: Tensor) -> Tensor:

@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from torch import Tensor
+
+from instancezoo.errors import ConfigError
 
 
 def match_scale_ranges(sizes: Tensor, ranges: Tensor) -> Tensor:
@@ -60,6 +64,37 @@ def locate_all_points(
     """
     levels = zip(map_sizes, strides, strict=True)
     return torch.cat([locate_points(size, stride, device) for size, stride in levels])
+
+
+def check_levels(node: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:
+    """Check a node's `IN_FEATURES`, `FPN_STRIDES` and `SIZES_OF_INTEREST` against a backbone.
+
+    Args:
+        node: of a method whose levels answer for objects between two sizes.
+        key: of `node`, for the message.
+        shapes: what the backbone gives.
+
+    Raises:
+        ConfigError: the backbone lacks a level, or has another stride there; or there is not one
+            size between each two levels.
+    """
+    missing = [name for name in node.IN_FEATURES if name not in shapes]
+    if missing:
+        raise ConfigError(
+            f"{key}.IN_FEATURES names {', '.join(missing)}, but the backbone gives "
+            f"{', '.join(shapes)}"
+        )
+    strides = [shapes[name].stride for name in node.IN_FEATURES]
+    if list(node.FPN_STRIDES) != strides:
+        raise ConfigError(
+            f"{key}.FPN_STRIDES is {list(node.FPN_STRIDES)}, but the strides of "
+            f"{', '.join(node.IN_FEATURES)} are {strides}"
+        )
+    if len(node.SIZES_OF_INTEREST) != len(strides) - 1:
+        raise ConfigError(
+            f"{key}.SIZES_OF_INTEREST has {len(node.SIZES_OF_INTEREST)} sizes; between "
+            f"{len(strides)} levels there are {len(strides) - 1}"
+        )
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:

@@ -16,9 +16,9 @@ from detectron2.structures import ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, check_choice
 from instancezoo.modeling.dense import DenseSegmenter
-from instancezoo.modeling.levels import flatten_levels
+from instancezoo.modeling.levels import check_levels, flatten_levels
 from instancezoo.modeling.masks import masks_for_output
 from instancezoo.modeling.towers import build_tower, init_normal, prior_bias
 
@@ -77,7 +77,8 @@ class PolarMask(DenseSegmenter):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.POLARMASK
         backbone = build_backbone(cfg)
-        _check_config(node, {name: s.stride for name, s in backbone.output_shape().items()})
+        _check_options(node)
+        check_levels(node, "MODEL.POLARMASK", backbone.output_shape())
         return {
             "backbone": backbone,
             "head": build_head(cfg),
@@ -231,28 +232,14 @@ def _pick(maps: list[Tensor], positions: Tensor) -> Tensor:
     return flatten_levels(maps).flatten(0, 1)[positions]
 
 
-def _check_config(node: CfgNode, strides: dict[str, int]) -> None:
+def _check_options(node: CfgNode) -> None:
     """Raise `ConfigError` for values that do not go together."""
     for key, choices in _CHOICES.items():
-        if node[key] not in choices:
-            raise ConfigError(
-                f"MODEL.POLARMASK.{key} is '{node[key]}'; it must be one of {choices}"
-            )
+        check_choice(f"MODEL.POLARMASK.{key}", node[key], choices)
     if not 0 < node.NUM_RAYS <= 360 or 360 % node.NUM_RAYS:
         raise ConfigError(f"MODEL.POLARMASK.NUM_RAYS is {node.NUM_RAYS}; it must divide 360")
     if node.NMS_BOX == "branch" and not node.BOX_BRANCH:
         raise ConfigError(
             "MODEL.POLARMASK.BOX_BRANCH False leaves no boxes for NMS_BOX 'branch'; set "
             "MODEL.POLARMASK.NMS_BOX 'polygon'"
-        )
-    missing = [name for name in node.IN_FEATURES if name not in strides]
-    if missing:
-        raise ConfigError(
-            f"MODEL.POLARMASK.IN_FEATURES names {missing}, but the backbone has {list(strides)}"
-        )
-    found = [strides[name] for name in node.IN_FEATURES]
-    if found != list(node.FPN_STRIDES) or len(node.SIZES_OF_INTEREST) != len(found) - 1:
-        raise ConfigError(
-            f"IN_FEATURES have strides {found}: MODEL.POLARMASK.FPN_STRIDES must name them, and "
-            f"SIZES_OF_INTEREST must be {len(found) - 1} numbers"
         )

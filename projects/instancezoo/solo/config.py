@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, check_choice
 
 _DCN_VERSIONS = {"DCN": "v1", "DCNv2": "v2"}
 
@@ -78,8 +78,7 @@ def check_choices(node: CfgNode) -> None:
         "NMS_KERNEL": ("gaussian", "linear"),
     }
     for key, names in choices.items():
-        if node[key] not in names:
-            raise ConfigError(f"{key} is '{node[key]}'; it must be one of {', '.join(names)}")
+        check_choice(key, node[key], names)
 
 
 def find_levels(names: Sequence[str], available: Sequence[str], key: str) -> list[int]:
