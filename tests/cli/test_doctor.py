@@ -19,6 +19,7 @@ from instancezoo.doctor import DatasetFacts, Finding, Severity, diagnose, findin
 from instancezoo.doctor.checks_data import find_same_content
 from instancezoo.doctor.checks_objects import match_anchors
 from instancezoo.doctor.memory import count_saved_bytes, measure_free_memory
+from instancezoo.doctor.subject import InputSize
 
 TINY = model_zoo.get_config_file("mask_rcnn/mask_rcnn_tiny")
 NAMES = (f"doctor_{i}" for i in itertools.count())
@@ -202,11 +203,29 @@ def test_more_objects_than_detections(pair):
     assert "4 images have more, 8 objects" in finding.message  # 4 images, 2 too many each
 
 
-def test_detections_of_the_solo_family_have_a_limit_of_their_own(pair):
-    config = model_zoo.get_config_file("solov2/solov2_tiny")
-    found = examine(*pair, ["MODEL.SOLOV2.MAX_PER_IMG", 10], config=config)
+def test_images_stretched_to_one_size(tmp_path):
+    train = make_dataset(tmp_path / "train", box=(5, 5, 3, 2))
+    config = model_zoo.get_config_file("polarmask/polarmask_tiny")
+    size = ["INPUT.FIXED_SIZE", "(64, 256)"]
+    (finding,) = pick(examine(train, None, size, config=config), "input size", Severity.WARNING)
+    assert "become 256x64; object side 2 pixels" in finding.message  # 6 x 1
+    assert "INPUT.FIXED_SIZE" in finding.remedy
+    found = examine(train, None, [*size, "INPUT.FIXED_HEIGHTS_TRAIN", "(128, 512)"], config=config)
+    assert "become 256x320" in pick(found, "input size")[0].message
+    assert "of up to 256x512 " in pick(found, "memory")[0].message
+
+
+@pytest.mark.parametrize(
+    "name,key",
+    [
+        ("solov2/solov2_tiny", "MODEL.SOLOV2.MAX_PER_IMG"),
+        ("fcos/fcos_tiny", "MODEL.FCOS.POST_NMS_TOPK_TEST"),
+    ],
+)
+def test_methods_with_a_detection_limit_of_their_own(pair, name, key):
+    found = examine(*pair, [key, 10], config=model_zoo.get_config_file(name))
     finding = pick(found, "detections", Severity.WARNING)[0]
-    assert "8 objects" in finding.message and "MODEL.SOLOV2.MAX_PER_IMG" in finding.remedy
+    assert "8 objects" in finding.message and key in finding.remedy
 
 
 def test_class_count_by_hand_that_disagrees_is_an_error(pair):
@@ -304,8 +323,9 @@ def test_boxes_are_resized_with_their_images():
     }
     facts = DatasetFacts("any", True, Path(), clean, AnnotationReport("any"))
     # short edges 100 and 40 become 50: scales 0.5 and 1.25; the long edge stays within 100
-    assert facts.resize_images(50, 100).tolist() == [[50, 100], [100, 50]]
-    assert facts.resize_boxes(50, 100).tolist() == [[12.5, 25, 17.5, 35], [5, 10, 7, 14]]
+    size = InputSize(50, 100)
+    assert size.resize(facts.image_sizes).tolist() == [[50, 100], [100, 50]]
+    assert facts.resize_boxes(size).tolist() == [[12.5, 25, 17.5, 35], [5, 10, 7, 14]]
     assert facts.objects_per_image.tolist() == [1, 1]
 
 

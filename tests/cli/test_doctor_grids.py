@@ -22,6 +22,7 @@ from instancezoo.doctor.checks_grids import (
     propose_scale_ranges,
 )
 from instancezoo.doctor.diagnose import read_dataset
+from instancezoo.doctor.subject import InputSize
 from instancezoo.solo.targets import GridSpec, Objects, assign_cells
 
 STRIDES = [8, 8, 16, 32, 32]
@@ -216,7 +217,7 @@ def test_nuclei(shared_data):
     (found,) = run_check(argument)
     assert found.severity is Severity.WARNING
     words = shlex.split(found.remedy.split("set ")[1])[:4]
-    objects = place_objects([read_dataset(name, True)], (128, 192), 32)
+    objects = place_objects([read_dataset(name, True)], InputSize(128, 192), 32)
     current = GridSpec([16, 14, 12, 8, 6], [[1, 24], [16, 40], [32, 64], [48, 96], [80, 256]])
     better = propose_grid(objects, STRIDES, 0.2)
     assert words == shlex.split(format_overrides("MODEL.SOLOV2", better))

@@ -22,7 +22,7 @@ from instancezoo.solo.solo import SOLO
 from instancezoo.solo.targets import GridSpec, claim_cells, find_last_claims
 
 from .findings import Finding, ok, register_check, warning
-from .subject import DatasetFacts, Subject
+from .subject import DatasetFacts, InputSize, Subject
 
 MAX_UNCAUGHT_SHARE = 0.01
 # Objects whose cells all belong to others: of a level's when grids are proposed, of all in a check.
@@ -103,27 +103,25 @@ def check_grids(subject: Subject) -> Iterator[Finding]:
         advice.append(f"set {words} for {expected}")
     if not expected.is_good:
         advice.append(
-            f"raise INPUT.MIN_SIZE_TRAIN above {subject.train_size[0]}: feature maps of strides "
+            f"raise {subject.train_size.keys}: feature maps of strides "
             f"{model.level_strides} are too coarse for objects this small and dense"
         )
     yield warning(str(fit), "; then ".join(advice))
 
 
-def place_objects(
-    datasets: Sequence[DatasetFacts], size: tuple[int, int], divisor: int
-) -> PlacedObjects:
+def place_objects(datasets: Sequence[DatasetFacts], size: InputSize, divisor: int) -> PlacedObjects:
     """Join the objects of data sets at the network's input.
 
     Args:
-        size: short edge and longest edge of resized images, in pixels.
+        size: of the network's input.
         divisor: padded sides are multiples of it.
     """
     boxes, owners, shapes, num_images = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [], 0
     for facts in datasets:
         rows = {image["id"]: num_images + i for i, image in enumerate(facts.clean["images"])}
-        boxes.append(facts.resize_boxes(*size))
+        boxes.append(facts.resize_boxes(size))
         owners.append(np.array([rows[a["image_id"]] for a in facts.objects], dtype=np.int64))
-        shapes.append(facts.resize_images(*size)[:, ::-1])
+        shapes.append(size.resize(facts.image_sizes)[:, ::-1])
         num_images += len(rows)
     canvases = -(-np.concatenate([np.zeros((0, 2), np.int64), *shapes]) // divisor) * divisor
     return PlacedObjects(np.concatenate(boxes), np.concatenate(owners), canvases)

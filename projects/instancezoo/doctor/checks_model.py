@@ -142,9 +142,9 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     cfg = subject.cfg
     if subject.model is None or not hasattr(subject.model, "backbone"):
         return
-    short_edge, max_size = max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
-    shapes = [facts.resize_images(short_edge, max_size) for facts in subject.train]
-    largest = np.concatenate(shapes).max(axis=0) if shapes else (short_edge, max_size)
+    size = subject.largest_train_size
+    shapes = [size.resize(facts.image_sizes) for facts in subject.train]
+    largest = np.concatenate(shapes).max(axis=0) if shapes else (size.short_edge, size.max_size)
     height, width = map(int, largest)
     batch = -(-cfg.SOLVER.IMS_PER_BATCH // max(1, subject.num_gpus))
     needed = estimate_training_memory(subject.model, cfg, batch, height, width)
@@ -158,7 +158,7 @@ def check_memory(subject: Subject) -> Iterator[Finding]:
     elif needed > MAX_MEMORY_SHARE * free:
         yield warning(
             f"{message}, {free / 2**30:.1f} GiB are free now",
-            "lower SOLVER.IMS_PER_BATCH (and BASE_LR with it) or INPUT.MAX_SIZE_TRAIN, or turn on "
+            f"lower SOLVER.IMS_PER_BATCH (and BASE_LR with it) or {size.keys}, or turn on "
             "SOLVER.AMP.ENABLED",
         )
     else:

@@ -13,6 +13,7 @@ import torch
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 
+from instancezoo.fcos.detector import OneStageDetector
 from instancezoo.solo.solo import SOLO
 
 from .findings import Finding, ok, register_check, warning
@@ -26,12 +27,11 @@ MAX_UNCOVERED_SHARE = 0.05
 @register_check("input size")
 def check_input_size(subject: Subject) -> Iterator[Finding]:
     """How images are resized and how many objects become too small to see."""
-    short_edge, max_size = subject.train_size
+    size = subject.train_size
     for facts in subject.train:
         before = np.median(facts.image_sizes, axis=0).astype(int)
-        sizes = facts.resize_images(short_edge, max_size)
-        after = np.median(sizes, axis=0).astype(int)
-        boxes = facts.resize_boxes(short_edge, max_size)
+        after = np.median(size.resize(facts.image_sizes), axis=0).astype(int)
+        boxes = facts.resize_boxes(size)
         if not len(boxes):
             continue
         sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
@@ -42,7 +42,7 @@ def check_input_size(subject: Subject) -> Iterator[Finding]:
             f"{share:.1%} of objects are under {SMALL_SIDE}x{SMALL_SIDE}"
         )
         if share > MAX_SMALL_SHARE:
-            yield warning(message, "raise INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN, or cut tiles")
+            yield warning(message, f"raise {size.keys}, or cut tiles")
         else:
             yield ok(message)
 
@@ -57,7 +57,7 @@ def check_anchors(subject: Subject) -> Iterator[Finding]:
         return
     negative, positive = subject.cfg.MODEL.RPN.IOU_THRESHOLDS
     for facts in subject.train:
-        boxes = facts.resize_boxes(*subject.train_size)
+        boxes = facts.resize_boxes(subject.train_size)
         if not len(boxes):
             continue
         best = match_anchors(boxes, generator)
@@ -88,7 +88,7 @@ def check_levels(subject: Subject) -> Iterator[Finding]:
         return
     num_levels = pooler.max_level - pooler.min_level + 1
     for facts in subject.train:
-        boxes = facts.resize_boxes(*subject.train_size)
+        boxes = facts.resize_boxes(subject.train_size)
         if not len(boxes):
             continue
         levels = assign_boxes_to_levels(
@@ -109,6 +109,8 @@ def check_detection_limit(subject: Subject) -> Iterator[Finding]:
     key, limit = "TEST.DETECTIONS_PER_IMAGE", subject.cfg.TEST.DETECTIONS_PER_IMAGE
     if isinstance(subject.model, SOLO):
         key, limit = f"{subject.solo_key}.MAX_PER_IMG", subject.model.decode.max_per_img
+    if isinstance(subject.model, OneStageDetector):
+        key, limit = "MODEL.FCOS.POST_NMS_TOPK_TEST", subject.cfg.MODEL.FCOS.POST_NMS_TOPK_TEST
     for facts in subject.datasets:
         counts = facts.objects_per_image
         largest = int(counts.max(initial=0))

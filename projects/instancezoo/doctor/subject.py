@@ -6,6 +6,7 @@ Legend: M objects.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,33 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.data.coco import AnnotationReport
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """How images are resized for the network.
+
+    Args:
+        short_edge, max_size: pixels of the shortest edge, and at most of the longest.
+        fixed: height and width in pixels that every image is stretched to instead, if not None.
+    """
+
+    short_edge: int
+    max_size: int
+    fixed: tuple[int, int] | None = None
+
+    @property
+    def keys(self) -> str:
+        """Config keys that say so."""
+        return "INPUT.FIXED_SIZE" if self.fixed else "INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN"
+
+    def resize(self, sizes: np.ndarray) -> np.ndarray:
+        """(N, 2) int: heights and widths after resizing images of heights and widths `sizes`."""
+        if self.fixed is not None:
+            return np.tile(np.array(self.fixed, dtype=np.int64), (len(sizes), 1))
+        limits = self.short_edge, self.max_size
+        shapes = [ResizeShortestEdge.get_output_shape(int(h), int(w), *limits) for h, w in sizes]
+        return np.array(shapes, dtype=np.int64).reshape(-1, 2)
 
 
 @dataclass
@@ -65,18 +93,9 @@ class DatasetFacts:
         sizes = [(image["height"], image["width"]) for image in self.clean["images"]]
         return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
-    def resize_images(self, short_edge: int, max_size: int) -> np.ndarray:
-        """(number of images, 2) int: height, width after Detectron2's `ResizeShortestEdge`."""
-        shapes = [
-            ResizeShortestEdge.get_output_shape(int(h), int(w), short_edge, max_size)
-            for h, w in self.image_sizes
-        ]
-        return np.array(shapes, dtype=np.int64).reshape(-1, 2)
-
-    def resize_boxes(self, short_edge: int, max_size: int) -> np.ndarray:
+    def resize_boxes(self, size: InputSize) -> np.ndarray:
         """(M, 4) float XYXY: boxes of all objects in pixels of the resized image."""
-        sizes = self.resize_images(short_edge, max_size)
-        scales = (sizes / self.image_sizes)[:, ::-1]  # x, y
+        scales = (size.resize(self.image_sizes) / self.image_sizes)[:, ::-1]  # x, y
         rows = {image["id"]: row for row, image in enumerate(self.clean["images"])}
         boxes = np.array([a["bbox"] for a in self.objects], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -126,10 +145,23 @@ class Subject:
         return bool(self.cfg.MODEL.WEIGHTS or timm_weights)
 
     @property
-    def train_size(self) -> tuple[int, int]:
-        """Middle short edge and longest edge of training images, in pixels."""
-        sizes = sorted(self.cfg.INPUT.MIN_SIZE_TRAIN)
-        return int(sizes[len(sizes) // 2]), int(self.cfg.INPUT.MAX_SIZE_TRAIN)
+    def train_size(self) -> InputSize:
+        """Of training images; the middle one where the size is drawn."""
+        return self._find_train_size(lambda sizes: sizes[len(sizes) // 2])
+
+    @property
+    def largest_train_size(self) -> InputSize:
+        """Of training images; the largest one where the size is drawn."""
+        return self._find_train_size(max)
+
+    def _find_train_size(self, choose: Callable[[list[int]], int]) -> InputSize:
+        node = self.cfg.INPUT
+        fixed = None
+        if node.FIXED_SIZE:
+            height, width = node.FIXED_SIZE
+            low, high = node.FIXED_HEIGHTS_TRAIN or (height, height)
+            fixed = choose([low, (low + high) // 2, high]), int(width)
+        return InputSize(choose(sorted(node.MIN_SIZE_TRAIN)), int(node.MAX_SIZE_TRAIN), fixed)
 
     @property
     def solo_key(self) -> str:
