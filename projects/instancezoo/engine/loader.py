@@ -89,24 +89,21 @@ class SeededDataset(Dataset[Any]):
 
 def seed_rng(*key: int) -> None:
     """Seed Python, NumPy and torch (all devices) from a tuple of non-negative integers."""
-    words = _draw_seeds(key)
+    _seed_all(key, torch.manual_seed)
+
+
+def _seed_all(key: tuple[int, ...], seed_torch: Callable[[int], Any]) -> None:
+    words = np.random.SeedSequence(key).generate_state(3, dtype=np.uint32).tolist()
     random.seed(words[0])
     np.random.seed(words[1])  # noqa: NPY002  (Detectron2's augmentations draw from this one)
-    torch.manual_seed(words[2])
-
-
-def _draw_seeds(key: tuple[int, ...]) -> list[int]:
-    return np.random.SeedSequence(key).generate_state(3, dtype=np.uint32).tolist()
+    seed_torch(words[2])
 
 
 @contextmanager
 def isolated_rng(*key: int) -> Iterator[None]:
     """Seed every CPU generator inside the block; outside nothing changes."""
     saved = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    words = _draw_seeds(key)
-    random.seed(words[0])
-    np.random.seed(words[1])  # noqa: NPY002
-    torch.default_generator.manual_seed(words[2])
+    _seed_all(key, torch.default_generator.manual_seed)
     try:
         yield
     finally:
