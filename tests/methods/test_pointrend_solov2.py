@@ -109,6 +109,17 @@ def test_no_more_rows_than_asked_for_are_trained_on():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("each_layer", [True, False])
+def test_an_untrained_point_head_gives_back_the_coarse_logits(each_layer):
+    head = _build(["MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", each_layer]).head
+    generator = torch.Generator().manual_seed(0)
+    coarse = 20 * torch.rand(3, 50, generator=generator) - 10
+    features = torch.randn(3, 50, head.point_head.fc1.in_channels - 1, generator=generator)
+    difference = (head.predict_points(features, coarse) - coarse).abs().max()
+    assert (difference < 0.1) == each_layer
+
+
+@torch.no_grad()
 def test_a_point_head_that_copies_leaves_the_masks_almost_as_they_were(monkeypatch):
     model = _build().eval()
     image = make_input(96, 128, [])

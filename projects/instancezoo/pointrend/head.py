@@ -85,6 +85,8 @@ class StandardPointHead(nn.Module):
         num_outputs: K, or 1 for a mask that does not depend on the class.
         fc_dim, num_fc: width and number of the hidden layers.
         coarse_each_layer: the coarse logits join every layer's input, not only the first one's.
+        start_from_coarse: untrained, it gives back the coarse logits (nearly), so that only what
+            is to be changed has to be learnt. It takes K outputs and `coarse_each_layer`.
     """
 
     @configurable
@@ -97,6 +99,7 @@ class StandardPointHead(nn.Module):
         fc_dim: int = 256,
         num_fc: int = 3,
         coarse_each_layer: bool = True,
+        start_from_coarse: bool = False,
     ) -> None:
         super().__init__()
         self.coarse_each_layer = coarse_each_layer
@@ -110,6 +113,9 @@ class StandardPointHead(nn.Module):
             width = fc_dim + (coarse_channels if coarse_each_layer else 0)
         self.predictor = nn.Conv1d(width, num_outputs, kernel_size=1)
         _init_prediction(self.predictor)
+        if start_from_coarse and coarse_each_layer:
+            with torch.no_grad():
+                self.predictor.weight[:, -coarse_channels:, 0] += torch.eye(coarse_channels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:

@@ -152,7 +152,11 @@ class SOLOv2PointRend(SOLOv2):
         channels = len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS
         return RefinedSOLOv2Head(
             point_head=build_point_head(
-                cfg, ShapeSpec(channels=channels), coarse_channels=1, num_outputs=1
+                cfg,
+                ShapeSpec(channels=channels),
+                coarse_channels=1,
+                num_outputs=1,
+                start_from_coarse=True,
             ),
             point_levels=[levels.index(name) for name in names],
             **cls.head_arguments(cfg),
