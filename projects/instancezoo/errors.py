@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class ZooError(ValueError):
@@ -21,3 +23,17 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     names = list(choices)
     if value not in names:
         raise ConfigError(f"{key} is '{value}'; it must be one of: {', '.join(names)}")
+
+
+def check_numbers(section: str, node: Any, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `ConfigError` for a key of `node` whose number is outside of its limits.
+
+    Args:
+        section: where `node` stands, for the message.
+        node: of a config.
+        limits: lowest and highest value of each key, both included; `math.inf` for none.
+    """
+    for key, (low, high) in limits.items():
+        if not low <= node[key] <= high:
+            range_ = f"{low:g} or more" if math.isinf(high) else f"between {low:g} and {high:g}"
+            raise ConfigError(f"{section}.{key} is {node[key]}; it must be {range_}")

@@ -59,8 +59,10 @@ def check_category_ids(subject: Subject) -> Iterator[Finding]:
 @register_check("classes")
 def check_class_count(subject: Subject) -> Iterator[Finding]:
     """The model's class count against the data's."""
-    # Two-stage models count classes in their heads, one-stage models themselves.
-    num_model = getattr(getattr(subject.model, "roi_heads", subject.model), "num_classes", None)
+    # Two-stage models count classes in their heads, FCOS in its detector, others themselves.
+    parts = [getattr(subject.model, name, None) for name in ("roi_heads", "proposal_generator")]
+    counts = [getattr(part, "num_classes", None) for part in (*parts, subject.model)]
+    num_model = next((count for count in counts if count is not None), None)
     for facts in subject.datasets:
         num_data = len(facts.category_names)
         if num_model is not None and num_model != num_data:

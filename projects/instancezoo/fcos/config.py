@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from detectron2.config import CfgNode
+
+from instancezoo.errors import check_numbers
+from instancezoo.modeling.towers import PRIOR_LIMITS
+
+_LIMITS = {
+    "NUM_CLASSES": (1, inf),
+    "NUM_SHARE_CONVS": (0, inf),
+    "NUM_CLS_CONVS": (0, inf),
+    "NUM_BOX_CONVS": (0, inf),
+    "PRIOR_PROB": PRIOR_LIMITS,
+    "POS_RADIUS": (0.01, inf),  # without limit: CENTER_SAMPLE False
+    "PRE_NMS_TOPK_TRAIN": (1, inf),
+    "PRE_NMS_TOPK_TEST": (1, inf),
+    "POST_NMS_TOPK_TRAIN": (1, inf),
+    "POST_NMS_TOPK_TEST": (1, inf),
+    "NMS_TH": (0, 1),
+}
 
 
 def add_fcos_config(cfg: CfgNode) -> None:
@@ -69,3 +88,8 @@ def _add_inference_keys(node: CfgNode) -> None:
     node.NMS_TH = 0.6
     node.POST_NMS_TOPK_TRAIN = 100
     node.POST_NMS_TOPK_TEST = 100
+
+
+def check_fcos_numbers(node: CfgNode) -> None:
+    """Raise `ConfigError` for a number that cannot be meant."""
+    check_numbers("MODEL.FCOS", node, _LIMITS)

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from instancezoo.errors import ZooError, check_choice
 from instancezoo.modeling.distributed import average_over_ranks
 from instancezoo.modeling.levels import check_levels, flatten_levels
+from instancezoo.modeling.towers import check_group_norm
 
+from .config import check_fcos_numbers
 from .decode import DecodeSettings, detect
 from .head import NORMS, FCOSHead, FCOSOutputs, build_head
 from .losses import BOX_LOSSES, compare_distances, compute_box_loss
@@ -93,6 +95,7 @@ class FCOS(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         node = cfg.MODEL.FCOS
         check_levels(node, "MODEL.FCOS", input_shape)
+        check_fcos_numbers(node)
         return {
             "fcos_head": _build_head(cfg, input_shape[node.IN_FEATURES[0]].channels),
             "in_features": node.IN_FEATURES,
@@ -197,6 +200,7 @@ class FCOS(nn.Module):
 def _build_head(cfg: CfgNode, channels: int) -> FCOSHead:
     node = cfg.MODEL.FCOS
     check_choice("MODEL.FCOS.NORM", node.NORM, NORMS)
+    check_group_norm(node.NORM, {"MODEL.FPN.OUT_CHANNELS": channels})
     version = "v2" if cfg.MODEL.RESNETS.DEFORM_MODULATED else "v1"
     return build_head(
         channels,

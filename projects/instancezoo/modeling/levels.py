@@ -76,9 +76,11 @@ def check_levels(node: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:
 
     Raises:
         ConfigError: the backbone lacks a level, or has another stride there; or there is not one
-            size between each two levels.
+            size between each two levels, the smallest first.
     """
     missing = [name for name in node.IN_FEATURES if name not in shapes]
+    if not node.IN_FEATURES:
+        raise ConfigError(f"{key}.IN_FEATURES is empty; the backbone gives {', '.join(shapes)}")
     if missing:
         raise ConfigError(
             f"{key}.IN_FEATURES names {', '.join(missing)}, but the backbone gives "
@@ -94,6 +96,12 @@ def check_levels(node: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:
         raise ConfigError(
             f"{key}.SIZES_OF_INTEREST has {len(node.SIZES_OF_INTEREST)} sizes; between "
             f"{len(strides)} levels there are {len(strides) - 1}"
+        )
+    sizes = list(node.SIZES_OF_INTEREST)
+    are_numbers = all(isinstance(size, int | float) and size > 0 for size in sizes)
+    if not are_numbers or sizes != sorted(set(sizes)):
+        raise ConfigError(
+            f"{key}.SIZES_OF_INTEREST is {sizes}; it must be numbers that ascend from above 0"
         )
 
 

@@ -6,15 +6,21 @@ Legend: N images, C channels, H W map size.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from instancezoo.errors import ConfigError
 from instancezoo.layers.deform_conv import DeformConv
 
 DEFORMABLE = ("", "v1", "v2")
+NORMS = ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
+# A sigmoid cannot start at 0 or 1.
+PRIOR_LIMITS = (1e-4, 0.9999)
+_NUM_GROUPS = 32  # of every group norm in Detectron2
 
 
 def build_conv_block(
@@ -98,6 +104,18 @@ def build_tower(
             )
         )
     return nn.Sequential(*blocks)
+
+
+def check_group_norm(norm: str, channels: Mapping[str, int]) -> None:
+    """Raise `ConfigError` for numbers of channels that a group norm cannot divide.
+
+    Args:
+        norm: name of the norm.
+        channels: number of each key.
+    """
+    for key, count in channels.items():
+        if norm.endswith("GN") and count % _NUM_GROUPS:
+            raise ConfigError(f"{key} is {count}; norm {norm} needs a multiple of {_NUM_GROUPS}")
 
 
 class Scale(nn.Module):

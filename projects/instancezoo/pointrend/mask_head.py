@@ -5,6 +5,7 @@ Legend: N images, R regions of all images, P points, K classes, S grid side.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, check_numbers
 from instancezoo.layers.points import (
     PointSampler,
     choose_points,
@@ -259,11 +260,12 @@ def _check_config(cfg: CfgNode, input_shape: Any) -> None:
         read["POINT_HEAD"] = point.IN_FEATURES
     for key, names in read.items():
         missing = [name for name in names if name not in input_shape]
-        if missing:
+        if missing or not names:
             raise ConfigError(
-                f"MODEL.{key}.IN_FEATURES names {missing}, which MODEL.ROI_HEADS.IN_FEATURES "
-                f"{list(input_shape)} lacks"
+                f"MODEL.{key}.IN_FEATURES is {tuple(names)}; it must name some of "
+                f"MODEL.ROI_HEADS.IN_FEATURES {list(input_shape)}"
             )
+    check_numbers("MODEL.ROI_MASK_HEAD", node, {"POOLER_RESOLUTION": (2, math.inf)})
     if node.POINT_HEAD_ON and point.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise ConfigError(
             f"MODEL.POINT_HEAD.NUM_CLASSES is {point.NUM_CLASSES}, but MODEL.ROI_HEADS.NUM_CLASSES "

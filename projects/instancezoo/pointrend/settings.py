@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import check_numbers
 from instancezoo.layers.points import (
     EvaluatePoints,
     make_grid_points,
@@ -25,6 +26,13 @@ from instancezoo.layers.points import (
 EvaluateRegions = Callable[[Tensor, Tensor], Tensor]
 # Enough to keep a GPU busy, and some 200 MB at 784 points each.
 _REGIONS_AT_ONCE = 64
+_TRAINING_LIMITS = {
+    "TRAIN_NUM_POINTS": (1, inf),
+    "OVERSAMPLE_RATIO": (1, inf),
+    "IMPORTANCE_SAMPLE_RATIO": (0, 1),
+}
+_INFERENCE_LIMITS = {"SUBDIVISION_STEPS": (0, inf), "SUBDIVISION_NUM_POINTS": (1, inf)}
+_SIDE_LIMITS = {"OUTPUT_SIDE_RESOLUTION": (1, inf)}
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,7 @@ class TrainingPoints:
     def from_config(cls, cfg: CfgNode) -> TrainingPoints:
         """Read `MODEL.POINT_HEAD`. Raises `ConfigError`."""
         node = cfg.MODEL.POINT_HEAD
-        if node.OVERSAMPLE_RATIO < 1 or not 0 <= node.IMPORTANCE_SAMPLE_RATIO <= 1:
-            raise ConfigError(
-                f"MODEL.POINT_HEAD.OVERSAMPLE_RATIO is {node.OVERSAMPLE_RATIO} and "
-                f"IMPORTANCE_SAMPLE_RATIO {node.IMPORTANCE_SAMPLE_RATIO}; the first must be 1 or "
-                "more, the second between 0 and 1"
-            )
+        check_numbers("MODEL.POINT_HEAD", node, _TRAINING_LIMITS)
         count = node.TRAIN_NUM_POINTS
         num_uncertain = int(node.IMPORTANCE_SAMPLE_RATIO * count)
         return cls(int(node.OVERSAMPLE_RATIO * count), num_uncertain, count - num_uncertain)
@@ -77,8 +80,10 @@ class SubdivisionSettings:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SubdivisionSettings:
-        """Read `MODEL.POINT_HEAD` and the side of the coarse mask."""
+        """Read `MODEL.POINT_HEAD` and the side of the coarse mask. Raises `ConfigError`."""
         node, side = cfg.MODEL.POINT_HEAD, cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
+        check_numbers("MODEL.POINT_HEAD", node, _INFERENCE_LIMITS)
+        check_numbers("MODEL.ROI_MASK_HEAD", cfg.MODEL.ROI_MASK_HEAD, _SIDE_LIMITS)
         num_points = node.SUBDIVISION_NUM_POINTS
         return cls(*plan_subdivision(side, node.SUBDIVISION_STEPS, num_points), num_points)
 

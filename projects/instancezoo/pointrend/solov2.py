@@ -144,10 +144,10 @@ class SOLOv2PointRend(SOLOv2):
         node, names = cfg.MODEL.SOLOV2, list(cfg.MODEL.POINT_HEAD.IN_FEATURES)
         levels = list(node.INSTANCE_IN_FEATURES)
         missing = [name for name in names if name not in levels]
-        if missing:
+        if missing or not names:
             raise ConfigError(
-                f"MODEL.POINT_HEAD.IN_FEATURES names {missing}, which "
-                f"MODEL.SOLOV2.INSTANCE_IN_FEATURES {levels} lacks"
+                f"MODEL.POINT_HEAD.IN_FEATURES is {tuple(names)}; it must name some of "
+                f"MODEL.SOLOV2.INSTANCE_IN_FEATURES {levels}"
             )
         channels = len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS
         return RefinedSOLOv2Head(

@@ -16,11 +16,18 @@ from detectron2.structures import ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError, check_choice
+from instancezoo.errors import ConfigError, check_choice, check_numbers
 from instancezoo.modeling.dense import DenseSegmenter
 from instancezoo.modeling.levels import check_levels, flatten_levels
 from instancezoo.modeling.masks import masks_for_output
-from instancezoo.modeling.towers import build_tower, init_normal, prior_bias
+from instancezoo.modeling.towers import (
+    NORMS,
+    PRIOR_LIMITS,
+    build_tower,
+    check_group_norm,
+    init_normal,
+    prior_bias,
+)
 
 from .decode import DecodeSettings, find_candidates, select_detections
 from .head import PolarMaskHead, PolarMaskOutputs
@@ -28,9 +35,20 @@ from .losses import box_iou_loss, polar_iou_loss, weighted_mean
 from .targets import PolarTargets, TargetRules, gather_objects, make_targets
 
 _CHOICES = {
+    "NORM": NORMS,
     "CENTER": ("mass", "box"),
     "RAY_TARGETS": ("nearest_bin", "intersection"),
     "NMS_BOX": ("branch", "polygon"),
+}
+_LIMITS = {
+    "NUM_CLASSES": (1, math.inf),
+    "NUM_RAYS": (3, 360),
+    "SIZE_DIVISIBILITY": (0, math.inf),
+    "NUM_CONVS": (0, math.inf),
+    "PRIOR_PROB": PRIOR_LIMITS,
+    "CENTER_RADIUS": (0, math.inf),
+    "TOPK_CANDIDATES_TEST": (1, math.inf),
+    "NMS_THRESH_TEST": (0, 1),
 }
 
 
@@ -78,6 +96,7 @@ class PolarMask(DenseSegmenter):
         node = cfg.MODEL.POLARMASK
         backbone = build_backbone(cfg)
         _check_options(node)
+        check_group_norm(node.NORM, {"MODEL.FPN.OUT_CHANNELS": cfg.MODEL.FPN.OUT_CHANNELS})
         check_levels(node, "MODEL.POLARMASK", backbone.output_shape())
         return {
             "backbone": backbone,
@@ -236,7 +255,8 @@ def _check_options(node: CfgNode) -> None:
     """Raise `ConfigError` for values that do not go together."""
     for key, choices in _CHOICES.items():
         check_choice(f"MODEL.POLARMASK.{key}", node[key], choices)
-    if not 0 < node.NUM_RAYS <= 360 or 360 % node.NUM_RAYS:
+    check_numbers("MODEL.POLARMASK", node, _LIMITS)
+    if 360 % node.NUM_RAYS:
         raise ConfigError(f"MODEL.POLARMASK.NUM_RAYS is {node.NUM_RAYS}; it must divide 360")
     if node.NMS_BOX == "branch" and not node.BOX_BRANCH:
         raise ConfigError(

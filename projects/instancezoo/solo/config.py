@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from detectron2.config import CfgNode
 
-from instancezoo.errors import ConfigError, check_choice
+from instancezoo.errors import ConfigError, check_choice, check_numbers
+from instancezoo.modeling.towers import NORMS, PRIOR_LIMITS, check_group_norm
 
 _DCN_VERSIONS = {"DCN": "v1", "DCNv2": "v2"}
+_CHOICES = {
+    "NORM": NORMS,
+    "TYPE_DCN": tuple(_DCN_VERSIONS),
+    "TARGET_RESIZE": ("padded", "opencv"),
+    "NMS_KERNEL": ("gaussian", "linear"),
+}
+_LIMITS = {
+    "NUM_CLASSES": (1, inf),
+    "SIGMA": (0, inf),
+    "NUM_INSTANCE_CONVS": (1, inf),
+    "PRIOR_PROB": PRIOR_LIMITS,
+    "NMS_PRE": (1, inf),
+    "MAX_PER_IMG": (1, inf),
+}
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -66,19 +82,33 @@ def add_grid_keys(node: CfgNode) -> None:
     node.LOSS.DICE_WEIGHT = 3.0
 
 
-def check_choices(node: CfgNode) -> None:
-    """Refuse names in a method's node that would fail only when they are used.
+def check_grid_keys(key: str, node: CfgNode) -> None:
+    """Refuse values in a method's node that cannot be meant or would fail only when used.
+
+    Args:
+        key: of `node`, for the message.
+        node: with the keys of `add_grid_keys`.
 
     Raises:
-        ConfigError: with the key and its choices.
+        ConfigError: with the key and what it may be.
     """
-    choices = {
-        "TYPE_DCN": tuple(_DCN_VERSIONS),
-        "TARGET_RESIZE": ("padded", "opencv"),
-        "NMS_KERNEL": ("gaussian", "linear"),
-    }
-    for key, names in choices.items():
-        check_choice(key, node[key], names)
+    for name, choices in _CHOICES.items():
+        check_choice(f"{key}.{name}", node[name], choices)
+    check_numbers(key, node, _LIMITS)
+    check_group_norm(node.NORM, {f"{key}.INSTANCE_CHANNELS": node.INSTANCE_CHANNELS})
+    if not all(isinstance(side, int) and side > 0 for side in node.NUM_GRIDS):
+        raise ConfigError(f"{key}.NUM_GRIDS is {node.NUM_GRIDS}; it must be whole numbers above 0")
+    if not all(_is_range(pair) for pair in node.FPN_SCALE_RANGES):
+        raise ConfigError(
+            f"{key}.FPN_SCALE_RANGES is {node.FPN_SCALE_RANGES}; it must be one pair "
+            "[smallest size, largest size] in pixels for each level"
+        )
+
+
+def _is_range(pair: Any) -> bool:
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        return False
+    return all(isinstance(size, int | float) for size in pair) and 0 <= pair[0] <= pair[1]
 
 
 def find_levels(names: Sequence[str], available: Sequence[str], key: str) -> list[int]:

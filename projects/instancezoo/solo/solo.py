@@ -24,7 +24,7 @@ from instancezoo.modeling.image_masks import ImageMasks, remove_padding
 from instancezoo.modeling.levels import flatten_levels, level_offsets
 from instancezoo.modeling.towers import build_tower, init_normal, prior_bias
 
-from .config import check_choices, find_levels, tower_options
+from .config import check_grid_keys, find_levels, tower_options
 from .decode import DecodeSettings, compute_cell_probs, rank_candidates, select_detections
 from .head import (
     CategoryBranch,
@@ -90,7 +90,7 @@ class SOLO(DenseSegmenter):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {
-            **arguments_from_config(cfg, cfg.MODEL.SOLO),
+            **arguments_from_config(cfg, "SOLO"),
             "head": cls.build_head(cfg),
         }
 
@@ -276,13 +276,19 @@ class DecoupledSOLO(SOLO):
         return x_probs[column] * y_probs[row]
 
 
-def arguments_from_config(cfg: CfgNode, node: CfgNode) -> dict[str, Any]:
-    """Arguments of `SOLO`, but for the head, from the node of SOLO or SOLOv2."""
-    check_choices(node)
+def arguments_from_config(cfg: CfgNode, name: str) -> dict[str, Any]:
+    """Arguments of `SOLO`, but for the head, from the node "SOLO" or "SOLOV2" of `cfg.MODEL`."""
+    key, node = f"MODEL.{name}", cfg.MODEL[name]
+    check_grid_keys(key, node)
     backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
-    find_levels(node.INSTANCE_IN_FEATURES, list(shapes), "INSTANCE_IN_FEATURES")
+    find_levels(node.INSTANCE_IN_FEATURES, list(shapes), f"{key}.INSTANCE_IN_FEATURES")
     strides = [int(shapes[name].stride) for name in node.INSTANCE_IN_FEATURES]
+    if strides != sorted(set(strides)):
+        raise ConfigError(
+            f"{key}.INSTANCE_IN_FEATURES is {node.INSTANCE_IN_FEATURES}; it must name each map "
+            "once, the finest first"
+        )
     counts = {
         "INSTANCE_IN_FEATURES": len(strides),
         "NUM_GRIDS": len(node.NUM_GRIDS),
@@ -290,7 +296,8 @@ def arguments_from_config(cfg: CfgNode, node: CfgNode) -> dict[str, Any]:
     }
     if len(set(counts.values())) != 1 or len(strides) < 2:
         raise ConfigError(
-            f"these keys must name equally many levels, two at least; their lengths are {counts}"
+            f"these keys of {key} must name equally many levels, two at least; their lengths are "
+            f"{counts}"
         )
     return {
         "backbone": backbone,

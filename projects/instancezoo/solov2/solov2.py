@@ -17,11 +17,11 @@ from instancezoo.layers.dynamic_conv import dynamic_conv
 from instancezoo.layers.losses import dice_loss
 from instancezoo.modeling.levels import flatten_levels, level_offsets
 from instancezoo.modeling.towers import build_conv_block, build_tower, init_normal, prior_bias
-from instancezoo.solo.config import find_levels, tower_options
+from instancezoo.solo.config import tower_options
 from instancezoo.solo.solo import SOLO, arguments_from_config
 from instancezoo.solo.targets import CellTargets, Objects, reduce_masks
 
-from .config import check_adelaidet_keys
+from .config import check_adelaidet_keys, find_mask_levels
 from .head import MaskFeatureBranch, SOLOv2Head, SOLOv2Outputs
 
 
@@ -34,7 +34,7 @@ class SOLOv2(SOLO):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        arguments = arguments_from_config(cfg, cfg.MODEL.SOLOV2)
+        arguments = arguments_from_config(cfg, "SOLOV2")
         check_adelaidet_keys(cfg, arguments["level_strides"])
         return {**arguments, "head": cls.build_head(cfg)}
 
@@ -52,9 +52,7 @@ class SOLOv2(SOLO):
         init_normal(cate_predict, bias=prior_bias(node.PRIOR_PROB))
         kernel_predict = Conv2d(width, node.NUM_KERNELS, kernel_size=3, padding=1)
         init_normal(kernel_predict)
-        mask_levels = find_levels(
-            node.MASK_IN_FEATURES, node.INSTANCE_IN_FEATURES, "MODEL.SOLOV2.MASK_IN_FEATURES"
-        )
+        mask_levels = find_mask_levels(node)
         return {
             "cate_tower": build_tower(in_channels, width, num_convs, **options),
             "cate_predict": cate_predict,
