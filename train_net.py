@@ -10,6 +10,11 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
+from instancezoo.noise import silence_dependencies
+
+if __name__ in ("__main__", "__mp_main__"):  # the second: processes that --num-gpus starts
+    silence_dependencies()
+
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm

@@ -65,6 +65,7 @@ def test_wrong_type_names_the_key(tmp_path):
         ("MODEL.DEVICE", "cuda:0", "torch sees no GPU"),
         ("MODEL.LOAD_PROPOSALS", True, "MODEL.LOAD_PROPOSALS"),
         ("TEST.AUG.ENABLED", True, "TEST.AUG.ENABLED"),
+        ("MODEL.MASK_OUTPUT", "RLE", "MODEL.MASK_OUTPUT is 'RLE'.*bitmask, rle"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(key, value, message, monkeypatch):
@@ -80,6 +81,17 @@ def test_whole_number_for_a_fraction(tmp_path):
     cfg.merge_from_file(str(file))
     assert isinstance(cfg.SOLVER.BASE_LR, float) and cfg.SOLVER.BASE_LR == 1
     assert cfg.SOLVER.WARMUP_FACTOR == 0
+
+
+@pytest.mark.parametrize("number", ["0", 0])
+def test_whole_number_for_a_fraction_on_the_command_line(number):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.POLARMASK.CENTER_RADIUS", number, "SOLVER.MAX_ITER", "3"])
+    assert cfg.MODEL.POLARMASK.CENTER_RADIUS == 0
+    assert isinstance(cfg.MODEL.POLARMASK.CENTER_RADIUS, float)
+    assert isinstance(cfg.SOLVER.MAX_ITER, int)
+    with pytest.raises(ConfigError, match="CENTER_RADIUS"):
+        cfg.merge_from_list(["MODEL.POLARMASK.CENTER_RADIUS", "True"])
 
 
 def test_odd_overrides_and_missing_file():

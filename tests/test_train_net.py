@@ -108,3 +108,4 @@ def test_bad_input_is_one_line(arguments, override, message):
     assert run.returncode == 1
     assert message in run.stderr.strip().splitlines()[-1]
     assert "Traceback" not in run.stderr
+    assert "Warning" not in run.stderr

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 import instancezoo.checkpoint.published
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, check_choice
 from instancezoo.fcos import add_fcos_config
 from instancezoo.pointrend import add_pointrend_config, translate_official_names
 from instancezoo.polarmask import add_polarmask_config
@@ -75,7 +75,7 @@ class CfgNode(_CfgNode):
         return merged
 
     def merge_from_list(self, cfg_list: list[Any]) -> Any:
-        """Merge `[KEY, VALUE, ...]`. Raises `ConfigError`."""
+        """Merge `[KEY, VALUE, ...]`; whole numbers serve as in files. Raises `ConfigError`."""
         if len(cfg_list) % 2:
             raise ConfigError(
                 f"overrides come in pairs KEY VALUE, but {len(cfg_list)} words were given: "
@@ -88,7 +88,7 @@ class CfgNode(_CfgNode):
                 raise ConfigError(_unknown_key_message(key, sorted(known), "the command line"))
         self._remember(keys)
         try:
-            merged = super().merge_from_list(cfg_list)
+            merged = super().merge_from_list(self._widen_overrides(cfg_list))
         except ValueError as error:  # a type mismatch, with key and both types in its message
             raise ConfigError(f"{error.args[0]} (on the command line)") from error
         self._translate_names()
@@ -97,6 +97,14 @@ class CfgNode(_CfgNode):
     def was_set(self, key: str) -> bool:
         """Whether a config file or an override named this full key."""
         return key in self.__dict__.get("_keys_set", ())
+
+    def _widen_overrides(self, cfg_list: list[Any]) -> list[Any]:
+        widened = list(cfg_list)
+        for index, key in enumerate(cfg_list[0::2]):
+            value = self._decode_cfg_value(cfg_list[2 * index + 1])
+            if type(value) is int and isinstance(_lookup(self, str(key)), float):
+                widened[2 * index + 1] = float(value)
+        return widened
 
     def _translate_names(self) -> None:
         if "MODEL" in self and "POINT_HEAD" in self.MODEL:  # a whole config, not a node of it
@@ -231,6 +239,7 @@ def _check_values(cfg: CfgNode) -> None:
         nearest = difflib.get_close_matches(architecture, known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
+    check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, ("bitmask", "rle"))
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError("TEST.AUG.ENABLED: augmented tests are not offered; set it to False")
     if cfg.MODEL.LOAD_PROPOSALS:

@@ -14,7 +14,11 @@ _HARMLESS = (
 
 
 def silence_dependencies() -> None:
-    """Hide harmless warnings of Detectron2 and torch, in this process and its loaders'."""
+    """Hide harmless warnings of Detectron2 and torch, in this process and its loaders'.
+
+    For commands, before they import Detectron2: the import already warns. Libraries leave the
+    filters of their users alone.
+    """
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, save_safetensors
 from instancezoo.checkpoint.checkpointer import is_whole, use_average
 from instancezoo.checkpoint.misfit import guess_class_counts
+from instancezoo.checkpoint.reader import AUTHOR
 
 
 class Net(nn.Module):
@@ -124,6 +126,7 @@ def test_other_class_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(CheckpointError, match="file has 80 classes, the model 4") as error:
         ZooCheckpointer(net).load(path)
     assert path in str(error.value) and "MODEL.WEIGHTS_ALLOW_PARTIAL True" in str(error.value)
+    assert "check that its --dataset was given" in str(error.value)
     assert is_same(weights(net), before), "a refused file changes nothing"
 
     with caplog.at_level(logging.WARNING):
@@ -144,6 +147,30 @@ def test_other_method(tmp_path: Path) -> None:
     state = {name.replace("mask", "kernel"): tensor for name, tensor in state.items()}
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"2 not in the file: mask\.weight.*another method"):
+        ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
+
+
+def test_other_method_goes_before_other_backbone(tmp_path: Path) -> None:
+    names = {"cls_score": "head.cate.predict", "mask": "head.kernel"}
+    state = {}
+    for name, tensor in make_net(width=5).state_dict().items():
+        module, _, rest = name.partition(".")
+        state[f"{names[module]}.{rest}" if module in names else name] = tensor
+    expected = "of another method: it has head.cate, head.kernel; the model has cls_score.weight"
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
+    converted = {"model": state, "__author__": f"{AUTHOR}, from X", "config": "solo/solo_tiny"}
+    torch.save(converted, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"its config is solo/solo_tiny.*the model Net"):
+        ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
+
+
+def test_other_norm_is_no_other_method(tmp_path: Path) -> None:
+    state = make_net().state_dict()
+    state["mask.norm.weight"] = state.pop("mask.bias")
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="of another norm"):
         ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
 
 
@@ -308,6 +335,10 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
         ([((80, 9, 3, 3), (4, 9, 3, 3))], (80, 4)),
         ([((80, 9), (4, 8))], None),
         ([((80, 9), (4, 9)), ((7, 9), (5, 9))], None),
+        # a point head takes the coarse logits of each class
+        ([((4, 9), (6, 9)), ((8, 7, 1), (8, 9, 1)), ((3, 7, 1), (5, 9, 1))], (3, 5)),
+        ([((3, 9), (5, 9)), ((8, 7), (8, 10))], None),
+        ([((8, 7), (8, 9))], None),
         ([], None),
     ],
 )

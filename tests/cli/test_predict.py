@@ -1,6 +1,10 @@
 """`instancezoo predict` over images, folders, patterns and videos, with the bad ones among them."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -15,6 +19,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch.optim.swa_utils import AveragedModel
 
+import instancezoo
 from instancezoo import model_zoo
 from instancezoo.checkpoint import ZooCheckpointer
 from instancezoo.cli.main import main
@@ -214,6 +219,34 @@ def test_weights_of_another_model_are_one_clear_line(predict, tmp_path, capsys):
     code, _, _ = predict(save_image(tmp_path / "a.png"), extra=["--weights", str(other)])
     assert code == 1
     assert str(other) in capsys.readouterr().err
+
+
+def test_weights_of_another_method_and_the_remedy(weights, tmp_path, capsys):
+    words = ["predict", str(save_image(tmp_path / "a.png")), "--weights", str(weights)]
+    words += ["--config-file", model_zoo.get_config_file("fcos/fcos_tiny")]
+    words += ["--output", str(tmp_path / "out"), "--opts", "MODEL.DEVICE", "cpu"]
+    words += ["DATASETS.TEST", "()"]
+    assert main(words) == 1
+    message = capsys.readouterr().err
+    assert "does not fit the model FCOS" in message
+    assert "of another method: it has proposal_generator.rpn_head, roi_heads.box_head" in message
+    assert "the model has proposal_generator.fcos_head" in message
+    assert "backbone, or" not in message
+    remedy = re.search(r"(MODEL\.\w+ True) \(behind --opts", message)
+    assert main([*words, *remedy[1].split()]) == 0
+
+
+def test_command_prints_no_warnings_of_dependencies(tmp_path):
+    words = ["predict", str(save_image(tmp_path / "a.png")), "--output", str(tmp_path / "out")]
+    run = subprocess.run(
+        [sys.executable, "-m", "instancezoo.cli", *words, "--config-file", "nowhere.yaml"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(instancezoo.__file__).parents[1])},
+    )
+    assert run.returncode == 1
+    assert "nowhere.yaml" in run.stderr
+    assert "Warning" not in run.stderr
 
 
 @pytest.mark.parametrize(("test_set", "names"), [("('nowhere',)", ["0", "1"]), ("()", ["0", "1"])])

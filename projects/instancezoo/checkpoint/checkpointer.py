@@ -25,7 +25,8 @@ _TAG = "last_checkpoint"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
 _REMEDY = (
     "Use the config that the file was trained with, or start from what fits and leave the rest as "
-    "initialised: MODEL.WEIGHTS_ALLOW_PARTIAL True (train_net.py) or --allow-partial (command line)"
+    "initialised: MODEL.WEIGHTS_ALLOW_PARTIAL True (behind --opts of `instancezoo predict`; "
+    "train_net.py has --allow-partial, too)"
 )
 
 
@@ -152,7 +153,7 @@ class ZooCheckpointer(DetectionCheckpointer):
         backbone_only = backbone_only and all(name.startswith("backbone.") for name in state)
         misfit = compare_tensors(wanted, state, backbone_only=backbone_only)
         if misfit:
-            self._report(misfit, converted)
+            self._report(misfit, _describe_origin(checkpoint, converted))
         fitting = {
             name: tensor
             for name, tensor in state.items()
@@ -201,11 +202,7 @@ class ZooCheckpointer(DetectionCheckpointer):
         }
         return renamed, converted
 
-    def _report(self, misfit: Misfit, converted: Converted | None) -> None:
-        origin = ""
-        if converted is not None:
-            layout = converted.layout
-            origin = f" (recognised as '{layout.name}', whose config is {layout.config})"
+    def _report(self, misfit: Misfit, origin: str) -> None:
         message = (
             f"{self._loading}{origin} does not fit the model {type(self.model).__name__}: "
             f"{misfit.describe()}"
@@ -216,6 +213,17 @@ class ZooCheckpointer(DetectionCheckpointer):
             raise CheckpointError(f"{message}. Nothing of it can be used: check MODEL.WEIGHTS")
         lines = "\n  ".join(misfit.list_lines())
         self.logger.warning(f"{message}. Loaded partially, as allowed:\n  {lines}")
+
+
+def _describe_origin(checkpoint: dict[str, Any], converted: Converted | None) -> str:
+    """Write which method a file is of, if it is known: what training saves does not say it."""
+    if converted is not None:
+        layout = converted.layout
+        return f" (recognised as '{layout.name}', whose config is {layout.config})"
+    metadata = checkpoint.get("metadata", checkpoint)
+    if is_ours(checkpoint) and "config" in metadata:  # written by `instancezoo convert`
+        return f" (converted, its config is {metadata['config']})"
+    return ""
 
 
 def use_average(model: nn.Module, rest: dict[str, Any]) -> None:

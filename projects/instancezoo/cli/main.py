@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 if all went well, 1 after an error that was printed.
     """
+    silence_dependencies()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="instancezoo", description="Instance segmentation on Detectron2."
@@ -42,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             subparser.set_defaults(run=module.run)
     parsed = parser.parse_args(words)
     _log_to_stderr()
-    silence_dependencies()
     return int(parsed.run(parsed) or 0)
 
 

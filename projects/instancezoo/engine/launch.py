@@ -12,7 +12,6 @@ from detectron2.engine import launch as launch_detectron2
 from detectron2.utils import comm
 
 from instancezoo.errors import ConfigError
-from instancezoo.noise import silence_dependencies
 
 
 def launch(main: Callable[[Namespace], Any], args: Namespace) -> Any:
@@ -24,7 +23,6 @@ def launch(main: Callable[[Namespace], Any], args: Namespace) -> Any:
     Raises:
         ConfigError: more GPUs asked for than there are.
     """
-    silence_dependencies()
     if "LOCAL_RANK" in os.environ:
         return _run_under_torchrun(main, args)
     available = torch.cuda.device_count()
