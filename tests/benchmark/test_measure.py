@@ -64,6 +64,15 @@ def test_table():
     assert "7 detections" in format_report(report)
 
 
+@pytest.mark.parametrize(
+    "words", [["--size", "0", "64"], ["--detections", "-1"], ["--repeat", "x"]]
+)
+def test_numbers_must_be_above_zero(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--config-file", "any.yaml", *words])
+    assert "is no whole number above 0" in capsys.readouterr().err
+
+
 def test_command(tmp_path, capsys):
     picture, numbers = tmp_path / "a.png", tmp_path / "out" / "numbers.json"
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(picture)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from instancezoo.benchmark import format_report, measure_config
-from instancezoo.cli.arguments import add_dataset_argument
+from instancezoo.cli.arguments import add_dataset_argument, read_count
 from instancezoo.config import load_cfg
 from instancezoo.errors import ZooError
 from instancezoo.files import open_atomically
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--image", type=Path, metavar="FILE", help="picture to predict on")
     picture.add_argument(
         "--size",
-        type=int,
+        type=read_count,
         nargs=2,
         default=(800, 1333),
         metavar=("H", "W"),
@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--detections",
-        type=int,
+        type=read_count,
         default=100,
         metavar="N",
         help="how many to let through with random weights (default 100)",
     )
-    parser.add_argument("--repeat", type=int, default=10, metavar="N", help="default 10")
+    parser.add_argument("--repeat", type=read_count, default=10, metavar="N", help="default 10")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             image_file=args.image,
             size=tuple(args.size),
             num_detections=args.detections,
-            repeats=max(1, args.repeat),
+            repeats=args.repeat,
         )
     except (ZooError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

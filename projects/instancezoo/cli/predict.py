@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from instancezoo.cli.arguments import add_dataset_argument
+from instancezoo.cli.arguments import add_dataset_argument, read_share
 from instancezoo.config import CfgNode, load_cfg
 from instancezoo.errors import ZooError
 from instancezoo.inference import Failure, ImagePredictor, gather_inputs, predict_inputs
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"folder for the pictures and {PREDICTIONS_NAME}",
     )
     parser.add_argument(
-        "--confidence", type=_read_share, default=0.5, help="smallest score kept (default 0.5)"
+        "--confidence", type=read_share, default=0.5, help="smallest score kept (default 0.5)"
     )
     parser.add_argument(
         "--masks",
@@ -90,10 +90,3 @@ def _load_cfg(config_file: str, overrides: list[str], datasets: list[str]) -> Cf
         # is wrong, it fails again.
         print(f"class names are not known: {error}", file=sys.stderr)
         return load_cfg(config_file, [*overrides, "DATASETS.TEST", "()"], training=False)
-
-
-def _read_share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
