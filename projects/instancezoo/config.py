@@ -18,6 +18,7 @@ import instancezoo.modeling  # noqa: F401  (registers architectures and backbone
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ConfigError, check_choice
 from instancezoo.fcos import add_fcos_config
+from instancezoo.modeling.masks import MASK_OUTPUTS
 from instancezoo.pointrend import add_pointrend_config, translate_official_names
 from instancezoo.polarmask import add_polarmask_config
 from instancezoo.solo import add_solo_config
@@ -239,7 +240,7 @@ def _check_values(cfg: CfgNode) -> None:
         nearest = difflib.get_close_matches(architecture, known, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
-    check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, ("bitmask", "rle"))
+    check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError("TEST.AUG.ENABLED: augmented tests are not offered; set it to False")
     if cfg.MODEL.LOAD_PROPOSALS:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from instancezoo.errors import ConfigError
 from instancezoo.fcos.losses import BOX_LOSSES, compare_distances, compute_box_loss
 from instancezoo.fcos.targets import (
     PointSpec,
@@ -137,3 +138,9 @@ def test_box_loss_is_zero_where_boxes_are_equal_and_finite_where_they_vanish(kin
     loss.sum().backward()
     assert (loss > 0).all() and torch.isfinite(loss).all()
     assert torch.isfinite(predicted.grad).all()
+
+
+def test_unknown_box_loss_is_named():
+    overlap = compare_distances(torch.ones(1, 4), torch.ones(1, 4))
+    with pytest.raises(ConfigError, match="LOC_LOSS_TYPE is 'diou'"):
+        compute_box_loss(overlap, "diou")

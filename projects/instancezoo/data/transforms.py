@@ -26,8 +26,8 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     Raises:
         ConfigError: INPUT.FIXED_SIZE or INPUT.FIXED_HEIGHTS_TRAIN is no pair of positive numbers.
     """
-    size = _read_pair(cfg, "FIXED_SIZE")
-    heights = _read_pair(cfg, "FIXED_HEIGHTS_TRAIN")
+    size = read_pair(cfg, "FIXED_SIZE")
+    heights = read_pair(cfg, "FIXED_HEIGHTS_TRAIN")
     if size is not None and heights is not None and is_train:
         return StretchToRandomHeight(heights, size[1])
     if size is not None:
@@ -58,7 +58,8 @@ class StretchToRandomHeight(T.Augmentation):
         return T.ResizeTransform(*image.shape[:2], height, self.width)
 
 
-def _read_pair(cfg: CfgNode, key: str) -> tuple[int, int] | None:
+def read_pair(cfg: CfgNode, key: str) -> tuple[int, int] | None:
+    """Two numbers of pixels, or None where `INPUT[key]` is empty. Raises `ConfigError`."""
     values = tuple(cfg.INPUT[key])
     if not values:
         return None

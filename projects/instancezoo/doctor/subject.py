@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.data.coco import AnnotationReport
+from instancezoo.data.transforms import read_pair
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,10 @@ class Subject:
 
     def _find_train_size(self, choose: Callable[[list[int]], int]) -> InputSize:
         node = self.cfg.INPUT
-        fixed = None
-        if node.FIXED_SIZE:
-            height, width = node.FIXED_SIZE
-            low, high = node.FIXED_HEIGHTS_TRAIN or (height, height)
-            fixed = choose([low, (low + high) // 2, high]), int(width)
+        fixed = read_pair(self.cfg, "FIXED_SIZE")
+        heights = read_pair(self.cfg, "FIXED_HEIGHTS_TRAIN")
+        if fixed is not None and heights is not None:
+            fixed = choose([heights[0], sum(heights) // 2, heights[1]]), fixed[1]
         return InputSize(choose(sorted(node.MIN_SIZE_TRAIN)), int(node.MAX_SIZE_TRAIN), fixed)
 
     @property

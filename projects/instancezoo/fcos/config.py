@@ -6,10 +6,10 @@ from math import inf
 
 from detectron2.config import CfgNode
 
-from instancezoo.errors import check_numbers
 from instancezoo.modeling.towers import PRIOR_LIMITS
 
-_LIMITS = {
+# Outside of these a number cannot be meant.
+FCOS_LIMITS = {
     "NUM_CLASSES": (1, inf),
     "NUM_SHARE_CONVS": (0, inf),
     "NUM_CLS_CONVS": (0, inf),
@@ -88,8 +88,3 @@ def _add_inference_keys(node: CfgNode) -> None:
     node.NMS_TH = 0.6
     node.POST_NMS_TOPK_TRAIN = 100
     node.POST_NMS_TOPK_TEST = 100
-
-
-def check_fcos_numbers(node: CfgNode) -> None:
-    """Raise `ConfigError` for a number that cannot be meant."""
-    check_numbers("MODEL.FCOS", node, _LIMITS)

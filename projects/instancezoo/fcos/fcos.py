@@ -17,12 +17,12 @@ from detectron2.structures import ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
-from instancezoo.errors import ZooError, check_choice
+from instancezoo.errors import ZooError, check_choice, check_numbers
 from instancezoo.modeling.distributed import average_over_ranks
 from instancezoo.modeling.levels import check_levels, flatten_levels
 from instancezoo.modeling.towers import check_group_norm
 
-from .config import check_fcos_numbers
+from .config import FCOS_LIMITS
 from .decode import DecodeSettings, detect
 from .head import NORMS, FCOSHead, FCOSOutputs, build_head
 from .losses import BOX_LOSSES, compare_distances, compute_box_loss
@@ -95,7 +95,7 @@ class FCOS(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         node = cfg.MODEL.FCOS
         check_levels(node, "MODEL.FCOS", input_shape)
-        check_fcos_numbers(node)
+        check_numbers("MODEL.FCOS", node, FCOS_LIMITS)
         return {
             "fcos_head": _build_head(cfg, input_shape[node.IN_FEATURES[0]].channels),
             "in_features": node.IN_FEATURES,

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from instancezoo.errors import check_choice
+
 BOX_LOSSES = ("giou", "iou", "linear_iou")
 # Keeps the logarithm of an IoU finite.
 _SMOOTHING = 1.0
@@ -48,7 +50,11 @@ def compute_box_loss(overlap: Overlap, kind: str) -> Tensor:
 
     Returns:
         (R,), not negative.
+
+    Raises:
+        ConfigError: unknown kind.
     """
+    check_choice("MODEL.FCOS.LOC_LOSS_TYPE", kind, BOX_LOSSES)
     if kind == "giou":
         return 1 - overlap.giou
     if kind == "iou":

@@ -78,9 +78,9 @@ def check_levels(node: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:
         ConfigError: the backbone lacks a level, or has another stride there; or there is not one
             size between each two levels, the smallest first.
     """
-    missing = [name for name in node.IN_FEATURES if name not in shapes]
     if not node.IN_FEATURES:
         raise ConfigError(f"{key}.IN_FEATURES is empty; the backbone gives {', '.join(shapes)}")
+    missing = [name for name in node.IN_FEATURES if name not in shapes]
     if missing:
         raise ConfigError(
             f"{key}.IN_FEATURES names {', '.join(missing)}, but the backbone gives "

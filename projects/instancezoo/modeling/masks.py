@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import check_choice
 from instancezoo.layers.rle import encode_windows
 
+MASK_OUTPUTS = ("bitmask", "rle")
 # Bytes that one chunk may take: grid (2 floats), score (1 float) and mask of each pixel.
 DEFAULT_BUDGET = 64 * 2**20
 _BYTES_PER_PIXEL = 16
@@ -38,11 +39,8 @@ def masks_for_output(
     masks: MaskForm, height: int, width: int, mask_output: str
 ) -> Tensor | list[dict[str, Any]]:
     """The form of `pred_masks` that `MODEL.MASK_OUTPUT` asks for ("bitmask" or "rle")."""
-    if mask_output == "bitmask":
-        return masks.bitmasks(height, width)
-    if mask_output == "rle":
-        return masks.rle(height, width)
-    raise ConfigError(f"MODEL.MASK_OUTPUT is '{mask_output}'; it must be 'bitmask' or 'rle'")
+    check_choice("MODEL.MASK_OUTPUT", mask_output, MASK_OUTPUTS)
+    return masks.rle(height, width) if mask_output == "rle" else masks.bitmasks(height, width)
 
 
 def keep_dimension(item: int | slice | Tensor, length: int) -> slice | Tensor:

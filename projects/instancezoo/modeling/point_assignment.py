@@ -72,17 +72,21 @@ def assign_points(
     instance, level, cell = _list_cells(windows, sizes)  # (Q,), (Q,), (Q, 2) column, row
     kept = _is_candidate(centers, boxes, instance, level, cell, strides, size_ranges, radius)
     instance, level, cell = instance[kept], level[kept], cell[kept]
+    point = starts[level] + cell[:, 1] * sizes[level, 0] + cell[:, 0]
+    position = image_index[instance] * num_points + point
+    winners = _pick_smallest(areas, instance, position, num_images * num_points)
+    return winners.view(num_images, num_points)
 
+
+def _pick_smallest(areas: Tensor, instance: Tensor, position: Tensor, length: int) -> Tensor:
+    """(length,) the instance of least area that claims each position, -1 where none does."""
     # Ranks are integers and all different: the minimum is exact in any order of computation.
     by_area = areas.sort(stable=True).indices
     rank = torch.empty_like(by_area)
     rank[by_area] = torch.arange(len(areas), device=areas.device)
-    point = starts[level] + cell[:, 1] * sizes[level, 0] + cell[:, 0]
-    position = image_index[instance] * num_points + point
-    best = rank.new_full((num_images * num_points,), len(areas))
+    best = rank.new_full((length,), len(areas))
     best = best.scatter_reduce(0, position, rank[instance], "amin")
-    winners = torch.cat([by_area, by_area.new_full((1,), -1)])[best]
-    return winners.view(num_images, num_points)
+    return torch.cat([by_area, by_area.new_full((1,), -1)])[best]
 
 
 def _bound_windows(

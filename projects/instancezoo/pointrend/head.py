@@ -88,7 +88,8 @@ class StandardPointHead(nn.Module):
         fc_dim, num_fc: width and number of the hidden layers.
         coarse_each_layer: the coarse logits join every layer's input, not only the first one's.
         start_from_coarse: untrained, it gives back the coarse logits (nearly), so that only what
-            is to be changed has to be learnt. It takes K outputs and `coarse_each_layer`.
+            is to be changed has to be learnt. It takes K outputs, and does nothing without
+            `coarse_each_layer`.
     """
 
     @configurable

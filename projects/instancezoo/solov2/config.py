@@ -8,10 +8,7 @@ from typing import Any, NoReturn
 from detectron2.config import CfgNode
 
 from instancezoo.errors import ConfigError
-from instancezoo.modeling.towers import check_group_norm
 from instancezoo.solo.config import add_grid_keys, find_levels
-
-_WIDTHS = ("MASK_CHANNELS", "NUM_KERNELS")
 
 
 def add_solov2_config(cfg: CfgNode) -> None:
@@ -46,11 +43,9 @@ def find_mask_levels(node: CfgNode) -> list[int]:
     """Places of the mask feature's maps in the pyramid.
 
     Raises:
-        ConfigError: they are not neighbours, the finest first, or their number of channels does
-            not suit the norm.
+        ConfigError: they are not neighbours, the finest first.
     """
     key, names = "MODEL.SOLOV2", list(node.MASK_IN_FEATURES)
-    check_group_norm(node.NORM, {f"{key}.{name}": node[name] for name in _WIDTHS})
     levels = find_levels(names, node.INSTANCE_IN_FEATURES, f"{key}.MASK_IN_FEATURES")
     if not levels or levels != list(range(levels[0], levels[0] + len(levels))):
         raise ConfigError(

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from instancezoo.layers.dynamic_conv import dynamic_conv
 from instancezoo.layers.losses import dice_loss
 from instancezoo.modeling.levels import flatten_levels, level_offsets
-from instancezoo.modeling.towers import build_conv_block, build_tower, init_normal, prior_bias
+from instancezoo.modeling.towers import (
+    build_conv_block,
+    build_tower,
+    check_group_norm,
+    init_normal,
+    prior_bias,
+)
 from instancezoo.solo.config import tower_options
 from instancezoo.solo.solo import SOLO, arguments_from_config
 from instancezoo.solo.targets import CellTargets, Objects, reduce_masks
@@ -36,6 +42,9 @@ class SOLOv2(SOLO):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         arguments = arguments_from_config(cfg, "SOLOV2")
         check_adelaidet_keys(cfg, arguments["level_strides"])
+        node = cfg.MODEL.SOLOV2
+        widths = {f"MODEL.SOLOV2.{key}": node[key] for key in ("MASK_CHANNELS", "NUM_KERNELS")}
+        check_group_norm(node.NORM, widths)
         return {**arguments, "head": cls.build_head(cfg)}
 
     @classmethod
