@@ -10,7 +10,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from instancezoo.noise import silence_dependencies
+from instancezoo.cli.quiet import silence_dependencies
 
 if __name__ in ("__main__", "__mp_main__"):  # the second: processes that --num-gpus starts
     silence_dependencies()

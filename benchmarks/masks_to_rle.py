@@ -19,8 +19,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import paste_masks_in_image
 from pycocotools import mask as coco_mask
 
-from instancezoo.modeling.image_masks import ImageMasks, remove_padding
-from instancezoo.modeling.masks import BoxMasks, MaskForm
+from instancezoo.modeling.masks import BoxMasks, ImageMasks, MaskForm, remove_padding
 
 SIZES = ((480, 640), (800, 1333), (2160, 3840))
 GRID = 28

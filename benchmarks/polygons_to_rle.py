@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from instancezoo.layers import extension
 from instancezoo.layers.polar import polygon_from_rays
-from instancezoo.modeling.polygon_masks import VertexMasks
+from instancezoo.modeling.masks import VertexMasks
 
 SIZES = ((480, 640), (800, 1333), (2160, 3840))
 NUM_RAYS = 36

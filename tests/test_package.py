@@ -17,7 +17,7 @@ FLOORS = {
     "errors": 0,
     "progress": 0,
     "files": 0,
-    "noise": 0,
+    "cli.quiet": 0,
     "layers": 1,
     "data": 2,
     "checkpoint": 2,

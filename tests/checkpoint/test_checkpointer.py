@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, save_safetensors
 from instancezoo.checkpoint.checkpointer import is_whole, use_average
-from instancezoo.checkpoint.misfit import guess_class_counts
+from instancezoo.checkpoint.mismatch import guess_class_counts
 from instancezoo.checkpoint.reader import AUTHOR
 
 
@@ -132,7 +132,9 @@ def test_other_class_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         ZooCheckpointer(net, allow_partial=True).load(path)
     assert torch.equal(net.backbone.weight, source.backbone.weight)
-    assert torch.equal(net.mask.weight, before[-2]), "the misfit head stays as initialised"
+    assert torch.equal(net.mask.weight, before[-2]), (
+        "the head that does not fit stays as initialised"
+    )
     assert "mask.weight, (80, 3) in the file, (4, 3) here" in caplog.text
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from instancezoo import model_zoo
 from instancezoo.cli.main import main
-from instancezoo.data.coco import AnnotationReport
+from instancezoo.data.coco_dataset import AnnotationReport
 from instancezoo.doctor import DatasetFacts, Finding, Severity, diagnose, findings, register_check
 from instancezoo.doctor.checks_data import find_same_content
 from instancezoo.doctor.checks_objects import match_anchors
+from instancezoo.doctor.context import InputSize
 from instancezoo.doctor.memory import count_saved_bytes, measure_free_memory
-from instancezoo.doctor.subject import InputSize
 
 TINY = model_zoo.get_config_file("mask_rcnn/mask_rcnn_tiny")
 NAMES = (f"doctor_{i}" for i in itertools.count())
@@ -300,8 +300,8 @@ def test_a_method_can_add_a_check(pair, monkeypatch):
     monkeypatch.setattr(findings, "CHECKS", dict(findings.CHECKS))
 
     @register_check("grid")
-    def check_grid(subject):
-        yield Finding(Severity.WARNING, f"{len(subject.train)} sets", "none")
+    def check_grid(context):
+        yield Finding(Severity.WARNING, f"{len(context.train)} sets", "none")
 
     assert pick(examine(*pair), "grid") == [Finding(Severity.WARNING, "1 sets", "none", "grid")]
     with pytest.raises(KeyError):

@@ -21,8 +21,8 @@ from instancezoo.doctor.checks_grids import (
     propose_num_grid,
     propose_scale_ranges,
 )
+from instancezoo.doctor.context import InputSize
 from instancezoo.doctor.diagnose import read_dataset
-from instancezoo.doctor.subject import InputSize
 from instancezoo.solo.targets import GridSpec, Objects, assign_cells
 
 STRIDES = [8, 8, 16, 32, 32]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from instancezoo.data.coco import AnnotationReport, check_coco
+from instancezoo.data.coco_dataset import AnnotationReport, check_coco
 
 HEIGHT, WIDTH = 24, 32
 AREA = HEIGHT * WIDTH

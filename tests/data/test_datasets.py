@@ -14,7 +14,7 @@ from detectron2.evaluation import COCOEvaluator
 from PIL import Image
 
 from instancezoo.data import datasets as datasets_module
-from instancezoo.data.coco import DatasetError
+from instancezoo.data.coco_dataset import DatasetError
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.data.shapes import SHAPES_SETS
 

@@ -17,7 +17,7 @@ from detectron2.structures import BitMasks, BoxMode
 from PIL import Image
 
 from instancezoo.config import get_cfg
-from instancezoo.data.coco import check_coco, make_records
+from instancezoo.data.coco_dataset import check_coco, make_records
 from instancezoo.data.mappers import (
     MAX_FAILURES_IN_A_ROW,
     ImageError,

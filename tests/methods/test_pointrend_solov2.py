@@ -8,8 +8,7 @@ from instancezoo.checkpoint import ZooCheckpointer
 from instancezoo.errors import ConfigError
 from instancezoo.layers.dynamic_conv import dynamic_conv
 from instancezoo.layers.points import PointSampler, sample_masks
-from instancezoo.modeling.image_masks import ImageMasks, remove_padding
-from instancezoo.modeling.masks import BoxMasks
+from instancezoo.modeling.masks import BoxMasks, ImageMasks, remove_padding
 from instancezoo.pointrend.solov2 import apply_kernels, read_labels
 from instancezoo.solo.targets import gather_objects
 from instancezoo.solov2 import SOLOv2

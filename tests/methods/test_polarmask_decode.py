@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from instancezoo.modeling.polygon_masks import VertexMasks
+from instancezoo.modeling.masks import VertexMasks
 from instancezoo.polarmask.decode import DecodeSettings, find_candidates, select_detections
 from instancezoo.polarmask.head import PolarMaskOutputs
 

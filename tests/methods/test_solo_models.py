@@ -12,7 +12,7 @@ from pycocotools.mask import decode
 
 from instancezoo import model_zoo
 from instancezoo.errors import ConfigError
-from instancezoo.modeling.image_masks import ImageMasks, remove_padding
+from instancezoo.modeling.masks import ImageMasks, remove_padding
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_image, make_input
 
 NODES = {

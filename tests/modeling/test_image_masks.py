@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from pycocotools.mask import encode, toBbox
 
-from instancezoo.layers.resize_steps import Crop, Resize
-from instancezoo.modeling.image_masks import ImageMasks, boxes_from_masks, remove_padding
+from instancezoo.layers.resize_chain import Crop, Resize
+from instancezoo.modeling.masks import ImageMasks, boxes_from_masks, remove_padding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 from peak_memory import PeakMemory

@@ -7,8 +7,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from instancezoo.layers.polar import polygon_from_rays
-from instancezoo.modeling.masks import masks_for_output
-from instancezoo.modeling.polygon_masks import VertexMasks
+from instancezoo.modeling.masks import VertexMasks, masks_for_output
 
 pytestmark = pytest.mark.usefixtures("op_version")
 

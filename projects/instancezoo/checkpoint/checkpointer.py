@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from instancezoo.files import open_atomically, remove_leftovers
 
 from .convert import Converted, convert_state_dict, describe_nearest, find_layout
-from .inert import is_archive
-from .misfit import Misfit, compare_tensors, find_backbone_prefix, is_lenient
+from .mismatch import Mismatch, compare_tensors, find_backbone_prefix, is_lenient
 from .reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
+from .safe_pickle import is_archive
 
 _TAG = "last_checkpoint"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
@@ -151,13 +151,13 @@ class ZooCheckpointer(DetectionCheckpointer):
             or (converted and converted.layout.fills == "backbone")
         )
         backbone_only = backbone_only and all(name.startswith("backbone.") for name in state)
-        misfit = compare_tensors(wanted, state, backbone_only=backbone_only)
-        if misfit:
-            self._report(misfit, _describe_origin(checkpoint, converted))
+        mismatch = compare_tensors(wanted, state, backbone_only=backbone_only)
+        if mismatch:
+            self._report(mismatch, _describe_origin(checkpoint, converted))
         fitting = {
             name: tensor
             for name, tensor in state.items()
-            if name in wanted and name not in misfit.shapes
+            if name in wanted and name not in mismatch.shapes
         }
         self.model.load_state_dict(fitting, strict=False)
 
@@ -202,16 +202,16 @@ class ZooCheckpointer(DetectionCheckpointer):
         }
         return renamed, converted
 
-    def _report(self, misfit: Misfit, origin: str) -> None:
+    def _report(self, mismatch: Mismatch, origin: str) -> None:
         message = (
             f"{self._loading}{origin} does not fit the model {type(self.model).__name__}: "
-            f"{misfit.describe()}"
+            f"{mismatch.describe()}"
         )
         if not self.allow_partial:
             raise CheckpointError(f"{message}. {_REMEDY}")
-        if not misfit.num_fitting:
+        if not mismatch.num_fitting:
             raise CheckpointError(f"{message}. Nothing of it can be used: check MODEL.WEIGHTS")
-        lines = "\n  ".join(misfit.list_lines())
+        lines = "\n  ".join(mismatch.list_lines())
         self.logger.warning(f"{message}. Loaded partially, as allowed:\n  {lines}")
 
 

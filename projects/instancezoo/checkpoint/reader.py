@@ -14,7 +14,7 @@ from torch import Tensor
 
 from instancezoo.errors import ZooError
 
-from .inert import (
+from .safe_pickle import (
     ARRAY_GLOBALS,
     ArrayUnpickler,
     RefusedGlobal,

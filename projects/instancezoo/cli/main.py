@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from instancezoo.noise import silence_dependencies
+from instancezoo.cli.quiet import silence_dependencies
 
 # name -> what it is for; the code is imported only when the subcommand runs
 SUBCOMMANDS = {

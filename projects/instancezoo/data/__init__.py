@@ -1,6 +1,6 @@
 """Data sets and mappers; importing it registers the built-in sets and the mappers."""
 
-from instancezoo.data.coco import AnnotationReport, DatasetError, check_coco
+from instancezoo.data.coco_dataset import AnnotationReport, DatasetError, check_coco
 from instancezoo.data.datasets import (
     load_metadata,
     parse_dataset_argument,

@@ -18,7 +18,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from instancezoo.data.coco import (
+from instancezoo.data.coco_dataset import (
     AnnotationReport,
     DatasetError,
     check_coco,

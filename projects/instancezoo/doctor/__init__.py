@@ -10,15 +10,15 @@ from . import (  # noqa: F401  (register)
     checks_objects,
     checks_schedule,
 )
+from .context import Context, DatasetFacts
 from .diagnose import diagnose
 from .findings import Finding, Severity, format_findings, register_check
-from .subject import DatasetFacts, Subject
 
 __all__ = [
+    "Context",
     "DatasetFacts",
     "Finding",
     "Severity",
-    "Subject",
     "diagnose",
     "format_findings",
     "register_check",

@@ -8,17 +8,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from .context import Context, DatasetFacts
 from .findings import Finding, error, ok, register_check, warning
-from .subject import DatasetFacts, Subject
 
 RARE_CLASS_OBJECTS = 10
 MAX_NAMES_SHOWN = 8
 
 
 @register_check("annotations")
-def check_annotations(subject: Subject) -> Iterator[Finding]:
+def check_annotations(context: Context) -> Iterator[Finding]:
     """What is in each data set and what had to be dropped from it."""
-    for facts in subject.datasets:
+    for facts in context.datasets:
         num_empty = int((facts.objects_per_image == 0).sum())
         message = (
             f"{facts.name}: {len(facts.clean['images'])} images, {len(facts.objects)} objects, "
@@ -36,9 +36,9 @@ def check_annotations(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("category ids")
-def check_category_ids(subject: Subject) -> Iterator[Finding]:
+def check_category_ids(context: Context) -> Iterator[Finding]:
     """Ids with gaps, doubled names, classes without objects or with few."""
-    for facts in subject.datasets:
+    for facts in context.datasets:
         names = facts.category_names
         ids = list(names)
         gaps = ids != list(range(ids[0], ids[0] + len(ids)))
@@ -57,27 +57,27 @@ def check_category_ids(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("classes")
-def check_class_count(subject: Subject) -> Iterator[Finding]:
+def check_class_count(context: Context) -> Iterator[Finding]:
     """The model's class count against the data's."""
     # Two-stage models count classes in their heads, FCOS in its detector, others themselves.
-    parts = [getattr(subject.model, name, None) for name in ("roi_heads", "proposal_generator")]
-    counts = [getattr(part, "num_classes", None) for part in (*parts, subject.model)]
+    parts = [getattr(context.model, name, None) for name in ("roi_heads", "proposal_generator")]
+    counts = [getattr(part, "num_classes", None) for part in (*parts, context.model)]
     num_model = next((count for count in counts if count is not None), None)
-    for facts in subject.datasets:
+    for facts in context.datasets:
         num_data = len(facts.category_names)
         if num_model is not None and num_model != num_data:
             yield error(
                 f"the model has {num_model} classes, {facts.name} has {num_data}",
                 "leave NUM_CLASSES out of the config: it follows the data set",
             )
-    if num_model is not None and subject.datasets:
+    if num_model is not None and context.datasets:
         yield ok(f"the model has {num_model} classes")
 
 
 @register_check("split")
-def check_category_agreement(subject: Subject) -> Iterator[Finding]:
+def check_category_agreement(context: Context) -> Iterator[Finding]:
     """The same categories in all data sets."""
-    for first, second in zip(subject.datasets, subject.datasets[1:], strict=False):
+    for first, second in zip(context.datasets, context.datasets[1:], strict=False):
         if first.category_names == second.category_names:
             continue
         if list(first.category_names.values()) == list(second.category_names.values()):
@@ -90,15 +90,15 @@ def check_category_agreement(subject: Subject) -> Iterator[Finding]:
             f"{_list_names(sorted(differing)) or 'the order'}",
             "give all files the same `categories` list, in the same order",
         )
-    if not subject.test:
+    if not context.test:
         yield warning("DATASETS.TEST is empty: nothing measures the model", "name a validation set")
 
 
 @register_check("overlap")
-def check_overlap(subject: Subject) -> Iterator[Finding]:
+def check_overlap(context: Context) -> Iterator[Finding]:
     """Images that are both trained and measured on."""
-    train = [path for facts in subject.train for path in list_images(facts)]
-    for facts in subject.test:
+    train = [path for facts in context.train for path in list_images(facts)]
+    for facts in context.test:
         test = list_images(facts)
         shared = find_same_content(train, test)
         same_names = {p.name for p in train} & {p.name for p in test}

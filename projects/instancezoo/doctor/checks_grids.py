@@ -21,8 +21,8 @@ from instancezoo.modeling.levels import match_scale_ranges
 from instancezoo.solo.solo import SOLO
 from instancezoo.solo.targets import GridSpec, claim_cells, find_last_claims
 
+from .context import Context, DatasetFacts, InputSize
 from .findings import Finding, ok, register_check, warning
-from .subject import DatasetFacts, InputSize, Subject
 
 MAX_UNCAUGHT_SHARE = 0.01
 # Objects whose cells all belong to others: of a level's when grids are proposed, of all in a check.
@@ -82,18 +82,18 @@ class GridFit:
 
 
 @register_check("grids")
-def check_grids(subject: Subject) -> Iterator[Finding]:
+def check_grids(context: Context) -> Iterator[Finding]:
     """Which objects each level catches, which of them share a cell, and grids that fit better."""
-    model = subject.model
+    model = context.model
     if not isinstance(model, SOLO):
         return
     divisor, grid = max(1, model.backbone.size_divisibility), model.grid
-    objects = place_objects(subject.train, subject.train_size, divisor)
+    objects = place_objects(context.train, context.train_size, divisor)
     if not len(objects.boxes):
         return
     fit = measure_grid(objects, grid)
     better = propose_grid(objects, model.level_strides, grid.center_fraction)
-    key, advice = subject.solo_key, []
+    key, advice = context.solo_key, []
     words = format_overrides(key, better)
     if fit.is_good:
         yield ok(f"{fit}. Grids that share the objects among all levels: {words}")
@@ -103,7 +103,7 @@ def check_grids(subject: Subject) -> Iterator[Finding]:
         advice.append(f"set {words} for {expected}")
     if not expected.is_good:
         advice.append(
-            f"raise {subject.train_size.keys}: feature maps of strides "
+            f"raise {context.train_size.keys}: feature maps of strides "
             f"{model.level_strides} are too coarse for objects this small and dense"
         )
     yield warning(str(fit), "; then ".join(advice))

@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer
 from instancezoo.checkpoint.reader import CheckpointError
 
+from .context import Context
 from .findings import Finding, error, ok, register_check, warning
 from .memory import estimate_training_memory, measure_free_memory
-from .subject import Subject
 
 MIN_BATCH_FOR_NORM = 4
 MAX_MEMORY_SHARE = 0.9
@@ -25,43 +25,43 @@ MAX_COLOUR_DIFFERENCE = 0.1
 
 
 @register_check("model")
-def check_model(subject: Subject) -> Iterator[Finding]:
+def check_model(context: Context) -> Iterator[Finding]:
     """The config builds."""
-    model = subject.model
+    model = context.model
     if model is None:
-        reason = str(subject.model_error).strip().split("\n")[0]
+        reason = str(context.model_error).strip().split("\n")[0]
         yield error(
-            f"the model does not build: {type(subject.model_error).__name__}: {reason}",
+            f"the model does not build: {type(context.model_error).__name__}: {reason}",
             "mend the config; the other checks of the model were left out",
         )
         return
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     num_all = sum(p.numel() for p in model.parameters())
     yield ok(
-        f"{subject.cfg.MODEL.META_ARCHITECTURE} builds: {num_all / 1e6:.1f} million parameters, "
+        f"{context.cfg.MODEL.META_ARCHITECTURE} builds: {num_all / 1e6:.1f} million parameters, "
         f"{num_trained / 1e6:.1f} million trained"
     )
 
 
 @register_check("norm")
-def check_norm(subject: Subject) -> Iterator[Finding]:
+def check_norm(context: Context) -> Iterator[Finding]:
     """Frozen layers need trained weights, batch norm needs a batch."""
-    model, cfg = subject.model, subject.cfg
+    model, cfg = context.model, context.cfg
     if model is None:
         return
     frozen_norms = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
     frozen = [p for p in model.parameters() if not p.requires_grad]
-    if frozen_norms and not subject.has_weights:
+    if frozen_norms and not context.has_weights:
         yield error(
             f"{len(frozen_norms)} frozen batch norms without trained weights: training diverges",
             "set MODEL.WEIGHTS, or MODEL.RESNETS.NORM BN (GN for small batches)",
         )
-    if frozen and not subject.has_weights:
+    if frozen and not context.has_weights:
         yield error(
             f"{len(frozen)} parameters stay frozen at random values",
             "set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT 0",
         )
-    batch = cfg.SOLVER.IMS_PER_BATCH // max(1, subject.num_gpus)
+    batch = cfg.SOLVER.IMS_PER_BATCH // max(1, context.num_gpus)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
     trained = [m for m in norms if m.weight.requires_grad]
     alone = [m for m in trained if not isinstance(m, nn.SyncBatchNorm)]
@@ -70,16 +70,16 @@ def check_norm(subject: Subject) -> Iterator[Finding]:
             f"{len(alone)} batch norms learn from {batch} images a GPU",
             f"give each GPU {MIN_BATCH_FOR_NORM} images or more, or use GN or SyncBN",
         )
-    elif not frozen_norms or subject.has_weights:
+    elif not frozen_norms or context.has_weights:
         yield ok(f"{len(trained)} trained and {len(frozen_norms)} frozen batch norms")
 
 
 @register_check("weights")
-def check_weights(subject: Subject) -> Iterator[Finding]:
+def check_weights(context: Context) -> Iterator[Finding]:
     """The file that training starts from can be read and fits."""
-    path, model = subject.cfg.MODEL.WEIGHTS, subject.model
+    path, model = context.cfg.MODEL.WEIGHTS, context.model
     if not path:
-        where = "its own weights" if subject.has_weights else "random values"
+        where = "its own weights" if context.has_weights else "random values"
         yield ok(f"MODEL.WEIGHTS is empty: the backbone starts from {where}")
         return
     if "://" in path and not path.startswith("published:"):
@@ -93,7 +93,7 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
                 model,
                 folder,
                 save_to_disk=False,
-                allow_partial=subject.cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+                allow_partial=context.cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
             ).load(path)
     except (CheckpointError, OSError) as problem:
         yield error(str(problem), "name the right file in MODEL.WEIGHTS")
@@ -109,9 +109,9 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("colours")
-def check_colours(subject: Subject) -> Iterator[Finding]:
+def check_colours(context: Context) -> Iterator[Finding]:
     """Channel order, mean and deviation belong together."""
-    cfg = subject.cfg
+    cfg = context.cfg
     mean, deviation = np.array(cfg.MODEL.PIXEL_MEAN), np.array(cfg.MODEL.PIXEL_STD)
     image_format = cfg.INPUT.FORMAT
     # Photographs have more red than blue on average, so the mean gives the order away.
@@ -129,25 +129,25 @@ def check_colours(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("masks")
-def check_masks(subject: Subject) -> Iterator[Finding]:
+def check_masks(context: Context) -> Iterator[Finding]:
     """Two-stage models predict masks only when they are asked to."""
-    has_boxes_only = hasattr(subject.model, "roi_heads") and not subject.cfg.MODEL.MASK_ON
+    has_boxes_only = hasattr(context.model, "roi_heads") and not context.cfg.MODEL.MASK_ON
     if has_boxes_only:
         yield warning("MODEL.MASK_ON is False: boxes only", "set MODEL.MASK_ON True")
 
 
 @register_check("memory")
-def check_memory(subject: Subject) -> Iterator[Finding]:
+def check_memory(context: Context) -> Iterator[Finding]:
     """Memory for one training step against what is free now."""
-    cfg = subject.cfg
-    if subject.model is None or not hasattr(subject.model, "backbone"):
+    cfg = context.cfg
+    if context.model is None or not hasattr(context.model, "backbone"):
         return
-    size = subject.largest_train_size
-    shapes = [size.resize(facts.image_sizes) for facts in subject.train]
+    size = context.largest_train_size
+    shapes = [size.resize(facts.image_sizes) for facts in context.train]
     largest = np.concatenate(shapes).max(axis=0) if shapes else (size.short_edge, size.max_size)
     height, width = map(int, largest)
-    batch = -(-cfg.SOLVER.IMS_PER_BATCH // max(1, subject.num_gpus))
-    needed = estimate_training_memory(subject.model, cfg, batch, height, width)
+    batch = -(-cfg.SOLVER.IMS_PER_BATCH // max(1, context.num_gpus))
+    needed = estimate_training_memory(context.model, cfg, batch, height, width)
     free = measure_free_memory(cfg.MODEL.DEVICE)
     message = (
         f"about {needed / 2**30:.1f} GiB for {batch} images of up to {width}x{height} "

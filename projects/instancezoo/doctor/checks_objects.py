@@ -16,8 +16,8 @@ from detectron2.structures import Boxes
 from instancezoo.fcos.detector import OneStageDetector
 from instancezoo.solo.solo import SOLO
 
+from .context import Context
 from .findings import Finding, ok, register_check, warning
-from .subject import Subject
 
 SMALL_SIDE = 4  # pixels of the network's input: one cell of the finest usual level
 MAX_SMALL_SHARE = 0.05
@@ -25,10 +25,10 @@ MAX_UNCOVERED_SHARE = 0.05
 
 
 @register_check("input size")
-def check_input_size(subject: Subject) -> Iterator[Finding]:
+def check_input_size(context: Context) -> Iterator[Finding]:
     """How images are resized and how many objects become too small to see."""
-    size = subject.train_size
-    for facts in subject.train:
+    size = context.train_size
+    for facts in context.train:
         before = np.median(facts.image_sizes, axis=0).astype(int)
         after = np.median(size.resize(facts.image_sizes), axis=0).astype(int)
         boxes = facts.resize_boxes(size)
@@ -48,16 +48,16 @@ def check_input_size(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("anchors")
-def check_anchors(subject: Subject) -> Iterator[Finding]:
+def check_anchors(context: Context) -> Iterator[Finding]:
     """Best overlap of each object with any anchor, against the RPN's thresholds."""
     generator = getattr(
-        getattr(subject.model, "proposal_generator", None), "anchor_generator", None
+        getattr(context.model, "proposal_generator", None), "anchor_generator", None
     )
     if generator is None or not hasattr(generator, "cell_anchors"):
         return
-    negative, positive = subject.cfg.MODEL.RPN.IOU_THRESHOLDS
-    for facts in subject.train:
-        boxes = facts.resize_boxes(subject.train_size)
+    negative, positive = context.cfg.MODEL.RPN.IOU_THRESHOLDS
+    for facts in context.train:
+        boxes = facts.resize_boxes(context.train_size)
         if not len(boxes):
             continue
         best = match_anchors(boxes, generator)
@@ -81,14 +81,14 @@ def check_anchors(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("levels")
-def check_levels(subject: Subject) -> Iterator[Finding]:
+def check_levels(context: Context) -> Iterator[Finding]:
     """Which pyramid level the box head takes objects from."""
-    pooler = getattr(getattr(subject.model, "roi_heads", None), "box_pooler", None)
+    pooler = getattr(getattr(context.model, "roi_heads", None), "box_pooler", None)
     if pooler is None:
         return
     num_levels = pooler.max_level - pooler.min_level + 1
-    for facts in subject.train:
-        boxes = facts.resize_boxes(subject.train_size)
+    for facts in context.train:
+        boxes = facts.resize_boxes(context.train_size)
         if not len(boxes):
             continue
         levels = assign_boxes_to_levels(
@@ -104,14 +104,14 @@ def check_levels(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("detections")
-def check_detection_limit(subject: Subject) -> Iterator[Finding]:
+def check_detection_limit(context: Context) -> Iterator[Finding]:
     """Objects per image against the most detections that an image may have."""
-    key, limit = "TEST.DETECTIONS_PER_IMAGE", subject.cfg.TEST.DETECTIONS_PER_IMAGE
-    if isinstance(subject.model, SOLO):
-        key, limit = f"{subject.solo_key}.MAX_PER_IMG", subject.model.decode.max_per_img
-    if isinstance(subject.model, OneStageDetector):
-        key, limit = "MODEL.FCOS.POST_NMS_TOPK_TEST", subject.cfg.MODEL.FCOS.POST_NMS_TOPK_TEST
-    for facts in subject.datasets:
+    key, limit = "TEST.DETECTIONS_PER_IMAGE", context.cfg.TEST.DETECTIONS_PER_IMAGE
+    if isinstance(context.model, SOLO):
+        key, limit = f"{context.solo_key}.MAX_PER_IMG", context.model.decode.max_per_img
+    if isinstance(context.model, OneStageDetector):
+        key, limit = "MODEL.FCOS.POST_NMS_TOPK_TEST", context.cfg.MODEL.FCOS.POST_NMS_TOPK_TEST
+    for facts in context.datasets:
         counts = facts.objects_per_image
         largest = int(counts.max(initial=0))
         num_over = int((counts > limit).sum())

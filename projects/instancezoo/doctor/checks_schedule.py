@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .context import Context
 from .findings import Finding, error, ok, register_check, warning
-from .subject import Subject
 
 # Linear scaling rule (Goyal et al. 2017) from Detectron2's schedules: 0.02 for 16 images.
 SGD_RATE_PER_IMAGE = 0.02 / 16
@@ -14,9 +14,9 @@ FEW_EPOCHS, MANY_EPOCHS = 5, 300
 
 
 @register_check("learning rate")
-def check_learning_rate(subject: Subject) -> Iterator[Finding]:
+def check_learning_rate(context: Context) -> Iterator[Finding]:
     """The rate against the batch size."""
-    solver = subject.cfg.SOLVER
+    solver = context.cfg.SOLVER
     rate, batch = solver.BASE_LR, solver.IMS_PER_BATCH
     clipped = solver.CLIP_GRADIENTS.ENABLED
     if solver.get("OPTIMIZER", "SGD") == "SGD":
@@ -40,9 +40,9 @@ def check_learning_rate(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("steps")
-def check_steps(subject: Subject) -> Iterator[Finding]:
+def check_steps(context: Context) -> Iterator[Finding]:
     """Drops of the rate, warm-up and evaluation inside the training's length."""
-    solver = subject.cfg.SOLVER
+    solver = context.cfg.SOLVER
     late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
     is_stepwise = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
     if late and is_stepwise:
@@ -64,9 +64,9 @@ def check_steps(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("epochs")
-def check_epochs(subject: Subject) -> Iterator[Finding]:
+def check_epochs(context: Context) -> Iterator[Finding]:
     """How often each image is seen."""
-    solver, num_images = subject.cfg.SOLVER, subject.num_train_images
+    solver, num_images = context.cfg.SOLVER, context.num_train_images
     if not num_images:
         return
     batch = solver.IMS_PER_BATCH
@@ -91,9 +91,9 @@ def check_epochs(subject: Subject) -> Iterator[Finding]:
 
 
 @register_check("batch")
-def check_batch_division(subject: Subject) -> Iterator[Finding]:
+def check_batch_division(context: Context) -> Iterator[Finding]:
     """The batch must divide among the processes."""
-    batch, num_gpus = subject.cfg.SOLVER.IMS_PER_BATCH, subject.num_gpus
+    batch, num_gpus = context.cfg.SOLVER.IMS_PER_BATCH, context.num_gpus
     if batch % num_gpus:
         nearest = max(num_gpus, round(batch / num_gpus) * num_gpus)
         yield error(

@@ -8,12 +8,12 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from instancezoo.config import CfgNode, follow_dataset, get_cfg
-from instancezoo.data.coco import DatasetError, check_coco
+from instancezoo.data.coco_dataset import DatasetError, check_coco
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ZooError
 
+from .context import Context, DatasetFacts
 from .findings import Finding, Severity, run_checks
-from .subject import DatasetFacts, Subject
 
 
 def diagnose(
@@ -45,7 +45,7 @@ def diagnose(
             follow_dataset(cfg, len(facts[0].category_names), facts[0].name)
         except ZooError as problem:
             findings.append(_fail("classes", problem, "see above"))
-    return findings + run_checks(Subject(cfg, facts, num_gpus))
+    return findings + run_checks(Context(cfg, facts, num_gpus))
 
 
 def read_dataset(name: str, is_train: bool) -> DatasetFacts:

@@ -7,9 +7,9 @@ import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .subject import Subject
+from .context import Context
 
-Check = Callable[[Subject], "Iterable[Finding]"]
+Check = Callable[[Context], "Iterable[Finding]"]
 # name -> check, in the order in which they are shown
 CHECKS: dict[str, Check] = {}
 
@@ -55,7 +55,7 @@ def error(message: str, remedy: str) -> Finding:
 
 
 def register_check(name: str) -> Callable[[Check], Check]:
-    """Decorator that adds a function `Subject -> findings` to all checks.
+    """Decorator that adds a function `Context -> findings` to all checks.
 
     Args:
         name: one or two words, shown in front of its findings.
@@ -73,12 +73,12 @@ def register_check(name: str) -> Callable[[Check], Check]:
     return add
 
 
-def run_checks(subject: Subject) -> list[Finding]:
+def run_checks(context: Context) -> list[Finding]:
     """Run every registered check."""
     return [
         dataclasses.replace(finding, check=name)
         for name, check in CHECKS.items()
-        for finding in check(subject)
+        for finding in check(context)
     ]
 
 

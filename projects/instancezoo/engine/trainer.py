@@ -33,7 +33,7 @@ from instancezoo.engine.optimizer import build_optimizer
 from instancezoo.engine.step import NonFiniteLossError, StepTrainer, find_precision
 from instancezoo.errors import ConfigError
 from instancezoo.evaluation.average_precision import check_backend
-from instancezoo.evaluation.coco import InstanceEvaluator
+from instancezoo.evaluation.evaluator import InstanceEvaluator
 
 logger = logging.getLogger(__name__)
 WRITE_PERIOD = 20  # iterations between two lines of metrics

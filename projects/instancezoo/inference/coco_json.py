@@ -14,7 +14,7 @@ from instancezoo.data.coco_masks import measure_area
 from instancezoo.errors import ZooError
 from instancezoo.evaluation.results import instances_to_results
 from instancezoo.files import open_atomically
-from instancezoo.modeling.polygon_masks import VertexMasks
+from instancezoo.modeling.masks import VertexMasks
 
 MASK_FORMS = ("rle", "polygon")
 

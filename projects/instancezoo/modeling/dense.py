@@ -14,8 +14,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from torch import Tensor, nn
 
-from instancezoo.modeling.image_masks import boxes_from_masks
-from instancezoo.modeling.masks import masks_for_output
+from instancezoo.modeling.masks import boxes_from_masks, masks_for_output
 
 
 class DenseSegmenter(nn.Module):

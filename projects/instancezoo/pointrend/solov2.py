@@ -27,9 +27,8 @@ from instancezoo.layers.points import (
     place_points,
     sample_masks,
 )
-from instancezoo.modeling.image_masks import boxes_from_masks
 from instancezoo.modeling.levels import flatten_levels, level_offsets
-from instancezoo.modeling.masks import BoxMasks
+from instancezoo.modeling.masks import BoxMasks, boxes_from_masks
 from instancezoo.solo.targets import CellTargets, Objects
 from instancezoo.solov2.head import SOLOv2Head
 from instancezoo.solov2.solov2 import SOLOv2

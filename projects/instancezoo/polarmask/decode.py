@@ -17,7 +17,7 @@ from torch import Tensor
 from instancezoo.layers.nms import nms_per_class
 from instancezoo.layers.polar import polygon_from_rays
 from instancezoo.modeling.levels import flatten_levels, locate_points
-from instancezoo.modeling.polygon_masks import VertexMasks
+from instancezoo.modeling.masks import VertexMasks
 
 from .head import PolarMaskOutputs
 

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from instancezoo.errors import ConfigError
 from instancezoo.layers.losses import dice_loss
 from instancezoo.modeling.dense import DenseSegmenter
-from instancezoo.modeling.image_masks import ImageMasks, remove_padding
 from instancezoo.modeling.levels import flatten_levels, level_offsets
+from instancezoo.modeling.masks import ImageMasks, remove_padding
 from instancezoo.modeling.towers import build_tower, init_normal, prior_bias
 
 from .config import check_grid_keys, find_levels, tower_options

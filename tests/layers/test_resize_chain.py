@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instancezoo.layers.resize_steps import (
+from instancezoo.layers.resize_chain import (
     Crop,
     Resize,
     resize_at_points,

@@ -1,4 +1,4 @@
-"""Masks whose scores lie on a grid over the whole padded input, and boxes around masks.
+"""Masks whose scores lie on a grid over the whole padded input.
 
 Legend: N masks, h w grid size, H W image size, T tiles of pixels, B tile side.
 """
@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instancezoo.layers.mass_centers import count_pixels
-from instancezoo.layers.resize_steps import Crop, Resize, Step, resize_at_points, weigh_samples
+from instancezoo.layers.contour_tiles import TileAxis, compute_tiles, find_sides, split_axis
+from instancezoo.layers.resize_chain import Crop, Resize, Step, resize_at_points, weigh_samples
 from instancezoo.layers.rle import encode_boundaries
-from instancezoo.layers.score_tiles import TileAxis, compute_tiles, find_sides, split_axis
-from instancezoo.modeling.masks import DEFAULT_BUDGET, keep_dimension
+
+from .box import DEFAULT_BUDGET
+from .indexing import keep_dimension
 
 # Of one chunk of tiles: pixels in fp64 and what is found out about them.
 _BYTES_PER_PIXEL = 16
@@ -220,33 +221,3 @@ def _find_known_edges(tiling: _Tiling, height: int, width: int) -> Tensor:
         owner, column = is_filled.nonzero(as_tuple=True)
         ends.append(owner * (height * width + 1) + column * height + y)
     return torch.cat(ends)
-
-
-def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
-    """Tight boxes around masks, in either form of `pred_masks`.
-
-    Args:
-        masks: (N, H, W) bool, or N COCO RLE dicts.
-
-    Returns:
-        (N, 4) fp32 XYXY in pixels, right and lower edge exclusive; zeros for an empty mask.
-    """
-    if isinstance(masks, list):
-        # Only this branch needs it: training works on tensors alone.
-        from pycocotools.mask import toBbox
-
-        boxes = torch.as_tensor(toBbox(masks) if masks else [], dtype=torch.float32).view(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        return boxes
-    columns, rows = count_pixels(masks)
-    (x0, x1), (y0, y1) = _find_extent(columns > 0), _find_extent(rows > 0)
-    return torch.stack([x0, y0, x1, y1], dim=1).float()
-
-
-def _find_extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First occupied position and the one after the last of each row; (N, n) bool."""
-    positions = torch.arange(1, occupied.shape[1] + 1, device=occupied.device)
-    last = (occupied * positions).amax(dim=1) if occupied.numel() else positions.new_zeros(0)
-    first_is_large = positions.flip(0)  # so that the largest value marks the first position
-    first = (occupied * first_is_large).amax(dim=1) if occupied.numel() else last
-    return torch.where(last > 0, occupied.shape[1] - first, 0), last

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from instancezoo.data.coco import DatasetError, make_records
+from instancezoo.data.coco_dataset import DatasetError, make_records
 from instancezoo.data.coco_masks import BadEntry, decode_runs
 
 

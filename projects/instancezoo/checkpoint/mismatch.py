@@ -18,7 +18,7 @@ _BACKBONE = "backbone."
 
 
 @dataclass(frozen=True)
-class Misfit:
+class Mismatch:
     """How the tensors of a file differ from those of a model.
 
     Attributes:
@@ -79,7 +79,7 @@ class Misfit:
 
 def compare_tensors(
     model: Mapping[str, Tensor], state: Mapping[str, Tensor], *, backbone_only: bool = False
-) -> Misfit:
+) -> Mismatch:
     """Compare a model's tensors with those of a file.
 
     Args:
@@ -103,7 +103,7 @@ def compare_tensors(
         for name in common
         if state[name].shape != model[name].shape
     }
-    return Misfit(
+    return Mismatch(
         missing=[name for name in wanted if name not in state],
         unexpected=[name for name in state if name not in model and not is_lenient(name)],
         shapes=shapes,

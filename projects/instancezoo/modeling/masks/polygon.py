@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from instancezoo.layers.polygons import encode_polygons, fill_polygons
-from instancezoo.modeling.masks import keep_dimension
+
+from .indexing import keep_dimension
 
 
 class VertexMasks:

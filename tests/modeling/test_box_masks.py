@@ -1,4 +1,4 @@
-"""modeling/masks.py against Detectron2's paste and pycocotools' encode."""
+"""modeling/masks/box.py against Detectron2's paste and pycocotools' encode."""
 
 import numpy as np
 import pytest

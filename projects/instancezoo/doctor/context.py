@@ -17,7 +17,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import nn
 
-from instancezoo.data.coco import AnnotationReport
+from instancezoo.data.coco_dataset import AnnotationReport
 from instancezoo.data.transforms import read_pair
 
 
@@ -105,7 +105,7 @@ class DatasetFacts:
 
 
 @dataclass
-class Subject:
+class Context:
     """Everything that a check may look at.
 
     Args:

@@ -1,4 +1,4 @@
-"""Compact mask forms: from a network's low-resolution scores to full masks or straight to RLE.
+"""Masks whose scores lie on a grid over each box (Mask R-CNN and the methods built on it).
 
 Legend: N masks, h w grid size, H W image size.
 """
@@ -6,54 +6,21 @@ Legend: N masks, h w grid size, H W image size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instancezoo.errors import check_choice
 from instancezoo.layers.rle import encode_windows
 
-MASK_OUTPUTS = ("bitmask", "rle")
+from .indexing import keep_dimension
+
 # Bytes that one chunk may take: grid (2 floats), score (1 float) and mask of each pixel.
 DEFAULT_BUDGET = 64 * 2**20
 _BYTES_PER_PIXEL = 16
 # A chunk pads its windows to one size; more waste than this and it is cut.
 _MAX_PADDING = 2.0
-
-
-class MaskForm(Protocol):
-    """What every compact form can become."""
-
-    def __len__(self) -> int: ...
-
-    def bitmasks(self, height: int, width: int) -> Tensor:
-        """Full-size masks, bool (N, H, W)."""
-
-    def rle(self, height: int, width: int) -> list[dict[str, Any]]:
-        """COCO RLE of the same masks, `{"size": [H, W], "counts": str}` each."""
-
-
-def masks_for_output(
-    masks: MaskForm, height: int, width: int, mask_output: str
-) -> Tensor | list[dict[str, Any]]:
-    """The form of `pred_masks` that `MODEL.MASK_OUTPUT` asks for ("bitmask" or "rle")."""
-    check_choice("MODEL.MASK_OUTPUT", mask_output, MASK_OUTPUTS)
-    return masks.rle(height, width) if mask_output == "rle" else masks.bitmasks(height, width)
-
-
-def keep_dimension(item: int | slice | Tensor, length: int) -> slice | Tensor:
-    """An index that leaves a tensor's first dimension in place, as Detectron2's structures do.
-
-    Raises:
-        IndexError: there is no such mask; it ends a `for` loop, too.
-    """
-    if not isinstance(item, int):
-        return item
-    if not -length <= item < length:
-        raise IndexError(f"no mask {item} among {length}")
-    return slice(item, item + 1 or None)
 
 
 class BoxMasks:

@@ -10,7 +10,7 @@ from coco_files import AREA, HEIGHT, SQUARE, WIDTH, check, make_coco, make_rle
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from instancezoo.data.coco import DatasetError, check_coco, list_classes, make_records
+from instancezoo.data.coco_dataset import DatasetError, check_coco, list_classes, make_records
 
 
 def test_a_good_file_loses_nothing(coco_folder: Path) -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from instancezoo.layers.resize_steps import Crop, Resize, resize_maps, weigh_samples
-from instancezoo.layers.score_tiles import compute_tiles, find_sides, split_axis
+from instancezoo.layers.contour_tiles import compute_tiles, find_sides, split_axis
+from instancezoo.layers.resize_chain import Crop, Resize, resize_maps, weigh_samples
 
 CASES = {
     "enlarged": ((12, 20), [Resize(48, 80), Crop(45, 71), Resize(130, 211)]),

@@ -1,0 +1,81 @@
+"""Compact mask forms: from a network's low-resolution output to full masks or straight to RLE.
+
+Legend: N masks, H W image size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from instancezoo.errors import check_choice
+from instancezoo.layers.mass_centers import count_pixels
+
+from .box import BoxMasks
+from .image import ImageMasks, remove_padding
+from .polygon import VertexMasks
+
+__all__ = [
+    "MASK_OUTPUTS",
+    "BoxMasks",
+    "ImageMasks",
+    "MaskForm",
+    "VertexMasks",
+    "boxes_from_masks",
+    "masks_for_output",
+    "remove_padding",
+]
+
+MASK_OUTPUTS = ("bitmask", "rle")
+
+
+class MaskForm(Protocol):
+    """What every compact form can become."""
+
+    def __len__(self) -> int: ...
+
+    def bitmasks(self, height: int, width: int) -> Tensor:
+        """Full-size masks, bool (N, H, W)."""
+
+    def rle(self, height: int, width: int) -> list[dict[str, Any]]:
+        """COCO RLE of the same masks, `{"size": [H, W], "counts": str}` each."""
+
+
+def masks_for_output(
+    masks: MaskForm, height: int, width: int, mask_output: str
+) -> Tensor | list[dict[str, Any]]:
+    """The form of `pred_masks` that `MODEL.MASK_OUTPUT` asks for ("bitmask" or "rle")."""
+    check_choice("MODEL.MASK_OUTPUT", mask_output, MASK_OUTPUTS)
+    return masks.rle(height, width) if mask_output == "rle" else masks.bitmasks(height, width)
+
+
+def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
+    """Tight boxes around masks, in either form of `pred_masks`.
+
+    Args:
+        masks: (N, H, W) bool, or N COCO RLE dicts.
+
+    Returns:
+        (N, 4) fp32 XYXY in pixels, right and lower edge exclusive; zeros for an empty mask.
+    """
+    if isinstance(masks, list):
+        # Only this branch needs it: training works on tensors alone.
+        from pycocotools.mask import toBbox
+
+        boxes = torch.as_tensor(toBbox(masks) if masks else [], dtype=torch.float32).view(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+    columns, rows = count_pixels(masks)
+    (x0, x1), (y0, y1) = _find_extent(columns > 0), _find_extent(rows > 0)
+    return torch.stack([x0, y0, x1, y1], dim=1).float()
+
+
+def _find_extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First occupied position and the one after the last of each row; (N, n) bool."""
+    positions = torch.arange(1, occupied.shape[1] + 1, device=occupied.device)
+    last = (occupied * positions).amax(dim=1) if occupied.numel() else positions.new_zeros(0)
+    first_is_large = positions.flip(0)  # so that the largest value marks the first position
+    first = (occupied * first_is_large).amax(dim=1) if occupied.numel() else last
+    return torch.where(last > 0, occupied.shape[1] - first, 0), last
