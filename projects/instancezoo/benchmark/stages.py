@@ -22,8 +22,9 @@ def _name_mask_stage(masks: Any, height: int, width: int, mask_output: str) -> s
 METHODS: dict[str, str] = {
     "preprocess": "normalise and pad",
     "preprocess_image": "normalise and pad",
+    "decode": "decode",
     "inference": "decode",
-    "finish": "boxes and fields",
+    "postprocess": "boxes and fields",
     "head.predict_masks": "head.predict_masks",
 }
 # Functions, by module and name -> stage.

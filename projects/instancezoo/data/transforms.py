@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
-from instancezoo.errors import ConfigError
+from instancezoo.modeling.input_size import read_fixed_heights, read_fixed_size
 
 
 def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
@@ -26,8 +26,8 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     Raises:
         ConfigError: INPUT.FIXED_SIZE or INPUT.FIXED_HEIGHTS_TRAIN is no pair of positive numbers.
     """
-    size = read_pair(cfg, "FIXED_SIZE")
-    heights = read_pair(cfg, "FIXED_HEIGHTS_TRAIN")
+    size = read_fixed_size(cfg)
+    heights = read_fixed_heights(cfg)
     if size is not None and heights is not None and is_train:
         return StretchToRandomHeight(heights, size[1])
     if size is not None:
@@ -56,13 +56,3 @@ class StretchToRandomHeight(T.Augmentation):
         low, high = self.heights
         height = int(np.random.randint(low, high + 1))  # noqa: NPY002  (what Detectron2 draws from)
         return T.ResizeTransform(*image.shape[:2], height, self.width)
-
-
-def read_pair(cfg: CfgNode, key: str) -> tuple[int, int] | None:
-    """Two numbers of pixels, or None where `INPUT[key]` is empty. Raises `ConfigError`."""
-    values = tuple(cfg.INPUT[key])
-    if not values:
-        return None
-    if len(values) != 2 or not all(isinstance(n, int) and n > 0 for n in values):
-        raise ConfigError(f"INPUT.{key} is {values}; it must be () or two positive whole numbers")
-    return values[0], values[1]

@@ -1,6 +1,6 @@
 """Towers of 3x3 convolutions that dense heads are made of.
 
-Legend: N images, C channels, H W map size.
+Legend: N images, C channels, H W map size, L levels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from instancezoo.layers.deform_conv import DeformConv
 
 DEFORMABLE = ("", "v1", "v2")
 NORMS = ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
+LEVEL_NORMS = ("GN", "NaiveGN", "BN", "SyncBN", "none")  # of `build_level_tower`
 # A sigmoid cannot start at 0 or 1.
 PRIOR_LIMITS = (1e-4, 0.9999)
 _NUM_GROUPS = 32  # of every group norm in Detectron2
@@ -104,6 +105,62 @@ def build_tower(
             )
         )
     return nn.Sequential(*blocks)
+
+
+class LevelTower(nn.ModuleList):
+    """Convolutions, norms and ReLUs in a row; a norm may be a list of one for each level."""
+
+    def forward(self, features: Tensor, level: int) -> Tensor:
+        """(N, C, H, W) of a level -> the same shape."""
+        for module in self:
+            norm_or_other = module[level] if isinstance(module, nn.ModuleList) else module
+            features = norm_or_other(features)
+        return features
+
+
+def build_level_tower(
+    channels: int, num_convs: int, num_levels: int, *, norm: str = "GN", deformable: str = ""
+) -> LevelTower:
+    """Build a tower of 3x3 convolutions shared by all levels; they have a bias under a norm, too.
+
+    Args:
+        channels: of input and output.
+        num_convs: number of convolutions.
+        num_levels: L.
+        norm: one of `LEVEL_NORMS`; batch norms have statistics, scale and shift for each level.
+        deformable: "", "v1" or "v2", of the last convolution.
+    """
+    tower = LevelTower()
+    for index in range(num_convs):
+        if deformable and index == num_convs - 1:
+            conv: nn.Module = DeformConv(
+                channels, channels, bias=True, modulated=deformable == "v2"
+            )
+        else:
+            conv = Conv2d(channels, channels, kernel_size=3, padding=1)
+        init_normal(conv)
+        tower.append(conv)
+        if norm in ("BN", "SyncBN"):
+            tower.append(nn.ModuleList(get_norm(norm, channels) for _ in range(num_levels)))
+        elif norm != "none":
+            tower.append(get_norm("GN", channels))
+        tower.append(nn.ReLU())
+    return tower
+
+
+def build_prediction(
+    in_channels: int, out_channels: int, *, kernel_size: int = 3, prior: float | None = None
+) -> Conv2d:
+    """Build a last convolution: weights N(0, 0.01), biases 0 or those of a prior probability.
+
+    Args:
+        in_channels, out_channels: channels.
+        kernel_size: odd.
+        prior: probability that a sigmoid of the output starts at, in (0, 1); None for bias 0.
+    """
+    conv = Conv2d(in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2)
+    init_normal(conv, bias=0.0 if prior is None else prior_bias(prior))
+    return conv
 
 
 def check_group_norm(norm: str, channels: Mapping[str, int]) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "boxes_from_masks",
     "masks_for_output",
     "remove_padding",
+    "select_masks",
 ]
 
 MASK_OUTPUTS = ("bitmask", "rle")
@@ -49,6 +50,18 @@ def masks_for_output(
     """The form of `pred_masks` that `MODEL.MASK_OUTPUT` asks for ("bitmask" or "rle")."""
     check_choice("MODEL.MASK_OUTPUT", mask_output, MASK_OUTPUTS)
     return masks.rle(height, width) if mask_output == "rle" else masks.bitmasks(height, width)
+
+
+def select_masks(
+    masks: Tensor | list[dict[str, Any]], rows: Tensor
+) -> Tensor | list[dict[str, Any]]:
+    """Some of the masks, in either form of `pred_masks`.
+
+    Args:
+        masks: (N, H, W) bool, or N COCO RLE dicts.
+        rows: (n,) long, indices.
+    """
+    return [masks[i] for i in rows.tolist()] if isinstance(masks, list) else masks[rows]
 
 
 def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
