@@ -25,11 +25,11 @@ METHODS: dict[str, str] = {
     "decode": "decode",
     "inference": "decode",
     "postprocess": "boxes and fields",
-    "head.predict_masks": "head.predict_masks",
 }
 # Functions, by module and name -> stage.
 FUNCTIONS: dict[tuple[str, str], Name] = {
     ("instancezoo.layers.dynamic_conv", "dynamic_conv"): "dynamic convolution",
+    ("instancezoo.solo.masks", "predict_masks"): "mask channels",
     ("instancezoo.layers.nms", "matrix_nms"): "Matrix NMS",
     ("instancezoo.layers.nms", "nms_per_class"): "box NMS",
     ("instancezoo.modeling.masks", "masks_for_output"): _name_mask_stage,

@@ -108,7 +108,7 @@ def check_detection_limit(context: Context) -> Iterator[Finding]:
     """Objects per image against the most detections that an image may have."""
     key, limit = "TEST.DETECTIONS_PER_IMAGE", context.cfg.TEST.DETECTIONS_PER_IMAGE
     if isinstance(context.model, SOLO):
-        key, limit = f"{context.solo_key}.MAX_PER_IMG", context.model.decode.max_per_img
+        key, limit = f"{context.solo_key}.MAX_PER_IMG", context.model.decode_settings.max_per_image
     if isinstance(context.model, OneStageDetector):
         key, limit = "MODEL.FCOS.POST_NMS_TOPK_TEST", context.cfg.MODEL.FCOS.POST_NMS_TOPK_TEST
     for facts in context.datasets:
