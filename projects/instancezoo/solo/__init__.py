@@ -8,6 +8,7 @@ from instancezoo.method import Method
 from .config import add_solo_config, lower_mask_threshold
 from .convert import LAYOUTS
 from .doctor import check_grids
+from .masks import predict_masks
 from .solo import SOLO, DecoupledSOLO
 
 METHOD = Method(
@@ -19,7 +20,7 @@ METHOD = Method(
     detection_limit="MODEL.SOLO.MAX_PER_IMG",
     score_keys=("MODEL.SOLO.SCORE_THR", "MODEL.SOLO.UPDATE_THR"),
     prepare_untrained=partial(lower_mask_threshold, name="SOLO"),
-    stages={matrix_nms: "Matrix NMS", "head.predict_masks": "head.predict_masks"},
+    stages={predict_masks: "mask channels", matrix_nms: "Matrix NMS"},
 )
 
 __all__ = ["METHOD", "SOLO", "DecoupledSOLO", "add_solo_config"]

@@ -7,15 +7,18 @@ from math import inf
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers
 from instancezoo.modeling.towers import NORMS, PRIOR_LIMITS, check_group_norm
 
-_DCN_VERSIONS = {"DCN": "v1", "DCNv2": "v2"}
+from .targets import RESIZE_RULES
+
+DCN_VERSIONS = {"DCN": "v1", "DCNv2": "v2"}
 _CHOICES = {
     "NORM": NORMS,
-    "TYPE_DCN": tuple(_DCN_VERSIONS),
-    "TARGET_RESIZE": ("padded", "opencv"),
+    "TYPE_DCN": tuple(DCN_VERSIONS),
+    "TARGET_RESIZE": RESIZE_RULES,
     "NMS_KERNEL": ("gaussian", "linear"),
 }
 _LIMITS = {
@@ -82,12 +85,18 @@ def add_grid_keys(node: CfgNode) -> None:
     node.LOSS.DICE_WEIGHT = 3.0
 
 
-def check_grid_keys(key: str, node: CfgNode) -> None:
+def check_solo_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
+    """Check `cfg.MODEL.SOLO` against a backbone that gives `shapes`. Raises `ConfigError`."""
+    check_grid_config("MODEL.SOLO", cfg.MODEL.SOLO, shapes)
+
+
+def check_grid_config(key: str, node: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
     """Refuse values in a method's node that cannot be meant or would fail only when used.
 
     Args:
         key: of `node`, for the message.
         node: with the keys of `add_grid_keys`.
+        shapes: what the backbone gives.
 
     Raises:
         ConfigError: with the key and what it may be.
@@ -103,12 +112,23 @@ def check_grid_keys(key: str, node: CfgNode) -> None:
             f"{key}.FPN_SCALE_RANGES is {node.FPN_SCALE_RANGES}; it must be one pair "
             "[smallest size, largest size] in pixels for each level"
         )
-
-
-def _is_range(pair: Any) -> bool:
-    if not isinstance(pair, Sequence) or len(pair) != 2:
-        return False
-    return all(isinstance(size, int | float) for size in pair) and 0 <= pair[0] <= pair[1]
+    find_levels(node.INSTANCE_IN_FEATURES, list(shapes), f"{key}.INSTANCE_IN_FEATURES")
+    strides = [int(shapes[name].stride) for name in node.INSTANCE_IN_FEATURES]
+    if strides != sorted(set(strides)):
+        raise ConfigError(
+            f"{key}.INSTANCE_IN_FEATURES is {node.INSTANCE_IN_FEATURES}; it must name each map "
+            "once, the finest first"
+        )
+    counts = {
+        "INSTANCE_IN_FEATURES": len(strides),
+        "NUM_GRIDS": len(node.NUM_GRIDS),
+        "FPN_SCALE_RANGES": len(node.FPN_SCALE_RANGES),
+    }
+    if len(set(counts.values())) != 1 or len(strides) < 2:
+        raise ConfigError(
+            f"these keys of {key} must name equally many levels, at least two; their lengths are "
+            f"{counts}"
+        )
 
 
 def lower_mask_threshold(cfg: CfgNode, name: str) -> None:
@@ -129,7 +149,7 @@ def find_levels(names: Sequence[str], available: Sequence[str], key: str) -> lis
 
     Args:
         names: that a key lists.
-        available: of the maps, finest first.
+        available: names of the maps, finest first.
         key: for the message.
 
     Raises:
@@ -140,10 +160,7 @@ def find_levels(names: Sequence[str], available: Sequence[str], key: str) -> lis
     return [list(available).index(name) for name in names]
 
 
-def tower_options(node: CfgNode) -> dict[str, Any]:
-    """Arguments of `build_tower` that a method's node fixes."""
-    return {
-        "norm": node.NORM,
-        "deformable": _DCN_VERSIONS[node.TYPE_DCN] if node.USE_DCN_IN_INSTANCE else "",
-        "deformable_last_only": node.DCN_LAST_CONV_ONLY,
-    }
+def _is_range(pair: Any) -> bool:
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        return False
+    return all(isinstance(size, int | float) for size in pair) and 0 <= pair[0] <= pair[1]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError
-from instancezoo.solo.config import add_grid_keys, find_levels
+from instancezoo.modeling.towers import check_group_norm
+from instancezoo.solo.config import add_grid_keys, check_grid_config, find_levels
+from instancezoo.solo.head import rearrange_strides
+
+_WIDTHS = ("MASK_CHANNELS", "NUM_KERNELS")
 
 
 def add_solov2_config(cfg: CfgNode) -> None:
@@ -39,6 +43,16 @@ def _add_adelaidet_keys(node: CfgNode) -> None:
     node.LOSS.FOCAL_USE_SIGMOID = True
 
 
+def check_solov2_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
+    """Check `cfg.MODEL.SOLOV2` against a backbone that gives `shapes`. Raises `ConfigError`."""
+    key, node = "MODEL.SOLOV2", cfg.MODEL.SOLOV2
+    check_grid_config(key, node, shapes)
+    find_mask_levels(node)
+    check_group_norm(node.NORM, {f"{key}.{name}": node[name] for name in _WIDTHS})
+    strides = [int(shapes[name].stride) for name in node.INSTANCE_IN_FEATURES]
+    _check_adelaidet_keys(cfg, rearrange_strides(strides))
+
+
 def find_mask_levels(node: CfgNode) -> list[int]:
     """Places of the mask feature's maps in the pyramid.
 
@@ -55,19 +69,11 @@ def find_mask_levels(node: CfgNode) -> list[int]:
     return levels
 
 
-def check_adelaidet_keys(cfg: CfgNode, level_strides: Sequence[int]) -> None:
-    """Refuse values of AdelaiDet's keys that the model would not follow.
-
-    Args:
-        cfg: the whole config.
-        level_strides: stride of each of the head's levels.
-
-    Raises:
-        ConfigError: with the key, its value and the one that it must have.
-    """
+def _check_adelaidet_keys(cfg: CfgNode, level_strides: list[int]) -> None:
+    """Refuse values of AdelaiDet's keys that the model would not follow."""
     node, in_channels = cfg.MODEL.SOLOV2, cfg.MODEL.FPN.OUT_CHANNELS
     followed = {
-        "FPN_INSTANCE_STRIDES": (list(level_strides), "MODEL.SOLOV2.INSTANCE_IN_FEATURES"),
+        "FPN_INSTANCE_STRIDES": (level_strides, "MODEL.SOLOV2.INSTANCE_IN_FEATURES"),
         "INSTANCE_IN_CHANNELS": (in_channels, "MODEL.FPN.OUT_CHANNELS"),
         "MASK_IN_CHANNELS": (in_channels, "MODEL.FPN.OUT_CHANNELS"),
         "NUM_MASKS": (node.NUM_KERNELS, "MODEL.SOLOV2.NUM_KERNELS"),
