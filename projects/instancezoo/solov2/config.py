@@ -19,14 +19,16 @@ def add_solov2_config(cfg: CfgNode) -> None:
     """Add `cfg.MODEL.SOLOV2`."""
     cfg.MODEL.SOLOV2 = type(cfg)()  # a config merges only with nodes of its own class
     add_grid_keys(cfg.MODEL.SOLOV2)
+    # Channels and number of the convolutions in the category and kernel towers.
     cfg.MODEL.SOLOV2.INSTANCE_CHANNELS = 512
     cfg.MODEL.SOLOV2.NUM_INSTANCE_CONVS = 4
-    # E: numbers in a predicted 1x1 kernel, channels of the unified mask feature.
+    # E: size of a predicted 1x1 kernel and channels of the unified mask feature.
     cfg.MODEL.SOLOV2.NUM_KERNELS = 256
-    # Levels summed in the mask feature; the last one gets coordinates.
+    # Feature maps summed in the mask feature, finest first; the last one gets coordinates.
     cfg.MODEL.SOLOV2.MASK_IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Channels of the mask feature branch.
     cfg.MODEL.SOLOV2.MASK_CHANNELS = 128
-    # Every convolution of the mask feature branch is deformable, of version 2 in all models.
+    # Deformable convolutions (version 2) in the mask feature branch.
     cfg.MODEL.SOLOV2.DCN_IN_MASK_HEAD = False
     _add_adelaidet_keys(cfg.MODEL.SOLOV2)
 
