@@ -17,10 +17,10 @@ import instancezoo.checkpoint.published
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ConfigError, check_choice
-from instancezoo.fcos import add_fcos_config
+from instancezoo.fcos import add_fcos_config, translate_fcos_keys
 from instancezoo.modeling.masks import MASK_OUTPUTS
 from instancezoo.pointrend import add_pointrend_config, translate_official_names
-from instancezoo.polarmask import add_polarmask_config
+from instancezoo.polarmask import add_polarmask_config, translate_polarmask_keys
 from instancezoo.solo import add_solo_config
 from instancezoo.solov2 import add_solov2_config
 
@@ -33,7 +33,11 @@ METHOD_CONFIGS: list[Any] = [
     add_pointrend_config,
 ]
 # Called on the whole config after each merge: official names that are not ours -> ours.
-NAME_TRANSLATIONS: list[Any] = [translate_official_names]
+NAME_TRANSLATIONS: list[Any] = [
+    translate_official_names,
+    translate_fcos_keys,
+    translate_polarmask_keys,
+]
 
 
 class CfgNode(_CfgNode):
@@ -144,6 +148,9 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # Take weights that leave some tensors of the model unfilled (fine-tuning to other classes).
     cfg.MODEL.WEIGHTS_ALLOW_PARTIAL = False
 
+    # Pyramid levels above P5, of backbones with convolved ones: 2 (P6 and P7), 1 or 0.
+    cfg.MODEL.FPN.TOP_LEVELS = 2
+
     # Exponential moving average of the weights; what is evaluated and saved beside the model.
     cfg.MODEL.EMA = CfgNode()
     cfg.MODEL.EMA.ENABLED = False
@@ -169,8 +176,6 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # Leave out of training what has fewer pixels than this, or both sides shorter, at full size.
     cfg.INPUT.MIN_OBJECT_AREA = 0
     cfg.INPUT.MIN_OBJECT_SIDE = 0
-    # PolarMask: the loader's processes find the borders of masks, not the model; same numbers.
-    cfg.INPUT.FIND_BORDERS = False
     # Names in data/mappers.py
     cfg.INPUT.MAPPER = "instance"
     # Refuse a data set with bad annotations instead of dropping and counting them.
