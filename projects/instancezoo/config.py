@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 import instancezoo.checkpoint.published
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
-from instancezoo.errors import ConfigError, check_choice
+from instancezoo.errors import ConfigError, check_choice, suggest
 from instancezoo.fcos import add_fcos_config, translate_fcos_keys
 from instancezoo.modeling.masks import MASK_OUTPUTS
 from instancezoo.pointrend import add_pointrend_config, translate_official_names
@@ -242,8 +241,7 @@ def _check_values(cfg: CfgNode) -> None:
         )
     architecture, known = cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
     if architecture not in known:
-        nearest = difflib.get_close_matches(architecture, known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = suggest(architecture, known)
         raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     if cfg.TEST.AUG.ENABLED:
@@ -318,6 +316,5 @@ def _unknown_key_message(key: str, known: list[str], where: str) -> str:
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     if key.startswith("--"):
         return f"option {key} stands behind the overrides; all options go before the first KEY"
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or same_leaf[:1]
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = suggest(key, known, cutoff=0.5) or suggest(key, same_leaf, cutoff=0)
     return f"config key {key} (in {where}) does not exist{hint}"
