@@ -140,6 +140,19 @@ def check_grid_config(key: str, node: CfgNode, shapes: dict[str, ShapeSpec]) -> 
         )
 
 
+def lower_mask_threshold(cfg: CfgNode, name: str) -> None:
+    """Set the mask threshold to the scores of untrained masks, which lie around the prior.
+
+    Args:
+        cfg: the whole config; changed in place.
+        name: of the method's node in `cfg.MODEL`.
+    """
+    node = cfg.MODEL[name]
+    # A decoupled mask is the product of two.
+    power = 2 if cfg.MODEL.META_ARCHITECTURE == "DecoupledSOLO" else 1
+    node.MASK_THR = node.PRIOR_PROB**power
+
+
 def find_levels(names: Sequence[str], available: Sequence[str], key: str) -> list[int]:
     """Places of feature maps among those that there are.
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from instancezoo import model_zoo
-from instancezoo.doctor import Severity, diagnose
-from instancezoo.doctor.checks_grids import (
+from instancezoo.doctor import Severity
+from instancezoo.doctor.context import InputSize
+from instancezoo.doctor.diagnose import diagnose, read_dataset
+from instancezoo.solo.doctor import (
     MAX_LOST_SHARE,
     PlacedObjects,
     count_cells,
@@ -21,8 +23,6 @@ from instancezoo.doctor.checks_grids import (
     propose_num_grid,
     propose_scale_ranges,
 )
-from instancezoo.doctor.context import InputSize
-from instancezoo.doctor.diagnose import read_dataset
 from instancezoo.solo.targets import GridObjects, GridSpec, assign_cells
 
 STRIDES = [8, 8, 16, 32, 32]
