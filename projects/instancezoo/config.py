@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
-from instancezoo.errors import ConfigError, check_choice
+from instancezoo.errors import ConfigError, check_choice, suggest
 from instancezoo.methods import METHODS
 from instancezoo.modeling.masks import MASK_OUTPUTS
 
@@ -128,6 +127,9 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # Take weights that leave some tensors of the model unfilled (fine-tuning to other classes).
     cfg.MODEL.WEIGHTS_ALLOW_PARTIAL = False
 
+    # Pyramid levels above P5, of backbones with convolved ones: 2 (P6 and P7), 1 or 0.
+    cfg.MODEL.FPN.TOP_LEVELS = 2
+
     # Exponential moving average of the weights; what is evaluated and saved beside the model.
     cfg.MODEL.EMA = CfgNode()
     cfg.MODEL.EMA.ENABLED = False
@@ -153,8 +155,6 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # Leave out of training what has fewer pixels than this, or both sides shorter, at full size.
     cfg.INPUT.MIN_OBJECT_AREA = 0
     cfg.INPUT.MIN_OBJECT_SIDE = 0
-    # PolarMask: the loader's processes find the borders of masks, not the model; same numbers.
-    cfg.INPUT.FIND_BORDERS = False
     # Names in data/mappers.py
     cfg.INPUT.MAPPER = "instance"
     # Refuse a data set with bad annotations instead of dropping and counting them.
@@ -221,8 +221,7 @@ def _check_values(cfg: CfgNode) -> None:
         )
     architecture, known = cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
     if architecture not in known:
-        nearest = difflib.get_close_matches(architecture, known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = suggest(architecture, known)
         raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     if cfg.TEST.AUG.ENABLED:
@@ -297,6 +296,5 @@ def _unknown_key_message(key: str, known: list[str], where: str) -> str:
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     if key.startswith("--"):
         return f"option {key} stands behind the overrides; all options go before the first KEY"
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or same_leaf[:1]
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = suggest(key, known, cutoff=0.5) or suggest(key, same_leaf, cutoff=0)
     return f"config key {key} (in {where}) does not exist{hint}"

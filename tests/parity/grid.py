@@ -7,49 +7,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
-from instancezoo import model_zoo
-from instancezoo.checkpoint import convert_state_dict
 from instancezoo.modeling.levels import level_offsets
 from instancezoo.solo.decode import compute_cell_probs, rank_candidates, suppress
 from instancezoo.solo.masks import predict_masks
 from instancezoo.solo.targets import CellTargets, reduce_masks
 
+from .base import ParityBase
 from .fixtures import MASK_PIXELS, SCORES, Fixture
 
 KEY = {"SOLO": "SOLO", "DecoupledSOLO": "SOLO", "SOLOv2": "SOLOV2"}
 
 
-class GridParity:
+class GridParity(ParityBase):
     """One fixture of the family; each `check_*` is a stage, in the order of computation."""
 
     stages = ("checkpoint", "maps", "targets", "losses", "candidates", "nms", "detections")
+    stated = {"intermediate": "2e-4", "scores": "1e-4", "losses": "1e-4", "masks": "0.2 %"}
+    overrides = ("MODEL.SOLO.KEEP_EMPTY_MASKS", True, "MODEL.SOLOV2.KEEP_EMPTY_MASKS", True)
+    unused = ("num_batches_tracked",)
 
     def __init__(self, fixture: Fixture) -> None:
-        fixture.check_stated(
-            {"intermediate": "2e-4", "scores": "1e-4", "losses": "1e-4", "masks": "0.2 %"}
-        )
-        self.fixture = fixture
-        self.arrays = fixture.arrays
-        state = fixture.make_state()
-        self.converted = convert_state_dict(state)
-        self.cfg = model_zoo.get_config(self.converted.layout.config, ["MODEL.DEVICE", "cpu"])
+        super().__init__(fixture)
         self.method = self.cfg.MODEL.META_ARCHITECTURE
         self.node = self.cfg.MODEL[KEY[self.method]]
-        self.node.KEEP_EMPTY_MASKS = True
         self._check_config()
-        self.model: Any = build_model(self.cfg)
-        self.mismatch = self.model.load_state_dict(self.converted.state, strict=False)
-        self.state = state
 
-    def check_checkpoint(self) -> None:
-        assert not self.mismatch.missing_keys and not self.mismatch.unexpected_keys
-        assert not self.converted.unknown
-        assert len(self.converted.used) + len(self.converted.unused) == len(self.state)
-        assert all(name.endswith("num_batches_tracked") for name in self.converted.unused)
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return tuple(self.source["image_size"])
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return tuple(self.source["original_size"])
 
     def check_maps(self) -> None:
         check = self.fixture.check_map
@@ -95,24 +87,7 @@ class GridParity:
         assert np.abs(ranked.areas.numpy() - areas).max(initial=0) <= MASK_PIXELS * pixels
 
     def check_detections(self) -> None:
-        height, width = self.fixture.spec["input"]["original_size"]
-        image = {"image": self.image, "height": height, "width": width}
-        with torch.no_grad():
-            found = self.model.eval()([image])[0]["instances"]
-        self._compare_detections(found, width)
-
-    @cached_property
-    def image(self) -> Tensor:
-        return self.fixture.make_image(self.cfg.INPUT.FORMAT)
-
-    @cached_property
-    def images(self) -> Any:
-        return self.model.preprocess([{"image": self.image}])
-
-    @cached_property
-    def features(self) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return self.model.eval().backbone(self.images.tensor)
+        self._compare_detections(self._detect(self.model), self.output_size[1])
 
     @cached_property
     def outputs(self) -> Any:
@@ -141,15 +116,10 @@ class GridParity:
     @cached_property
     def ground_truth(self) -> Instances:
         # The official SOLO pads masks before it assigns; AdelaiDet does not.
-        source = self.fixture.spec["input"]
-        rows = self.arrays["gt_masks_packed"].shape[1]
-        size = source["padded_size"] if rows == source["padded_size"][0] else source["image_size"]
-        instances = Instances(tuple(size))
-        instances.gt_boxes = Boxes(torch.from_numpy(self.arrays["gt_boxes"]))
-        instances.gt_classes = torch.from_numpy(self.arrays["gt_classes"])
+        rows, padded = self.arrays["gt_masks_packed"].shape[1], tuple(self.source["padded_size"])
+        size = padded if rows == padded[0] else self.image_size
         masks = self.fixture.unpack("gt_masks_packed", size[1])
-        instances.gt_masks = BitMasks(torch.from_numpy(masks))
-        return instances
+        return self._make_instances(size, self.arrays["gt_boxes"], self.arrays["gt_classes"], masks)
 
     @cached_property
     def assigned(self) -> Any:

@@ -5,11 +5,10 @@ from typing import Any
 from instancezoo.layers.nms import nms_per_class
 from instancezoo.method import Method, set_score_thresh
 
-from .config import add_fcos_config
+from .config import add_fcos_config, translate_fcos_keys
 from .convert import LAYOUTS
-from .detector import FCOS as FCOSDetector
-from .detector import OneStageDetector
-from .fcos import FCOS
+from .detector import FCOS, OneStageDetector
+from .fcos import FCOSProposals
 
 
 def _set_score_thresh(model: Any, value: float) -> None:
@@ -20,6 +19,7 @@ METHOD = Method(
     name="FCOS",
     registry_names=("FCOS", "OneStageDetector"),
     add_config=add_fcos_config,
+    translate=translate_fcos_keys,
     layouts=LAYOUTS,
     detection_limit="MODEL.FCOS.POST_NMS_TOPK_TEST",
     score_keys=("MODEL.FCOS.INFERENCE_TH_TEST",),
@@ -28,4 +28,11 @@ METHOD = Method(
     stages={nms_per_class: "box NMS"},
 )
 
-__all__ = ["FCOS", "METHOD", "FCOSDetector", "OneStageDetector", "add_fcos_config"]
+__all__ = [
+    "FCOS",
+    "METHOD",
+    "FCOSProposals",
+    "OneStageDetector",
+    "add_fcos_config",
+    "translate_fcos_keys",
+]

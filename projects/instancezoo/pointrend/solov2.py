@@ -71,8 +71,9 @@ class RefinedSOLOv2Head(SOLOv2Head):
 
     def forward(self, pyramid: list[Tensor]) -> Any:
         """Feature maps p2 .. p6, each (N, C, H, W)."""
-        outputs = super().forward(pyramid)
-        return RefinedOutputs(*outputs, [pyramid[index] for index in self.point_levels])
+        outputs: Any = super().forward(pyramid)
+        fine = [pyramid[index] for index in self.point_levels]
+        return RefinedOutputs(outputs.cls_logits, outputs.masks, fine)
 
     def predict_points(self, features: Tensor, coarse: Tensor) -> Tensor:
         """Logits (R, P) of features (R, P, C + D) and coarse logits (R, P)."""
@@ -106,12 +107,14 @@ class SOLOv2PointRend(SOLOv2):
 
     Args:
         point_strides: strides of the maps that the point head reads; the mask feature's is last.
-        training_points: how points are drawn.
+        training_points: how points are sampled.
         subdivision: how masks are refined.
-        max_rows: of a batch's pairs of object and cell at most so many, drawn anew in every step,
-            train the point head.
+        max_rows: largest number of (object, cell) pairs of a batch that train the point head,
+            sampled anew in every step.
         kwargs: those of `SOLOv2`.
     """
+
+    head: RefinedSOLOv2Head
 
     @configurable
     def __init__(

@@ -3,17 +3,25 @@
 from instancezoo.layers.nms import nms_per_class
 from instancezoo.method import Method
 
-from .config import add_polarmask_config
+from .config import add_polarmask_config, translate_polarmask_keys
 from .convert import LAYOUTS
+from .mapper import PolarMaskMapper
 from .polarmask import PolarMask
 
 METHOD = Method(
     name="PolarMask",
     registry_names=("PolarMask",),
     add_config=add_polarmask_config,
+    translate=translate_polarmask_keys,
     layouts=LAYOUTS,
     score_keys=("MODEL.POLARMASK.SCORE_THRESH_TEST",),
     stages={nms_per_class: "box NMS"},
 )
 
-__all__ = ["METHOD", "PolarMask", "add_polarmask_config"]
+__all__ = [
+    "METHOD",
+    "PolarMask",
+    "PolarMaskMapper",
+    "add_polarmask_config",
+    "translate_polarmask_keys",
+]

@@ -35,53 +35,62 @@ def add_solo_config(cfg: CfgNode) -> None:
     """Add `cfg.MODEL.SOLO`."""
     cfg.MODEL.SOLO = type(cfg)()  # a config merges only with nodes of its own class
     add_grid_keys(cfg.MODEL.SOLO)
+    # Channels and number of the convolutions in the category and mask towers.
     cfg.MODEL.SOLO.INSTANCE_CHANNELS = 256
     cfg.MODEL.SOLO.NUM_INSTANCE_CONVS = 7
-    # Before which convolution of the category tower features are resized to S x S.
+    # Index of the category tower's convolution before which features are resized to S x S.
     cfg.MODEL.SOLO.CATE_DOWN_POS = 0
-    # Decoupled SOLO light: the x and the y branch share one tower.
+    # Decoupled SOLO light: one mask tower for both the x and the y branch.
     cfg.MODEL.SOLO.SHARED_MASK_TOWER = False
 
 
 def add_grid_keys(node: CfgNode) -> None:
-    """Add to a method's node what SOLO and SOLOv2 have in common."""
+    """Add to a method's node the keys that SOLO and SOLOv2 share."""
+    # Feature maps of the heads, finest first, one per grid.
     node.INSTANCE_IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-    # S of each level: the padded input is divided into S x S cells.
+    # S of each level: the padded input is divided into S x S cells. Raise it for dense scenes.
     node.NUM_GRIDS = [40, 36, 24, 16, 12]
-    # Size in pixels (root of the box area) of the objects that each level answers for.
+    # Smallest and largest object of each level, in pixels of the network input (square root of the
+    # box area). Ranges may overlap: the object is then trained on both levels.
     node.FPN_SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
-    # epsilon: share of the box around the mass centre whose cells are positive.
+    # epsilon: part of the box around the mass centre whose cells are positive, in [0, 1].
     node.SIGMA = 0.2
+    # Number of classes; follows the data set.
     node.NUM_CLASSES = 80
+    # Norm of the towers; GN needs channels that are a multiple of 32.
     node.NORM = "GN"
+    # Initial probability of every class and mask, in (0, 1).
     node.PRIOR_PROB = 0.01
+    # Deformable convolutions in the towers, of type "DCN" (version 1) or "DCNv2".
     node.USE_DCN_IN_INSTANCE = False
-    # "DCN" (version 1) or "DCNv2"
     node.TYPE_DCN = "DCN"
-    # Light models: of each tower only the last convolution is deformable.
+    # Light models: only the last convolution of each tower is deformable.
     node.DCN_LAST_CONV_ONLY = False
-    # "padded": masks are padded, then reduced by the 2 x 2 rule (official SOLO).
-    # "opencv": they are reduced as they are by OpenCV's uint8 arithmetic (AdelaiDet).
+    # How target masks are reduced. "padded": pad, then apply the 2 x 2 rule (official SOLO).
+    # "opencv": resize the unpadded mask with OpenCV's uint8 arithmetic (AdelaiDet).
     node.TARGET_RESIZE = "padded"
 
-    # A (cell, class) above this probability is a candidate.
+    # Minimum class probability of a candidate (cell, class).
     node.SCORE_THR = 0.1
+    # Probability above which a pixel belongs to the mask.
     node.MASK_THR = 0.5
-    # So many candidates enter Matrix NMS.
+    # Maximum number of candidates that enter Matrix NMS, best first.
     node.NMS_PRE = 500
+    # Decay of Matrix NMS, "gaussian" or "linear", and the Gaussian's sigma.
     node.NMS_KERNEL = "gaussian"
     node.NMS_SIGMA = 2.0
-    # Detections with less score after Matrix NMS are dropped.
+    # Minimum score after Matrix NMS.
     node.UPDATE_THR = 0.05
+    # Maximum number of detections per image.
     node.MAX_PER_IMG = 100
     # parity: the official code keeps detections whose mask lies in the padding and ends empty.
     node.KEEP_EMPTY_MASKS = False
 
+    # Focal loss of the categories, Dice loss of the masks (weight lambda).
     node.LOSS = type(node)()
     node.LOSS.FOCAL_ALPHA = 0.25
     node.LOSS.FOCAL_GAMMA = 2.0
     node.LOSS.FOCAL_WEIGHT = 1.0
-    # lambda
     node.LOSS.DICE_WEIGHT = 3.0
 
 

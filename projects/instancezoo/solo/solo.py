@@ -73,9 +73,9 @@ class SOLO(DenseSegmenter[GridOutputs, GridTargets]):
         self.target_resize = target_resize
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.focal_weight, self.dice_weight = focal_weight, dice_weight
-        cells = torch.tensor([side * side for side in grid.num_grids])
-        strides = torch.tensor(level_strides).repeat_interleave(cells)
-        self.register_buffer("cell_strides", strides, persistent=False)
+        levels = zip(level_strides, grid.num_grids, strict=True)
+        strides = [stride for stride, side in levels for _ in range(side * side)]
+        self.register_buffer("cell_strides", torch.tensor(strides), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

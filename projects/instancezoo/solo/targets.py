@@ -1,7 +1,7 @@
-"""Which grid cells answer for which objects (SOLO, section 3.3.1), and their mask targets.
+"""Which grid cells predict which objects (SOLO, section 3.3.1), and their mask targets.
 
 Legend: N images, L levels, M objects of all images, R rows, S grid side, K classes, H W size.
-A row is one (object, cell) pair; an object that several cells answer for has several rows.
+A row is one (object, cell) pair; an object that several cells predict has several rows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CellTargets:
     Attributes:
         image, level, cell, instance: (R,) long. `cell` counts within the level, row-major;
             `instance` counts the objects of all images.
-        classes: (N, cells of all levels) long; K where a cell answers for nothing.
+        classes: (N, cells of all levels) long; K where a cell predicts nothing.
         num_positive: (), number of distinct positive cells.
     """
 
@@ -148,7 +148,7 @@ def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) 
 
 
 def find_last_claims(position: Tensor) -> Tensor:
-    """Of the rows that claim one cell the last: objects come in annotation order.
+    """The last of the rows that claim one cell: objects come in annotation order.
 
     Args:
         position: (R,) long, a number for each cell.
