@@ -12,9 +12,12 @@ from instancezoo.errors import ConfigError
 
 @pytest.mark.parametrize("name", model_zoo.list_configs())
 def test_shipped_config_builds_without_weights(name):
-    cfg = model_zoo.get_config(name, ["MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", ""])
+    # Shapes without values: the tiny configs are built with values in test_methods.py.
+    overrides = ["MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", "", "MODEL.DEVICE", "meta"]
+    cfg = model_zoo.get_config(name, overrides)
     assert max(cfg.SOLVER.STEPS) <= cfg.SOLVER.MAX_ITER
-    model = build_model(cfg)
+    with torch.device("meta"):
+        model = build_model(cfg)
     assert any(p.requires_grad for p in model.parameters())
 
 
@@ -24,10 +27,19 @@ def test_shipped_config_is_short(name):
         assert len(file.readlines()) <= 25
 
 
-def test_all_detectron2_keys_are_kept():
-    ours, theirs = get_cfg(), get_detectron2_cfg()
-    assert set(theirs.MODEL) <= set(ours.MODEL)
-    assert ours.SOLVER.BASE_LR == theirs.SOLVER.BASE_LR
+def _flatten(node, prefix=""):
+    values = {}
+    for key, value in node.items():
+        nested = isinstance(value, dict)
+        values |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return values
+
+
+def test_methods_leave_detectron2s_defaults_as_they_are():
+    ours, theirs = _flatten(get_cfg()), _flatten(get_detectron2_cfg())
+    changed = {key for key, value in theirs.items() if key not in ours or ours[key] != value}
+    # The device follows the machine, masks of training are pixels.
+    assert changed - {"MODEL.DEVICE"} == {"INPUT.MASK_FORMAT"}
 
 
 @pytest.mark.parametrize(
@@ -39,12 +51,12 @@ def test_all_detectron2_keys_are_kept():
     ],
 )
 def test_misspelt_key_is_answered_with_the_nearest(key, nearest, tmp_path):
-    with pytest.raises(ConfigError, match=f"did you mean {nearest}"):
+    with pytest.raises(ConfigError, match=f"'{nearest}'"):
         get_cfg().merge_from_list([key, 1])
     file = tmp_path / "bad.yaml"
     parts = key.split(".")
     file.write_text("".join(f"{'  ' * i}{p}:\n" for i, p in enumerate(parts))[:-1] + " 1\n")
-    with pytest.raises(ConfigError, match=f"did you mean {nearest}.*") as error:
+    with pytest.raises(ConfigError, match=f"'{nearest}'") as error:
         get_cfg().merge_from_file(str(file))
     assert "bad.yaml" in str(error.value)
 
@@ -61,7 +73,7 @@ def test_wrong_type_names_the_key(tmp_path):
 @pytest.mark.parametrize(
     "key,value,message",
     [
-        ("MODEL.META_ARCHITECTURE", "SOLOv3", "did you mean SOLO"),
+        ("MODEL.META_ARCHITECTURE", "SOLOv3", "'SOLOv2'"),
         ("MODEL.DEVICE", "cuda:0", "torch sees no GPU"),
         ("MODEL.LOAD_PROPOSALS", True, "MODEL.LOAD_PROPOSALS"),
         ("TEST.AUG.ENABLED", True, "TEST.AUG.ENABLED"),
@@ -132,7 +144,7 @@ def test_later_bases_win_and_the_file_itself_wins_over_all():
 
 
 def test_unknown_config_name_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'mask_rcnn/mask_rcnn_R_50_FPN_3x'"):
+    with pytest.raises(ConfigError, match="'mask_rcnn/mask_rcnn_R_50_FPN_3x'"):
         model_zoo.get_config_file("mask_rcnn/mask_rcnn_R50_FPN_3x.yaml")
 
 

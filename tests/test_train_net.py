@@ -98,7 +98,7 @@ def test_killed_run_resumes_to_the_same_weights(arguments, tmp_path):
 @pytest.mark.parametrize(
     "override,message",
     [
-        (("SOLVER.BASE_RL", "0.1"), "did you mean SOLVER.BASE_LR?"),
+        (("SOLVER.BASE_RL", "0.1"), "'SOLVER.BASE_LR'"),
         (("DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
         (("MODEL.WEIGHTS", "nowhere.pth"), "nowhere.pth does not exist"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,31 +12,11 @@ from detectron2.config import get_cfg as _get_detectron2_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
-import instancezoo.checkpoint.published
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
-from instancezoo.errors import ConfigError, check_choice
-from instancezoo.fcos import add_fcos_config, translate_fcos_keys
+from instancezoo.errors import ConfigError, check_choice, suggest
+from instancezoo.methods import METHODS
 from instancezoo.modeling.masks import MASK_OUTPUTS
-from instancezoo.pointrend import add_pointrend_config, translate_official_names
-from instancezoo.polarmask import add_polarmask_config, translate_polarmask_keys
-from instancezoo.solo import add_solo_config
-from instancezoo.solov2 import add_solov2_config
-
-# One `add_<method>_config` per method folder: the only line a new method adds outside its folders.
-METHOD_CONFIGS: list[Any] = [
-    add_solo_config,
-    add_solov2_config,
-    add_fcos_config,
-    add_polarmask_config,
-    add_pointrend_config,
-]
-# Called on the whole config after each merge: official names that are not ours -> ours.
-NAME_TRANSLATIONS: list[Any] = [
-    translate_official_names,
-    translate_fcos_keys,
-    translate_polarmask_keys,
-]
 
 
 class CfgNode(_CfgNode):
@@ -112,9 +91,9 @@ class CfgNode(_CfgNode):
         return widened
 
     def _translate_names(self) -> None:
-        if "MODEL" in self and "POINT_HEAD" in self.MODEL:  # a whole config, not a node of it
-            for translate in NAME_TRANSLATIONS:
-                translate(self)
+        if "MODEL" in self and "MASK_OUTPUT" in self.MODEL:  # a whole config, not a node of it
+            for method in METHODS:
+                method.translate(self)
 
     def _remember(self, keys: list[str]) -> None:
         self.__dict__["_keys_set"] = self.__dict__.get("_keys_set", frozenset()) | set(keys)
@@ -134,8 +113,8 @@ def get_cfg() -> CfgNode:
     """
     cfg = CfgNode(_get_detectron2_cfg())
     add_instancezoo_config(cfg)
-    for add_method_config in METHOD_CONFIGS:
-        add_method_config(cfg)
+    for method in METHODS:
+        method.add_config(cfg)
     return cfg
 
 
@@ -242,8 +221,7 @@ def _check_values(cfg: CfgNode) -> None:
         )
     architecture, known = cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
     if architecture not in known:
-        nearest = difflib.get_close_matches(architecture, known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = suggest(architecture, known)
         raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     if cfg.TEST.AUG.ENABLED:
@@ -318,6 +296,5 @@ def _unknown_key_message(key: str, known: list[str], where: str) -> str:
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     if key.startswith("--"):
         return f"option {key} stands behind the overrides; all options go before the first KEY"
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or same_leaf[:1]
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = suggest(key, known, cutoff=0.5) or suggest(key, same_leaf, cutoff=0)
     return f"config key {key} (in {where}) does not exist{hint}"

@@ -7,18 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from instancezoo import model_zoo
-from instancezoo.checkpoint import convert_state_dict
-
-from .fixtures import Fixture, seeded_weights
+from .base import LOSSES, ParityBase
 
 # What the fixture states, in numbers.
-MAP_ABSOLUTE, MAP_RELATIVE, SCORES, BOXES, LOSSES, TARGETS = 2e-3, 1e-3, 5e-4, 0.05, 1e-3, 1e-5
+SCORES, BOXES, TARGETS = 5e-4, 0.05, 1e-5
 STATED = {
     "features, logits, raw": "abs 2e-3 + rel 1e-3",
     "scores": SCORES,
@@ -48,30 +44,20 @@ DETECTION_VARIANTS = {
 NUM_LEVELS = 5
 
 
-class FCOSParity:
+class FCOSParity(ParityBase):
     """One fixture; each `check_*` is a stage, in the order of computation."""
 
     stages = ("checkpoint", "features", "head", "targets", "losses", "gradients", "detections")
+    stated = STATED
+    num_images = 2
 
-    def __init__(self, fixture: Fixture) -> None:
-        fixture.check_stated(STATED)
-        self.fixture = fixture
-        self.arrays = fixture.arrays
-        self.source = fixture.spec["input"]
-        self.state = fixture.make_state()
-        self.converted = convert_state_dict(self.state)
-        self.cfg = model_zoo.get_config(self.converted.layout.config, ["MODEL.DEVICE", "cpu"])
-        self.model: Any = build_model(self.cfg).eval()
-        self.model.load_state_dict(self.converted.state)
-
-    def check_checkpoint(self) -> None:
-        assert not self.converted.unknown and not self.converted.unused
-        assert len(self.converted.used) == len(self.state) == len(self.converted.state)
-        assert self.converted.state.keys() == self.model.state_dict().keys()
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return tuple(self.source["out_shape_hw"])
 
     def check_features(self) -> None:
         with torch.no_grad():
-            stages = self.model.backbone.bottom_up(self._batches[0][0])
+            stages = self.model.backbone.bottom_up(self._backbone_call[0][:1])
         for level in (3, 4, 5):
             self._check_map(f"res{level}_s", stages[f"res{level}"][0, ::16, ::2, ::2])
         for level in range(3, 8):
@@ -139,13 +125,10 @@ class FCOSParity:
             np.testing.assert_allclose(norm.item(), expected, rtol=LOSSES, err_msg=name)
 
     def check_detections(self) -> None:
-        height, width = self.source["out_shape_hw"]
         for variant, overrides in DETECTION_VARIANTS.items():
             self.model.proposal_generator = self._build_generator(overrides)
-            image = {"image": self._image(0), "height": height, "width": width}
-            with torch.no_grad():
-                found = self.model([image])[0]["instances"]
-            assert found.image_size == (height, width) and not found.has("pred_masks")
+            found = self._detect(self.model)
+            assert found.image_size == self.output_size and not found.has("pred_masks")
             self.fixture.check_exact(f"{variant}_classes", found.pred_classes)
             self.fixture.check_exact(f"{variant}_levels", found.fpn_levels)
             self.fixture.check_exact(f"{variant}_locations", found.locations)
@@ -168,26 +151,24 @@ class FCOSParity:
         assert mismatch.missing_keys in ([], ["moving_num_foreground"])
         return generator
 
-    def _image(self, index: int) -> Tensor:
-        seed = self.source["image_seed"] + index
-        image = seeded_weights.seeded_image(*self.source["img_shape_hw"], seed=seed)
-        return torch.from_numpy(image)
-
-    def _features(self, count: int) -> dict[str, Tensor]:
-        return self._batches[count - 1][1]
+    @property
+    def features(self) -> dict[str, Tensor]:
+        return self._backbone_call[1]
 
     @cached_property
-    def _batches(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """Padded images and their features, of the first image and of both."""
-        batches: list[tuple[Tensor, dict[str, Tensor]]] = []
+    def _backbone_call(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Padded images and their features: Detectron2's `ProposalNetwork` makes both inside."""
+        calls: list[tuple[Tensor, dict[str, Tensor]]] = []
         hook = self.model.backbone.register_forward_hook(
-            lambda module, inputs, output: batches.append((inputs[0], output))
+            lambda module, inputs, output: calls.append((inputs[0], output))
         )
-        for count in (1, 2):
-            with torch.no_grad():
-                self.model([{"image": self._image(index)} for index in range(count)])
+        with torch.no_grad():
+            self.model(self.batch)
         hook.remove()
-        return batches
+        return calls[0]
+
+    def _features(self, count: int) -> dict[str, Tensor]:
+        return {name: maps[:count] for name, maps in self.features.items()}
 
     def _predict(self, generator: Any, count: int) -> Any:
         with torch.no_grad():
@@ -207,25 +188,13 @@ class FCOSParity:
         return batch
 
     def _instances(self, index: int) -> Instances:
-        instances = Instances(tuple(self.source["img_shape_hw"]))
+        instances = Instances(self.image_size)
         instances.gt_boxes = Boxes(torch.from_numpy(self.arrays[f"gt{index}_boxes"]))
         instances.gt_classes = torch.from_numpy(self.arrays[f"gt{index}_classes"])
         return instances
 
     def _masks(self, index: int) -> Tensor:
-        height, width = self.source["img_shape_hw"]
-        bits = np.unpackbits(self.arrays[f"gt{index}_masks"], axis=1)[:, : height * width]
-        masks = torch.from_numpy(bits).view(-1, height, width)
+        height, width = self.image_size
+        masks = torch.from_numpy(self.fixture.unpack_masks(f"gt{index}_masks", height, width))
         rows, columns = self.source["padded_hw"]
         return nn.functional.pad(masks, (0, columns - width, 0, rows - height))
-
-    def _check_map(self, name: str, found: Tensor) -> None:
-        expected = torch.from_numpy(self.arrays[name])
-        assert found.shape == expected.shape, name
-        limits = {"atol": MAP_ABSOLUTE, "rtol": MAP_RELATIVE}
-        torch.testing.assert_close(found, expected, **limits, msg=lambda text: f"{name}: {text}")
-
-    def _check_close(self, name: str, found: Tensor, limit: float) -> None:
-        np.testing.assert_allclose(
-            found.numpy(), self.arrays[name], rtol=0, atol=limit, err_msg=name
-        )

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from instancezoo.errors import ZooError
+from instancezoo.errors import ZooError, first_line
 
 from .safe_pickle import (
     ARRAY_GLOBALS,
@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # a torn file can end in any error, MemoryError included
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        reason = first_line(error)[:200]
         raise CheckpointError(
             f"{path} cannot be read, it is damaged or not a checkpoint: {reason}. {_DAMAGED_REMEDY}"
         ) from error

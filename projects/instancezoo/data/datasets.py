@@ -6,7 +6,6 @@ Nothing is read at registration. A set's metadata fills itself in on first use, 
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from instancezoo.data.coco_dataset import (
     read_classes,
 )
 from instancezoo.data.shapes import SHAPES_SETS, get_shapes
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, suggest
 from instancezoo.files import get_cache_folder, open_atomically
 
 Paths = tuple[str, str]  # JSON, image folder
@@ -124,10 +123,8 @@ def load_metadata(name: str) -> Metadata:
     """
     if name not in DatasetCatalog:
         known = sorted(DatasetCatalog.list())
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
         raise ConfigError(
-            f"data set '{name}' is not registered{hint}. Register one by --dataset "
+            f"data set '{name}' is not registered{suggest(name, known)}. Register one by --dataset "
             f"NAME=annotations.json:image_folder. Known: {', '.join(known)}"
         )
     metadata = MetadataCatalog.get(name)

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image
 
-from instancezoo.errors import ZooError
+from instancezoo.errors import ZooError, first_line
 
 _MAX_8_BIT, _MAX_16_BIT = 255, 65535
 
@@ -46,8 +46,7 @@ def read_image(path: str | os.PathLike[str], format: str | None = None) -> NDArr
     except FileNotFoundError as error:
         raise ImageError(f"image '{path}' does not exist") from error
     except Exception as error:  # Pillow's readers raise nearly anything on broken files
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ImageError(f"image '{path}' cannot be read: {reason}") from error
+        raise ImageError(f"image '{path}' cannot be read: {first_line(error)}") from error
 
 
 def _reduce_to_8_bit(image: Image.Image) -> Image.Image:

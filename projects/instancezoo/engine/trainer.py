@@ -34,6 +34,7 @@ from instancezoo.engine.step import NonFiniteLossError, StepTrainer, find_precis
 from instancezoo.errors import ConfigError
 from instancezoo.evaluation.average_precision import check_backend
 from instancezoo.evaluation.evaluator import InstanceEvaluator
+from instancezoo.files import open_atomically
 
 logger = logging.getLogger(__name__)
 WRITE_PERIOD = 20  # iterations between two lines of metrics
@@ -259,12 +260,10 @@ class Trainer(DefaultTrainer):
         return f". The step before has spoilt the weights already; last checkpoint: {last}"
 
     def _explain_non_finite(self, error: NonFiniteLossError) -> NonFiniteLossError:
-        folder = self.cfg.OUTPUT_DIR
-        os.makedirs(folder, exist_ok=True)
-        report = os.path.join(folder, f"non_finite_rank{comm.get_rank()}.json")
+        report = os.path.join(self.cfg.OUTPUT_DIR, f"non_finite_rank{comm.get_rank()}.json")
         losses = {name: str(value) for name, value in error.losses.items()}  # JSON has no NaN
         facts = {"iteration": self.iter, "losses": losses, "image_ids": error.image_ids}
-        with open(report, "w") as file:
+        with open_atomically(report, "w") as file:
             json.dump(facts, file)
         error.args = (
             f"iteration {self.iter}: {error.args[0]}. Written: {report}{self._keep_good()}. Try: "

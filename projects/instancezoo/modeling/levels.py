@@ -16,7 +16,7 @@ from instancezoo.errors import ConfigError
 
 
 def match_scale_ranges(sizes: Tensor, ranges: Tensor) -> Tensor:
-    """Levels that answer for objects of given sizes; ranges may overlap.
+    """Levels that predict objects of given sizes; ranges may overlap.
 
     Args:
         sizes: (M,) pixels.

@@ -5,7 +5,6 @@ Legend: N images, C channels, H W map size.
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
@@ -15,7 +14,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import Tensor, nn
 
-from instancezoo.errors import ZooError
+from instancezoo.errors import ZooError, first_line, suggest
 
 from .timm_weights import HUB, import_timm, load_timm_weights, squash_name
 
@@ -141,13 +140,12 @@ def _create_extractor(
 def _create_model(name: str, **kwargs: Any) -> nn.Module:
     timm = import_timm()
     if ":" not in name and not timm.is_model(name):  # hf-hub:... is timm's to resolve
-        nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        hint = suggest(name, timm.list_models(), cutoff=0.4, most=3)
         raise ZooError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no '{name}'{hint}")
     try:
         return timm.create_model(name, features_only=True, **kwargs)
     except Exception as error:  # timm and the hub's client raise nearly anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if kwargs["pretrained"]:
             raise ZooError(
                 f"weights of timm model '{name}' cannot be had from its hub: {reason}. "
