@@ -1,6 +1,6 @@
 """Augmentations that Detectron2 lacks, and which of them a config asks for.
 
-H W image size.
+C channels, H W image size.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
@@ -36,6 +37,22 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
         sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         return T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
     return T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+
+def make_model_input(image: NDArray[Any], resize: T.Augmentation) -> dict[str, Any]:
+    """What models take for inference on one image, in Detectron2's format.
+
+    Args:
+        image: (H, W, C) uint8 in the channel order of the model.
+        resize: from `build_resize`.
+
+    Returns:
+        `image`, (C, H', W') float in [0, 255], resized; `height` and `width` of `image` before.
+    """
+    height, width = image.shape[:2]
+    resized = resize.get_transform(image).apply_image(image)
+    pixels = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
+    return {"image": pixels, "height": height, "width": width}
 
 
 class StretchToRandomHeight(T.Augmentation):

@@ -19,7 +19,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from instancezoo.modeling.input_size import pad_images, read_fixed_size, stretch_image
-from instancezoo.modeling.masks import boxes_from_masks, masks_for_output, select_masks
+from instancezoo.modeling.masks import boxes_from_masks, masks_for_output, select_rows
 from instancezoo.modeling.objects import collect_ground_truth
 
 Outputs = TypeVar("Outputs")  # what a method's head returns
@@ -175,7 +175,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         if not self.keep_empty_masks:
             kept = (tight[:, 2] > tight[:, 0]).nonzero().squeeze(1)
             boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
-            masks = select_masks(masks, kept)
+            masks = select_rows(masks, kept)
         return Instances(
             (height, width),
             pred_boxes=boxes,

@@ -5,7 +5,7 @@ Legend: N masks, H W image size.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,10 +26,11 @@ __all__ = [
     "boxes_from_masks",
     "masks_for_output",
     "remove_padding",
-    "select_masks",
+    "select_rows",
 ]
 
 MASK_OUTPUTS = ("bitmask", "rle")
+Rows = TypeVar("Rows")
 
 
 class MaskForm(Protocol):
@@ -52,16 +53,17 @@ def masks_for_output(
     return masks.rle(height, width) if mask_output == "rle" else masks.bitmasks(height, width)
 
 
-def select_masks(
-    masks: Tensor | list[dict[str, Any]], rows: Tensor
-) -> Tensor | list[dict[str, Any]]:
-    """Some of the masks, in either form of `pred_masks`.
+def select_rows(values: Rows, rows: Tensor) -> Rows:
+    """Some rows of a field of `Instances`, which may be a list, as `pred_masks` of RLE is.
 
     Args:
-        masks: (N, H, W) bool, or N COCO RLE dicts.
+        values: a list of N, or what a tensor indexes by its first dimension: a tensor, boxes,
+            masks.
         rows: (n,) long, indices.
     """
-    return [masks[i] for i in rows.tolist()] if isinstance(masks, list) else masks[rows]
+    field: Any = values
+    chosen = [field[i] for i in rows.tolist()] if isinstance(field, list) else field[rows]
+    return cast(Rows, chosen)
 
 
 def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
