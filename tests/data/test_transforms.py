@@ -115,9 +115,10 @@ def test_both_axes_are_stretched_on_their_own(cfg, record):
     assert mapped["image"].shape == (3, 80, 60) and (mapped["height"], mapped["width"]) == (40, 60)
 
 
-def test_the_loader_can_find_borders(cfg, record):
+@pytest.mark.parametrize("overrides", [("INPUT.MAPPER", "polarmask"), ("INPUT.FIND_BORDERS", True)])
+def test_the_loader_can_find_borders(cfg, record, overrides):
     cfg.INPUT.FIXED_SIZE = (80, 60)
-    cfg.INPUT.FIND_BORDERS = True
+    cfg.merge_from_list(list(overrides))
     mapper = build_mapper(cfg, is_train=True)
     instances = mapper(record)["instances"]
     expected = find_borders(instances.gt_masks.tensor)
@@ -126,3 +127,4 @@ def test_the_loader_can_find_borders(cfg, record):
     for annotation in record["annotations"]:
         annotation["iscrowd"] = 1
     assert len(mapper(record)["instances"].gt_borders) == 0
+    assert "instances" not in build_mapper(cfg, is_train=False)(record)

@@ -9,16 +9,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from instancezoo import model_zoo
+from instancezoo import model_zoo, solo, solov2
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, convert_state_dict
-from instancezoo.checkpoint.convert import LAYOUTS
 
 SOURCES = ("WXinlong/SOLO", "MMDetection", "AdelaiDet")
-LAYOUT_NAMES = [
-    name
-    for name, layout in LAYOUTS.items()
-    if name.startswith(SOURCES) and layout.config.startswith(("solo/", "solov2/"))
-]
+LAYOUTS = {layout.name: layout for module in (solo, solov2) for layout in module.METHOD.layouts}
 
 _RESNET = [
     (r"backbone\.bottom_up\.stem\.conv1\.norm", "backbone.bn1"),
@@ -118,7 +113,7 @@ def _make_file(method, state, source):
     return published
 
 
-@pytest.mark.parametrize("name", LAYOUT_NAMES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_is_recognised_and_fills_its_config(name):
     layout = LAYOUTS[name]
     method, ours = _describe_model(layout.config)
@@ -135,7 +130,7 @@ def test_every_config_but_the_tiny_ones_has_a_layout():
         for name in model_zoo.list_configs()
         if name.startswith(("solo/", "solov2/")) and not name.endswith(("_tiny", "_1x"))
     }
-    assert configs <= {LAYOUTS[name].config for name in LAYOUT_NAMES}
+    assert configs <= {LAYOUTS[name].config for name in LAYOUTS}
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import build_proposal_generator
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from instancezoo import model_zoo
-from instancezoo.checkpoint import convert_state_dict
-
-from .fixtures import Fixture, seeded_weights
+from .base import LOSSES, ParityBase
 
 # What the fixture states, in numbers.
-MAP_ABSOLUTE, MAP_RELATIVE, SCORES, BOXES, LOSSES, TARGETS = 2e-3, 1e-3, 5e-4, 0.05, 1e-3, 1e-5
+SCORES, BOXES, TARGETS = 5e-4, 0.05, 1e-5
 STATED = {
     "features, logits, raw": "abs 2e-3 + rel 1e-3",
     "scores": SCORES,
@@ -48,30 +44,20 @@ DETECTION_VARIANTS = {
 NUM_LEVELS = 5
 
 
-class FCOSParity:
+class FCOSParity(ParityBase):
     """One fixture; each `check_*` is a stage, in the order of computation."""
 
     stages = ("checkpoint", "features", "head", "targets", "losses", "gradients", "detections")
+    stated = STATED
+    num_images = 2
 
-    def __init__(self, fixture: Fixture) -> None:
-        fixture.check_stated(STATED)
-        self.fixture = fixture
-        self.arrays = fixture.arrays
-        self.source = fixture.spec["input"]
-        self.state = fixture.make_state()
-        self.converted = convert_state_dict(self.state)
-        self.cfg = model_zoo.get_config(self.converted.layout.config, ["MODEL.DEVICE", "cpu"])
-        self.model: Any = build_model(self.cfg).eval()
-        self.model.load_state_dict(self.converted.state)
-
-    def check_checkpoint(self) -> None:
-        assert not self.converted.unknown and not self.converted.unused
-        assert len(self.converted.used) == len(self.state) == len(self.converted.state)
-        assert self.converted.state.keys() == self.model.state_dict().keys()
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return tuple(self.source["out_shape_hw"])
 
     def check_features(self) -> None:
         with torch.no_grad():
-            stages = self.model.backbone.bottom_up(self._batches[0][0])
+            stages = self.model.backbone.bottom_up(self._backbone_call[0][:1])
         for level in (3, 4, 5):
             self._check_map(f"res{level}_s", stages[f"res{level}"][0, ::16, ::2, ::2])
         for level in range(3, 8):
@@ -86,9 +72,9 @@ class FCOSParity:
         )
         outputs = self._predict(generator, 1)
         hook.remove()
-        assert len(raw_boxes) == len(outputs.class_logits) == NUM_LEVELS
+        assert len(raw_boxes) == len(outputs.cls_logits) == NUM_LEVELS
         for level, scale in enumerate(self.arrays["scales"]):
-            self._check_map(f"cls_logits_{level}", outputs.class_logits[level][0])
+            self._check_map(f"cls_logits_{level}", outputs.cls_logits[level][0])
             self._check_map(f"ctr_logits_{level}", outputs.quality_logits[level][0])
             self._check_map(f"bbox_raw_{level}", raw_boxes[level][0])
             expected = (raw_boxes[level] * float(scale)).clamp(min=0)
@@ -98,9 +84,9 @@ class FCOSParity:
         for variant in ("b1", "b1_nocs", "b1_mask"):
             generator = self._build_generator(LOSS_VARIANTS[variant])
             outputs = self._predict(generator, 1)
-            sizes = [logits[0, 0].numel() for logits in outputs.class_logits]
+            sizes = [logits[0, 0].numel() for logits in outputs.cls_logits]
             assert sizes == self.arrays["points_per_level"].tolist()
-            targets = generator.assign(outputs, self._ground_truth(variant))
+            targets = self._assign(generator, outputs, self._ground_truth(variant))
             self.fixture.check_exact(f"{variant}_labels", targets.classes[0])
             self.fixture.check_exact(f"{variant}_pos", targets.point)
             self.fixture.check_exact(f"{variant}_pos_gt", targets.instance)
@@ -112,7 +98,7 @@ class FCOSParity:
             ground_truth = self._ground_truth(variant)
             generator = self._build_generator(overrides)
             outputs = self._predict(generator, len(ground_truth))
-            losses = generator.losses(outputs, generator.assign(outputs, ground_truth))
+            losses = generator.losses(outputs, self._assign(generator, outputs, ground_truth))
             stored = {name for name in self.arrays if name.startswith(f"{variant}_loss_")}
             assert {f"{variant}_{name}" for name in losses} == stored
             for name, loss in losses.items():
@@ -123,14 +109,15 @@ class FCOSParity:
         generator = self._build_generator([])
         outputs = self._predict(generator, 1)
         maps = {
-            "cls": outputs.class_logits,
+            "cls": outputs.cls_logits,
             "reg": outputs.distances,
             "ctr": outputs.quality_logits,
         }
         for levels in maps.values():
             for level in levels:
                 level.requires_grad_()
-        losses = generator.losses(outputs, generator.assign(outputs, self._ground_truth("b1")))
+        targets = self._assign(generator, outputs, self._ground_truth("b1"))
+        losses = generator.losses(outputs, targets)
         sum(losses.values()).backward()
         for name, levels in maps.items():
             norm = torch.cat([level.grad.flatten() for level in levels]).norm()
@@ -138,13 +125,10 @@ class FCOSParity:
             np.testing.assert_allclose(norm.item(), expected, rtol=LOSSES, err_msg=name)
 
     def check_detections(self) -> None:
-        height, width = self.source["out_shape_hw"]
         for variant, overrides in DETECTION_VARIANTS.items():
             self.model.proposal_generator = self._build_generator(overrides)
-            image = {"image": self._image(0), "height": height, "width": width}
-            with torch.no_grad():
-                found = self.model([image])[0]["instances"]
-            assert found.image_size == (height, width) and not found.has("pred_masks")
+            found = self._detect(self.model)
+            assert found.image_size == self.output_size and not found.has("pred_masks")
             self.fixture.check_exact(f"{variant}_classes", found.pred_classes)
             self.fixture.check_exact(f"{variant}_levels", found.fpn_levels)
             self.fixture.check_exact(f"{variant}_locations", found.locations)
@@ -167,30 +151,33 @@ class FCOSParity:
         assert mismatch.missing_keys in ([], ["moving_num_foreground"])
         return generator
 
-    def _image(self, index: int) -> Tensor:
-        seed = self.source["image_seed"] + index
-        image = seeded_weights.seeded_image(*self.source["img_shape_hw"], seed=seed)
-        return torch.from_numpy(image)
-
-    def _features(self, count: int) -> dict[str, Tensor]:
-        return self._batches[count - 1][1]
+    @property
+    def features(self) -> dict[str, Tensor]:
+        return self._backbone_call[1]
 
     @cached_property
-    def _batches(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """Padded images and their features, of the first image and of both."""
-        batches: list[tuple[Tensor, dict[str, Tensor]]] = []
+    def _backbone_call(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Padded images and their features: Detectron2's `ProposalNetwork` makes both inside."""
+        calls: list[tuple[Tensor, dict[str, Tensor]]] = []
         hook = self.model.backbone.register_forward_hook(
-            lambda module, inputs, output: batches.append((inputs[0], output))
+            lambda module, inputs, output: calls.append((inputs[0], output))
         )
-        for count in (1, 2):
-            with torch.no_grad():
-                self.model([{"image": self._image(index)} for index in range(count)])
+        with torch.no_grad():
+            self.model(self.batch)
         hook.remove()
-        return batches
+        return calls[0]
+
+    def _features(self, count: int) -> dict[str, Tensor]:
+        return {name: maps[:count] for name, maps in self.features.items()}
 
     def _predict(self, generator: Any, count: int) -> Any:
         with torch.no_grad():
             return generator.predict(self._features(count))
+
+    def _assign(self, generator: Any, outputs: Any, ground_truth: list[Instances]) -> Any:
+        tensor = self._backbone_call[0][: len(ground_truth)]
+        images = ImageList(tensor, [instances.image_size for instances in ground_truth])
+        return generator.assign(outputs, images, ground_truth)
 
     def _ground_truth(self, variant: str) -> list[Instances]:
         batch = [self._instances(i) for i in range(2 if variant.startswith("b2") else 1)]
@@ -201,25 +188,13 @@ class FCOSParity:
         return batch
 
     def _instances(self, index: int) -> Instances:
-        instances = Instances(tuple(self.source["img_shape_hw"]))
+        instances = Instances(self.image_size)
         instances.gt_boxes = Boxes(torch.from_numpy(self.arrays[f"gt{index}_boxes"]))
         instances.gt_classes = torch.from_numpy(self.arrays[f"gt{index}_classes"])
         return instances
 
     def _masks(self, index: int) -> Tensor:
-        height, width = self.source["img_shape_hw"]
-        bits = np.unpackbits(self.arrays[f"gt{index}_masks"], axis=1)[:, : height * width]
-        masks = torch.from_numpy(bits).view(-1, height, width)
+        height, width = self.image_size
+        masks = torch.from_numpy(self.fixture.unpack_masks(f"gt{index}_masks", height, width))
         rows, columns = self.source["padded_hw"]
         return nn.functional.pad(masks, (0, columns - width, 0, rows - height))
-
-    def _check_map(self, name: str, found: Tensor) -> None:
-        expected = torch.from_numpy(self.arrays[name])
-        assert found.shape == expected.shape, name
-        limits = {"atol": MAP_ABSOLUTE, "rtol": MAP_RELATIVE}
-        torch.testing.assert_close(found, expected, **limits, msg=lambda text: f"{name}: {text}")
-
-    def _check_close(self, name: str, found: Tensor, limit: float) -> None:
-        np.testing.assert_allclose(
-            found.numpy(), self.arrays[name], rtol=0, atol=limit, err_msg=name
-        )

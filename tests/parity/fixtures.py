@@ -53,16 +53,6 @@ class Fixture:
         )
         return {name: torch.from_numpy(np.asarray(value)) for name, value in state.items()}
 
-    def make_image(self, channels: str) -> Tensor:
-        """The network's input image, float32 (3, H, W) in [0, 255].
-
-        Args:
-            channels: "BGR" or "RGB".
-        """
-        size, seed = self.spec["input"]["image_size"], self.spec["input"]["image_seed"]
-        image = seeded_weights.seeded_image(*size, seed=seed)  # BGR
-        return torch.from_numpy(image if channels == "BGR" else image[::-1].copy())
-
     def check_stated(self, expected: dict[str, Any]) -> None:
         """The fixture states the tolerances that a check uses: a number, or words that name it."""
         stated = self.spec["tolerance"]
@@ -73,6 +63,12 @@ class Fixture:
     def unpack(self, name: str, width: int) -> np.ndarray:
         """A bool array that was stored by `np.packbits(axis=-1)`."""
         return np.unpackbits(self.arrays[name], axis=-1)[..., :width].astype(bool)
+
+    def unpack_masks(self, name: str, height: int, width: int) -> np.ndarray:
+        """Bool (M, height, width) of masks that were stored as one row of bits each, or in all."""
+        bits, pixels = np.unpackbits(self.arrays[name], axis=-1), height * width
+        whole = bits.shape[-1] // pixels * pixels
+        return bits[..., :whole].reshape(-1, height, width).astype(bool)
 
     def check_map(self, name: str, got: Tensor) -> None:
         """An intermediate array: largest error against the size of its values."""

@@ -7,55 +7,48 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
-from instancezoo import model_zoo
-from instancezoo.checkpoint import convert_state_dict
 from instancezoo.modeling.levels import level_offsets
 from instancezoo.solo.decode import compute_cell_probs, rank_candidates, suppress
-from instancezoo.solo.targets import CellTargets, gather_objects, reduce_masks
+from instancezoo.solo.masks import predict_masks
+from instancezoo.solo.targets import CellTargets, reduce_masks
 
+from .base import ParityBase
 from .fixtures import MASK_PIXELS, SCORES, Fixture
 
 KEY = {"SOLO": "SOLO", "DecoupledSOLO": "SOLO", "SOLOv2": "SOLOV2"}
 
 
-class GridParity:
+class GridParity(ParityBase):
     """One fixture of the family; each `check_*` is a stage, in the order of computation."""
 
     stages = ("checkpoint", "maps", "targets", "losses", "candidates", "nms", "detections")
+    stated = {"intermediate": "2e-4", "scores": "1e-4", "losses": "1e-4", "masks": "0.2 %"}
+    overrides = ("MODEL.SOLO.KEEP_EMPTY_MASKS", True, "MODEL.SOLOV2.KEEP_EMPTY_MASKS", True)
+    unused = ("num_batches_tracked",)
 
     def __init__(self, fixture: Fixture) -> None:
-        fixture.check_stated(
-            {"intermediate": "2e-4", "scores": "1e-4", "losses": "1e-4", "masks": "0.2 %"}
-        )
-        self.fixture = fixture
-        self.arrays = fixture.arrays
-        state = fixture.make_state()
-        self.converted = convert_state_dict(state)
-        self.cfg = model_zoo.get_config(self.converted.layout.config, ["MODEL.DEVICE", "cpu"])
+        super().__init__(fixture)
         self.method = self.cfg.MODEL.META_ARCHITECTURE
         self.node = self.cfg.MODEL[KEY[self.method]]
-        self.node.KEEP_EMPTY_MASKS = True
         self._check_config()
-        self.model: Any = build_model(self.cfg)
-        self.mismatch = self.model.load_state_dict(self.converted.state, strict=False)
-        self.state = state
 
-    def check_checkpoint(self) -> None:
-        assert not self.mismatch.missing_keys and not self.mismatch.unexpected_keys
-        assert not self.converted.unknown
-        assert len(self.converted.used) + len(self.converted.unused) == len(self.state)
-        assert all(name.endswith("num_batches_tracked") for name in self.converted.unused)
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return tuple(self.source["image_size"])
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return tuple(self.source["original_size"])
 
     def check_maps(self) -> None:
         check = self.fixture.check_map
         check("input_sub8", self.images.tensor[0, :, ::8, ::8])
         for level, step in (("p2", 4), ("p3", 2), ("p4", 1), ("p5", 1), ("p6", 1)):
             check(f"fpn_{level}_first8", self.features[level][0, :8, ::step, ::step])
-        for level, logits in enumerate(self.outputs.cate_logits):
+        for level, logits in enumerate(self.outputs.cls_logits):
             check(f"cate_logits_{level}_sub", logits[0, ::5, ::3, ::3])
         getattr(self, f"_check_maps_of_{self.method}")()
 
@@ -74,7 +67,7 @@ class GridParity:
             np.testing.assert_array_equal(masks.numpy(), expected, err_msg=f"masks of {level}")
 
     def check_losses(self) -> None:
-        losses = self.model.losses(self.outputs, self.images, [self.ground_truth])
+        losses = self.model.losses(self.outputs, self.assigned)
         assert set(losses) == {"loss_ins", "loss_cate"}
         self.fixture.check_loss("loss_ins", losses["loss_ins"])
         self.fixture.check_loss("loss_cate", losses["loss_cate"])
@@ -88,30 +81,13 @@ class GridParity:
         ranked = self.ranked
         self.fixture.check_exact("nms_labels", ranked.classes)
         self.fixture.check_scores("nms_scores_before", ranked.scores)
-        self.fixture.check_scores("nms_scores_after", suppress(ranked, self.model.decode))
+        self.fixture.check_scores("nms_scores_after", suppress(ranked, self.model.decode_settings))
         pixels = self.outputs_size[0] * self.outputs_size[1]
         areas = self.arrays["nms_mask_areas"]
         assert np.abs(ranked.areas.numpy() - areas).max(initial=0) <= MASK_PIXELS * pixels
 
     def check_detections(self) -> None:
-        height, width = self.fixture.spec["input"]["original_size"]
-        image = {"image": self.image, "height": height, "width": width}
-        with torch.no_grad():
-            found = self.model.eval()([image])[0]["instances"]
-        self._compare_detections(found, width)
-
-    @cached_property
-    def image(self) -> Tensor:
-        return self.fixture.make_image(self.cfg.INPUT.FORMAT)
-
-    @cached_property
-    def images(self) -> Any:
-        return self.model.preprocess([{"image": self.image}])
-
-    @cached_property
-    def features(self) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return self.model.eval().backbone(self.images.tensor)
+        self._compare_detections(self._detect(self.model), self.output_size[1])
 
     @cached_property
     def outputs(self) -> Any:
@@ -124,38 +100,34 @@ class GridParity:
 
     @cached_property
     def probs(self) -> Tensor:
-        return compute_cell_probs(self.outputs.cate_logits)[0]
+        return compute_cell_probs(self.outputs.cls_logits)[0]
 
     @cached_property
     def ranked(self) -> Any:
-        def mask_probs(cells: Tensor) -> Tensor:
-            return self.model.mask_probs(self.outputs, 0, cells)
-
         with torch.no_grad():
             return rank_candidates(
-                self.probs, self.model.cell_strides, mask_probs, self.model.decode
+                self.probs,
+                self.model.cell_strides,
+                self.outputs.masks,
+                0,
+                self.model.decode_settings,
             )
 
     @cached_property
     def ground_truth(self) -> Instances:
         # The official SOLO pads masks before it assigns; AdelaiDet does not.
-        source = self.fixture.spec["input"]
-        rows = self.arrays["gt_masks_packed"].shape[1]
-        size = source["padded_size"] if rows == source["padded_size"][0] else source["image_size"]
-        instances = Instances(tuple(size))
-        instances.gt_boxes = Boxes(torch.from_numpy(self.arrays["gt_boxes"]))
-        instances.gt_classes = torch.from_numpy(self.arrays["gt_classes"])
+        rows, padded = self.arrays["gt_masks_packed"].shape[1], tuple(self.source["padded_size"])
+        size = padded if rows == padded[0] else self.image_size
         masks = self.fixture.unpack("gt_masks_packed", size[1])
-        instances.gt_masks = BitMasks(torch.from_numpy(masks))
-        return instances
+        return self._make_instances(size, self.arrays["gt_boxes"], self.arrays["gt_classes"], masks)
 
     @cached_property
-    def objects(self) -> Any:
-        return gather_objects([self.ground_truth], tuple(self.images.tensor.shape[2:]))
+    def assigned(self) -> Any:
+        return self.model.assign(self.outputs, self.images, [self.ground_truth])
 
-    @cached_property
+    @property
     def targets(self) -> CellTargets:
-        return self.model.assign(self.objects)
+        return self.assigned.cells
 
     def _background_is_zero(self) -> bool:
         return ": 0 is background" in self.fixture.spec["label_convention"]
@@ -164,31 +136,33 @@ class GridParity:
         """Cells (R,) and masks (R, H, W) of a level, in the fixture's order."""
         rows = (self.targets.level == level).nonzero().squeeze(1)
         cells = self.targets.cell[rows]
-        if self.model.one_object_per_cell:
+        if self.model.grid.one_object_per_cell:
             cells, order = cells.sort()
             rows = rows[order]
         map_height = self.arrays[f"target_masks_{level}_shape"][1]
         stride = self.images.tensor.shape[2] // int(map_height)
-        masks = reduce_masks(self.objects, stride, self.node.TARGET_RESIZE)
+        masks = reduce_masks(self.assigned.objects, stride)
         return cells, masks[self.targets.instance[rows]]
 
     def _check_maps_of_SOLO(self) -> None:
         for level, side in enumerate(self.node.NUM_GRIDS):
-            logits = self.model.head.predict_masks(
-                self.outputs.mask_features[level], level, torch.arange(0, side * side, 29)
-            )
+            masks, cells = self.outputs.masks, torch.arange(0, side * side, 29)
+            logits = predict_masks(masks.features[level], masks.convs[level], cells)
             self.fixture.check_map(f"ins_logits_{level}_sub", logits[0, :, ::4, ::4])
 
     def _check_maps_of_DecoupledSOLO(self) -> None:
         for level in range(len(self.node.NUM_GRIDS)):
             for axis in "xy":
-                logits = getattr(self.outputs, f"{axis}_logits")[level]
+                logits = getattr(self.outputs.masks, f"{axis}_logits")[level]
                 self.fixture.check_map(f"ins_{axis}_logits_{level}_sub", logits[0, ::5, ::4, ::4])
 
     def _check_maps_of_SOLOv2(self) -> None:
-        for level, kernels in enumerate(self.outputs.kernels):
+        masks, offsets = self.outputs.masks, level_offsets(self.node.NUM_GRIDS)
+        for level, side in enumerate(self.node.NUM_GRIDS):
+            kernels = masks.kernels[:, offsets[level] : offsets[level + 1]]  # (N, S * S, D)
+            kernels = kernels.transpose(1, 2).unflatten(2, (side, side))
             self.fixture.check_map(f"kernel_{level}_sub", kernels[0, ::8, ::3, ::3])
-        self.fixture.check_map("mask_feat_sub", self.outputs.mask_feature[0, ::8, ::4, ::4])
+        self.fixture.check_map("mask_feat_sub", masks.mask_feature[0, ::8, ::4, ::4])
 
     def _compare_detections(self, found: Instances, width: int) -> None:
         scores, classes = self.arrays["det_scores"], self.arrays["det_classes"]

@@ -7,22 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from instancezoo import model_zoo
-from instancezoo.checkpoint import convert_state_dict
-from instancezoo.layers.points import (
-    make_grid_points,
-    place_points,
-    subdivide,
-)
+from instancezoo.layers.points import make_grid_points, place_points, subdivide
 from instancezoo.pointrend.mask_head import Regions
 from instancezoo.pointrend.targets import sample_point_labels
 
-from .fixtures import Fixture, seeded_weights
+from .base import ParityBase
+from .fixtures import Fixture
 
 STATED = {
     "arrays": "abs 2e-3 + rel 1e-3",
@@ -39,7 +33,7 @@ _MAP_STEPS = {"p2": 4, "p3": 2, "p4": 1, "p5": 1, "p6": 1}
 _STORED_SIDE = 56
 
 
-class PointRendParity:
+class PointRendParity(ParityBase):
     """One fixture; each `check_*` is a stage, in the order of computation."""
 
     stages = (
@@ -57,28 +51,30 @@ class PointRendParity:
         "point_logits",
         "losses",
     )
+    stated = STATED
+    preprocess = "preprocess_image"
 
     def __init__(self, fixture: Fixture) -> None:
-        fixture.check_stated(STATED)
-        self.fixture, self.arrays, self.source = fixture, fixture.arrays, fixture.spec["input"]
-        self.state = fixture.make_state()
-        self.converted = convert_state_dict(self.state)
-        self.cfg = self._make_cfg()
-        self.model: Any = build_model(self.cfg).eval()
+        super().__init__(fixture)
         self.head = self.model.roi_heads.mask_head
-        self.mismatch = self.model.load_state_dict(self.converted.state, strict=False)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.source["height"], self.source["width"]
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return self.source["output_height"], self.source["output_width"]
 
     def check_checkpoint(self) -> None:
-        assert not self.mismatch.missing_keys and not self.mismatch.unexpected_keys
-        assert not self.converted.unknown and not self.converted.unused
-        assert len(self.converted.used) == len(self.state)
+        super().check_checkpoint()
         published = "mask_coarse_head" in "".join(self.state)
         assert published == (self.fixture.spec["config"]["key_layout"] == "published 2020")
 
     def check_maps(self) -> None:
-        self._check("net_input", self.images.tensor[0, :, ::8, ::8])
+        self._check_map("net_input", self.images.tensor[0, :, ::8, ::8])
         for level, step in _MAP_STEPS.items():
-            self._check(level, self.features[level][0, ::16, ::step, ::step])
+            self._check_map(level, self.features[level][0, ::16, ::step, ::step])
 
     def check_proposals(self) -> None:
         (found,) = self.proposals
@@ -86,7 +82,7 @@ class PointRendParity:
         assert len(boxes) == len(expected)
         distance = np.abs(boxes[:, None] - expected[None]).max(axis=2).min(axis=0)
         assert (distance <= 0.05).mean() >= 0.99
-        self._check("proposal_logits", found.objectness_logits)
+        self._check_map("proposal_logits", found.objectness_logits)
 
     def check_region_features(self) -> None:
         expected = self.arrays["roi_feat"]
@@ -95,21 +91,21 @@ class PointRendParity:
         points = place_points(grid, self.regions.boxes)
         features = self._sample("coarse_features", points).transpose(1, 2)
         features = features.unflatten(2, (side, side))
-        self._check("roi_feat", features[: len(expected), ::32])
+        self._check_map("roi_feat", features[: len(expected), ::32])
 
     def check_coarse_masks(self) -> None:
-        self._check("coarse_logits", self.coarse[: len(self.arrays["coarse_logits"]), ::8])
+        self._check_map("coarse_logits", self.coarse[: len(self.arrays["coarse_logits"]), ::8])
 
     def check_first_grid(self) -> None:
         points = make_grid_points(self.head.subdivision.first_side)
         points = points.expand(len(self.regions), -1, -1)
         fine = self._sample("point_features", place_points(points, self.regions.boxes))
         count = len(self.arrays["point_fine_features"])
-        self._check("point_fine_features", fine[:count, :, ::32].transpose(1, 2))
+        self._check_map("point_fine_features", fine[:count, :, ::32].transpose(1, 2))
         name = f"point_logits_{self.head.subdivision.first_side}"
         classes = range(0, self.head.point_head.predictor.out_channels, 10)
         logits = [self._evaluate(points, torch.full_like(self.regions.classes, c)) for c in classes]
-        self._check(name, torch.stack(logits, dim=1)[: len(self.arrays[name])])
+        self._check_map(name, torch.stack(logits, dim=1)[: len(self.arrays[name])])
 
     def check_subdivision(self) -> None:
         plan = self.head.subdivision
@@ -130,9 +126,11 @@ class PointRendParity:
             self._check_cells(f"uncertain_index_{side}", chosen[-1])
             name = f"mask_logits_{side}"
             step = side // _STORED_SIDE
-            self._check(name, logits[: len(self.arrays[name]), ::step, ::step], 5e-3, 0.98)
+            self._check_map(name, logits[: len(self.arrays[name]), ::step, ::step], 5e-3, 0.98)
         last = self.arrays[f"det_mask_prob_{side}"]
-        self._check(f"det_mask_prob_{side}", logits[: len(last), ::4, ::4].sigmoid(), 2e-3, 0.98)
+        self._check_map(
+            f"det_mask_prob_{side}", logits[: len(last), ::4, ::4].sigmoid(), 2e-3, 0.98
+        )
 
     def check_detections(self) -> None:
         scores = self.arrays["det_scores"]
@@ -145,10 +143,7 @@ class PointRendParity:
         )
 
     def check_masks(self) -> None:
-        height, width = self.source["output_height"], self.source["output_width"]
-        count = len(self.arrays["det_scores"])
-        bits = np.unpackbits(self.arrays["det_masks"], count=count * height * width)
-        expected = bits.reshape(count, height, width).astype(bool)
+        expected = self.fixture.unpack_masks("det_masks", *self.output_size)
         masks = self.found.pred_masks[self._pair_detections()].numpy()
         areas = Boxes(torch.from_numpy(self.arrays["det_boxes"])).area().numpy()
         different = (masks != expected).sum(axis=(1, 2))
@@ -158,9 +153,9 @@ class PointRendParity:
         name = "train_coarse_logits_gt_class"
         regions, coarse = self.training_regions, self.training_coarse
         rows = torch.arange(len(regions))
-        self._check(name, coarse[rows, regions.classes])
+        self._check_map(name, coarse[rows, regions.classes])
         points = self.head.choose_points(coarse, regions.classes, *self.draws)
-        self._check("train_points", points, share=0.99)
+        self._check_map("train_points", points, share=0.99)
         counts = self.head.training_points
         assert counts.num_candidates == self.draws[0].shape[1]
         assert counts.num_fresh == self.draws[1].shape[1]
@@ -169,7 +164,7 @@ class PointRendParity:
 
     def check_labels(self) -> None:
         labels = sample_point_labels(self.training, self.training_points)
-        self._check("train_point_labels", labels, share=0.99)
+        self._check_map("train_point_labels", labels, share=0.99)
 
     def check_point_logits(self) -> None:
         with torch.no_grad():
@@ -179,30 +174,13 @@ class PointRendParity:
                 self.training_coarse,
                 torch.from_numpy(self.arrays["train_points"]),
             )
-        self._check("train_point_logits_gt_class", logits, share=0.99)
+        self._check_map("train_point_logits_gt_class", logits, share=0.99)
 
     def check_losses(self) -> None:
         with EventStorage():
             losses = self.head.losses(self.features, self.training, *self.draws)
         for name in ("loss_mask", "loss_mask_point"):
-            expected = self.arrays[f"loss.{name}"].item()
-            np.testing.assert_allclose(losses[name].item(), expected, rtol=1e-3, err_msg=name)
-
-    @cached_property
-    def images(self) -> Any:
-        size, seed = (self.source["height"], self.source["width"]), self.source["image_seed"]
-        image = torch.from_numpy(seeded_weights.seeded_image(*size, seed=seed))
-        self.record = {
-            "image": image,
-            "height": self.source["output_height"],
-            "width": self.source["output_width"],
-        }
-        return self.model.preprocess_image([self.record])
-
-    @cached_property
-    def features(self) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return self.model.backbone(self.images.tensor)
+            self._check_relative(f"loss.{name}", losses[name])
 
     @cached_property
     def proposals(self) -> list[Instances]:
@@ -221,19 +199,14 @@ class PointRendParity:
 
     @cached_property
     def found(self) -> Instances:
-        _ = self.images  # sets the record
-        with torch.no_grad():
-            return self.model([self.record])[0]["instances"]
+        return self._detect(self.model)
 
     @cached_property
     def training(self) -> list[Instances]:
         """The foreground proposals that the official mask head was trained on."""
-        height, width = self.source["height"], self.source["width"]
         matched = self.arrays["train_matched_gt"]
-        count = len(self.arrays["gt_classes"])
-        bits = np.unpackbits(self.arrays["gt_masks"], count=count * height * width)
-        masks = torch.from_numpy(bits.reshape(count, height, width).astype(bool))
-        instances = Instances((height, width))
+        masks = torch.from_numpy(self.fixture.unpack_masks("gt_masks", *self.image_size))
+        instances = Instances(self.image_size)
         instances.proposal_boxes = Boxes(torch.from_numpy(self.arrays["train_proposals"]))
         instances.gt_classes = torch.from_numpy(self.arrays["gt_classes"][matched])
         instances.gt_masks = BitMasks(masks[matched])
@@ -279,14 +252,6 @@ class PointRendParity:
         same = self.found.pred_classes == torch.from_numpy(self.arrays["det_classes"])[:, None]
         return (pairwise_iou(boxes, self.found.pred_boxes) * same).argmax(dim=1).tolist()
 
-    def _check(self, name: str, got: Tensor, atol: float = 2e-3, share: float = 1.0) -> None:
-        """Compare with a stored array; at least `share` of the entries must agree."""
-        expected, found = self.arrays[name], got.detach().numpy()
-        assert found.shape == expected.shape, (name, found.shape, expected.shape)
-        close = np.isclose(found, expected, rtol=1e-3, atol=atol)
-        worst = np.abs(found - expected).max(initial=0)
-        assert close.mean() >= share, f"{name}: {close.mean():.4f} agree, worst {worst:.3g}"
-
     def _check_cells(self, name: str, cells: Tensor) -> None:
         for row, expected in enumerate(self.arrays[name]):
             common = np.intersect1d(cells[row].numpy(), expected)
@@ -295,7 +260,7 @@ class PointRendParity:
     def _make_cfg(self) -> Any:
         """The shipped config; where the fixture's differs, the fixture's."""
         theirs = self.fixture.spec["config"]
-        cfg = model_zoo.get_config(self.converted.layout.config, ["MODEL.DEVICE", "cpu"])
+        cfg = super()._make_cfg()
         coarse, point = theirs["coarse"], theirs["point"]
         head, points = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = points.NUM_CLASSES = theirs["num_classes"]

@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
-from instancezoo import model_zoo
-from instancezoo.checkpoint import convert_state_dict
 from instancezoo.layers.borders import find_borders
 from instancezoo.modeling.levels import flatten_levels
 
-from .fixtures import Fixture, seeded_weights
+from .base import ParityBase
 
 STATED = {
     "features, logits, raw": "abs 2e-3 + rel 1e-3",
@@ -31,7 +28,7 @@ STATED = {
 NUM_LEVELS = 5
 
 
-class PolarMaskParity:
+class PolarMaskParity(ParityBase):
     """One fixture; each `check_*` is a stage, in the order of computation."""
 
     stages = (
@@ -49,19 +46,10 @@ class PolarMaskParity:
         "top_candidates",
         "masks",
     )
-
-    def __init__(self, fixture: Fixture) -> None:
-        fixture.check_stated(STATED)
-        self.fixture, self.arrays, self.source = fixture, fixture.arrays, fixture.spec["input"]
-        self.state = fixture.make_state()
-        self.converted = convert_state_dict(self.state)
-        self.cfg = model_zoo.get_config(self.converted.layout.config, ["MODEL.DEVICE", "cpu"])
-        self.model = self._build()
-
-    def check_checkpoint(self) -> None:
-        assert not self.converted.unknown
-        assert len(self.converted.used) + len(self.converted.unused) == len(self.state)
-        assert all(name.endswith("num_batches_tracked") for name in self.converted.unused)
+    stated = STATED
+    overrides = ("INPUT.FIXED_SIZE", ())  # the images have another size than the published model's
+    unused = ("num_batches_tracked",)
+    num_images = 2
 
     def check_config(self) -> None:
         node, theirs = self.cfg.MODEL.POLARMASK, dict(self.fixture.spec["config"])
@@ -75,7 +63,7 @@ class PolarMaskParity:
             "feat_channels": self.cfg.MODEL.FPN.OUT_CHANNELS,
             "gn_groups": self.model.head.cls_tower[0].norm.num_groups,
             "strides": node.FPN_STRIDES,
-            "regress_ranges": [list(limits) for limits in self.model.rules.size_ranges],
+            "regress_ranges": [list(limits) for limits in self.model.rules.points.size_ranges],
             "center_sample_radius": node.CENTER_RADIUS,
             "score_thr": node.SCORE_THRESH_TEST,
             "nms_iou": node.NMS_THRESH_TEST,
@@ -90,6 +78,7 @@ class PolarMaskParity:
         assert pixels == (self.source["mean_bgr"], self.source["std"], "BGR")
 
     def check_backbone(self) -> None:
+        assert list(self.images.tensor.shape[2:]) == self.source["pad_shape_hw"]
         bottom_up = self.model.backbone.bottom_up
         features = bottom_up.stem(self.images.tensor)
         for level, stage in enumerate(bottom_up.stages, start=2):
@@ -144,7 +133,7 @@ class PolarMaskParity:
     def check_gradients(self) -> None:
         outputs = self._slice_outputs(1)
         leaves = type(outputs)(*([t.clone().requires_grad_() for t in maps] for maps in outputs))
-        losses = self.model.losses(leaves, self.images, self.ground_truth[:1])
+        losses = self.model.losses(leaves, self._assign(0, 1))
         sum(losses.values()).backward()
         for name, maps in zip(("cls", "ctr", "box", "ray"), leaves, strict=True):
             gradient = flatten_levels([leaf.grad for leaf in maps])
@@ -162,32 +151,15 @@ class PolarMaskParity:
         self._check_detections("topk", self._detect(self._build(*overrides)))
 
     def check_masks(self) -> None:
-        height, width = self.source["ori_shape_hw"]
-        packed = np.unpackbits(self.arrays["det_masks"], axis=-1)[:, : height * width]
-        expected = packed.reshape(-1, height, width).astype(bool)
+        expected = self.fixture.unpack_masks("det_masks", *self.output_size)
         found = self._detect(self.model).pred_masks.numpy()
         for index, (mask, other) in enumerate(zip(found, expected, strict=True)):
             iou = (mask & other).sum() / max((mask | other).sum(), 1)
             assert iou >= 0.98, f"mask {index}: IoU {iou:.4f}"
 
     @cached_property
-    def batch(self) -> list[dict[str, Any]]:
-        height, width = self.source["ori_shape_hw"]
-        size, seed = self.source["img_shape_hw"], self.source["image_seed"]
-        images = [seeded_weights.seeded_image(*size, seed=seed + k) for k in range(2)]
-        return [{"image": torch.from_numpy(i), "height": height, "width": width} for i in images]
-
-    @cached_property
-    def images(self) -> Any:
-        images = self.model.preprocess(self.batch)
-        assert list(images.tensor.shape[2:]) == self.source["pad_shape_hw"]
-        return images
-
-    @cached_property
     def pyramid(self) -> list[Tensor]:
-        with torch.no_grad():
-            features = self.model.backbone(self.images.tensor)
-        return [features[name] for name in self.model.in_features]
+        return [self.features[name] for name in self.model.in_features]
 
     @cached_property
     def outputs(self) -> Any:
@@ -196,56 +168,28 @@ class PolarMaskParity:
 
     @cached_property
     def ground_truth(self) -> list[Instances]:
-        height, width = self.source["img_shape_hw"]
         found = []
         for image in range(2):
-            boxes = self.arrays[f"gt{image}_boxes"]
-            packed = np.unpackbits(self.arrays[f"gt{image}_masks"], axis=-1)[:, : height * width]
-            instances = Instances((height, width))
             # The fixture's corners are inclusive.
-            instances.gt_boxes = Boxes(torch.from_numpy(boxes + np.float32([0, 0, 1, 1])))
-            instances.gt_classes = torch.from_numpy(self.arrays[f"gt{image}_classes"])
-            masks = packed.reshape(-1, height, width).astype(bool)
-            instances.gt_masks = BitMasks(torch.from_numpy(masks))
-            found.append(instances)
+            boxes = self.arrays[f"gt{image}_boxes"] + np.float32([0, 0, 1, 1])
+            classes = self.arrays[f"gt{image}_classes"]
+            masks = self.fixture.unpack_masks(f"gt{image}_masks", *self.image_size)
+            found.append(self._make_instances(self.image_size, boxes, classes, masks))
         return found
-
-    def _build(self, *overrides: Any) -> Any:
-        cfg = self.cfg.clone()
-        # The fixture's images have another size than the published model's.
-        cfg.merge_from_list(["INPUT.FIXED_SIZE", (), *overrides])
-        model = build_model(cfg).eval()
-        model.load_state_dict(self.converted.state, strict=True)
-        return model
 
     def _slice_outputs(self, num_images: int) -> Any:
         return type(self.outputs)(*([m[:num_images] for m in maps] for maps in self.outputs))
 
     def _assign(self, start: int, stop: int) -> Any:
-        return self.model.assign(self._slice_outputs(1), self.ground_truth[start:stop])
+        outputs = self._slice_outputs(stop - start)
+        return self.model.assign(outputs, self.images, self.ground_truth[start:stop])
 
     def _compute_losses(self, num_images: int) -> dict[str, Tensor]:
-        outputs = self._slice_outputs(num_images)
-        return self.model.losses(outputs, self.images, self.ground_truth[:num_images])
-
-    def _detect(self, model: Any) -> Instances:
-        with torch.no_grad():
-            return model(self.batch[:1])[0]["instances"]
+        return self.model.losses(self._slice_outputs(num_images), self._assign(0, num_images))
 
     def _check_detections(self, prefix: str, found: Instances) -> None:
         self.fixture.check_exact(f"{prefix}_classes", found.pred_classes)
         self._check_close(f"{prefix}_scores", found.scores, 5e-4)
         self._check_close(f"{prefix}_boxes", found.pred_boxes.tensor, 0.05)
-        self._check_close(f"{prefix}_polygons", found.pred_polygons, 0.05)
-
-    def _check_map(self, name: str, got: Tensor) -> None:
-        expected = self.arrays[name]
-        np.testing.assert_allclose(
-            got.detach().numpy(), expected, rtol=1e-3, atol=2e-3, err_msg=name
-        )
-
-    def _check_close(self, name: str, got: Tensor, limit: float) -> None:
-        np.testing.assert_allclose(got.numpy(), self.arrays[name], rtol=0, atol=limit, err_msg=name)
-
-    def _check_relative(self, name: str, got: Tensor) -> None:
-        np.testing.assert_allclose(got.item(), self.arrays[name].item(), rtol=1e-3, err_msg=name)
+        # The fixture's polygons are (M, 2, R).
+        self._check_close(f"{prefix}_polygons", found.pred_polygons.transpose(1, 2), 0.05)

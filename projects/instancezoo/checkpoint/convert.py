@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 from torch import Tensor
 
+from .layouts import BACKBONE_LAYOUTS
 from .reader import CheckpointError
 from .rename import Layout
 
-LAYOUTS: dict[str, Layout] = {}
 _SHOWN = 5
 
 
@@ -33,19 +35,20 @@ class Converted:
     unknown: list[str]
 
 
-def register_layout(layout: Layout) -> Layout:
-    """Add a layout to those that are recognised.
-
-    Returns:
-        The layout, so that a module can keep it under a name.
+def list_layouts() -> list[Layout]:
+    """List the layouts that are recognised: those of every method, then those of backbones alone.
 
     Raises:
-        KeyError: another layout of that name is registered.
+        KeyError: two layouts have one name.
     """
-    if LAYOUTS.get(layout.name, layout) != layout:
-        raise KeyError(f"two layouts are called '{layout.name}'")
-    LAYOUTS[layout.name] = layout
-    return layout
+    # The one arrow up in this package, followed at the first use: whatever module is imported
+    # first, all methods' layouts are known, and method folders can import this one.
+    methods = import_module("instancezoo.methods").METHODS
+    layouts = [*(layout for method in methods for layout in method.layouts), *BACKBONE_LAYOUTS]
+    counts = Counter(layout.name for layout in layouts)
+    if doubled := [name for name, count in counts.items() if count > 1]:
+        raise KeyError(f"several layouts have one name: {', '.join(doubled)}")
+    return layouts
 
 
 def find_layout(state: Mapping[str, Tensor]) -> Layout | None:
@@ -55,7 +58,7 @@ def find_layout(state: Mapping[str, Tensor]) -> Layout | None:
         CheckpointError: more than one fits.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    fitting = [layout for layout in LAYOUTS.values() if not layout.list_differences(shapes)]
+    fitting = [layout for layout in list_layouts() if not layout.list_differences(shapes)]
     if len(fitting) > 1:
         names = " and ".join(f"'{layout.name}'" for layout in fitting)
         raise CheckpointError(f"the file's names fit {names}. One signature needs a `must_not`")
@@ -118,21 +121,19 @@ def apply_layout(layout: Layout, state: Mapping[str, Tensor]) -> Converted:
 
 def describe_nearest(state: Mapping[str, Tensor]) -> str:
     """Describe, for a file that fits no layout, the nearest one and the first differences."""
-    if not LAYOUTS:
-        return "the file's names fit no layout: none is registered"
+    layouts = list_layouts()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
 
     def count_known(layout: Layout) -> int:
         return sum(layout.find_row(name) is not None or layout.is_unused(name) for name in state)
 
-    nearest = max(
-        LAYOUTS.values(), key=lambda x: (count_known(x), -len(x.list_differences(shapes)))
-    )
+    nearest = max(layouts, key=lambda x: (count_known(x), -len(x.list_differences(shapes))))
     known = count_known(nearest)
     if not known:
         return (
             "the file's names fit no known layout, and no single name is known. They begin "
-            f"{show_names(list(state))}. `instancezoo convert` takes: {', '.join(LAYOUTS)}"
+            f"{show_names(list(state))}. `instancezoo convert` takes: "
+            f"{', '.join(layout.name for layout in layouts)}"
         )
     unknown = [
         name for name in state if nearest.find_row(name) is None and not nearest.is_unused(name)

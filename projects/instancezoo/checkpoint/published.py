@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from instancezoo import __version__
 from instancezoo.files import get_cache_folder, open_atomically
 
-from .convert import LAYOUTS, convert_state_dict
+from .convert import convert_state_dict, list_layouts
 from .reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
 
 
@@ -58,11 +58,11 @@ def _fingerprint(source: Path) -> str:
         digest = hashlib.file_digest(file, "sha256")
     rules = [
         (
-            name,
+            layout.name,
             layout.unused,
             [(row[:2], getattr(row[-1], "__qualname__", "")) for row in layout.rows],
         )
-        for name, layout in sorted(LAYOUTS.items())
+        for layout in sorted(list_layouts(), key=lambda layout: layout.name)
     ]
     digest.update(repr((__version__, source.suffix, rules)).encode())
     return digest.hexdigest()[:16]

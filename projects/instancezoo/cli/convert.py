@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from detectron2.utils.file_io import PathManager
 
-import instancezoo.config  # noqa: F401  (registers the layouts of every method)
 from instancezoo.checkpoint.convert import Converted, convert_state_dict
 from instancezoo.checkpoint.reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
 from instancezoo.checkpoint.tensors import save_safetensors

@@ -24,7 +24,6 @@ from instancezoo.data.coco_masks import measure_area
 from instancezoo.data.images import ImageError, read_image
 from instancezoo.data.transforms import build_resize
 from instancezoo.errors import ConfigError
-from instancezoo.layers.borders import find_borders
 
 __all__ = [
     "MAPPER_REGISTRY",
@@ -85,7 +84,6 @@ class InstanceMapper(DatasetMapper):
         image_format: str,
         min_object_area: int = 0,
         min_object_side: int = 0,
-        with_borders: bool = False,
         **kwargs: Any,
     ):
         """
@@ -95,14 +93,12 @@ class InstanceMapper(DatasetMapper):
             image_format: as in `read_image`.
             min_object_area: objects of fewer pixels are left out; before any augmentation.
             min_object_side: so are those whose box is shorter than this both ways.
-            with_borders: `instances` also has `gt_borders`, see `find_borders`.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
         super().__init__(is_train, augmentations=augmentations, image_format=image_format, **kwargs)
         self.unreadable_paths: set[str] = set()
         self._failures_in_a_row = 0
         self.min_object_area, self.min_object_side = min_object_area, min_object_side
-        self.with_borders = with_borders
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -115,7 +111,6 @@ class InstanceMapper(DatasetMapper):
         ]
         arguments["min_object_area"] = cfg.INPUT.MIN_OBJECT_AREA
         arguments["min_object_side"] = cfg.INPUT.MIN_OBJECT_SIDE
-        arguments["with_borders"] = cfg.INPUT.FIND_BORDERS
         # A cropped mask's box is not the cropped box.
         arguments["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
         return arguments
@@ -154,9 +149,6 @@ class InstanceMapper(DatasetMapper):
             record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
         if "annotations" in record:
             self._transform_annotations(record, transforms, aug_input.image.shape[:2])
-            instances = record["instances"]
-            if self.with_borders and instances.has("gt_masks"):
-                instances.gt_borders = find_borders(instances.gt_masks.tensor)
         return record
 
     def _transform_annotations(

@@ -112,11 +112,13 @@ class Context:
         cfg: a full config whose class counts follow the data.
         datasets: those that could be read.
         num_gpus: processes that share a batch.
+        detection_limit: key of the largest number of detections per image.
     """
 
     cfg: Any
     datasets: list[DatasetFacts]
     num_gpus: int = 1
+    detection_limit: str = "TEST.DETECTIONS_PER_IMAGE"
     model_error: Exception | None = field(default=None, init=False)
 
     @property
@@ -162,12 +164,6 @@ class Context:
         if fixed is not None and heights is not None:
             fixed = choose([heights[0], sum(heights) // 2, heights[1]]), fixed[1]
         return InputSize(choose(sorted(node.MIN_SIZE_TRAIN)), int(node.MAX_SIZE_TRAIN), fixed)
-
-    @property
-    def solo_key(self) -> str:
-        """Where the keys of a SOLO-family model stand."""
-        is_second = self.cfg.MODEL.META_ARCHITECTURE.startswith("SOLOv2")
-        return "MODEL.SOLOV2" if is_second else "MODEL.SOLO"
 
     @cached_property
     def model(self) -> nn.Module | None:

@@ -103,5 +103,4 @@ def _list_polygons(instances: Instances) -> list[list[list[float]]]:
         raise ZooError(
             "this model predicts no polygons: leave `--masks polygon` out to get RLE masks"
         )
-    polygons = VertexMasks(instances.pred_polygons.transpose(1, 2))
-    return polygons.polygons(*instances.image_size)
+    return VertexMasks(instances.pred_polygons).polygons(*instances.image_size)

@@ -5,6 +5,7 @@ Legend: N images, P points (or pixels of a mask), K classes, R rows (one per pre
 
 from __future__ import annotations
 
+import torch
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,9 +27,9 @@ def class_focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: fl
     return sigmoid_focal_loss(logits.float(), one_hot, alpha=alpha, gamma=gamma, reduction="sum")
 
 
-def zero_of_parameters(module: nn.Module) -> Tensor | float:
+def zero_of_parameters(module: nn.Module) -> Tensor:
     """A zero that depends on every parameter, so that a batch without objects reaches them all."""
-    return 0.0 * sum(parameter.sum() for parameter in module.parameters())
+    return 0.0 * sum((parameter.sum() for parameter in module.parameters()), torch.zeros(()))
 
 
 def dice_loss(mask_probs: Tensor, targets: Tensor, eps: float = 1e-3) -> Tensor:

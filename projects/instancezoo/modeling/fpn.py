@@ -12,7 +12,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import check_numbers
 from instancezoo.modeling.backbones.deform_resnet import build_deform_resnet
 
 # Where the extra levels start: the last map of the pyramid proper.
@@ -20,14 +20,14 @@ _TOP_FEATURE = "p5"
 
 
 @BACKBONE_REGISTRY.register()
-def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+def build_resnet_fpn_top_levels_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet, deformable stages included, with an FPN and convolved levels above P5.
 
     Detectron2's RetinaNet pyramid differs in one thing: its P6 comes from C5.
 
     Args:
-        cfg: reads what Detectron2's `build_resnet_fpn_backbone` reads, and MODEL.FCOS.TOP_LEVELS,
-            the number of levels above P5 (the published configs of all methods use this key).
+        cfg: reads what Detectron2's `build_resnet_fpn_backbone` reads, and MODEL.FPN.TOP_LEVELS,
+            the number of levels above P5.
         input_shape: its `channels` are the network's input channels.
 
     Returns:
@@ -36,13 +36,14 @@ def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     Raises:
         ConfigError: TOP_LEVELS is not 0, 1 or 2.
     """
+    check_numbers("MODEL.FPN", cfg.MODEL.FPN, {"TOP_LEVELS": (0, 2)})
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     return FPN(
         bottom_up=build_deform_resnet(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=build_top_block(cfg.MODEL.FCOS.TOP_LEVELS, channels),
+        top_block=build_top_block(cfg.MODEL.FPN.TOP_LEVELS, channels),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 
@@ -58,7 +59,7 @@ def build_top_block(num_levels: int, channels: int) -> nn.Module | None:
         A top block for Detectron2's `FPN`.
 
     Raises:
-        ConfigError: another number of levels.
+        ValueError: another number of levels.
     """
     if num_levels == 0:
         return None
@@ -66,7 +67,7 @@ def build_top_block(num_levels: int, channels: int) -> nn.Module | None:
         return LastLevelP6(channels, channels, _TOP_FEATURE)
     if num_levels == 2:
         return LastLevelP6P7(channels, channels, _TOP_FEATURE)
-    raise ConfigError(f"MODEL.FCOS.TOP_LEVELS is {num_levels}; it must be 0, 1 or 2")
+    raise ValueError(f"{num_levels} levels above P5; there can be 0, 1 or 2")
 
 
 class LastLevelP6(nn.Module):

@@ -5,7 +5,7 @@ Legend: N images, C channels, H W map size, L levels, M instances, S grid side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -16,7 +16,7 @@ from instancezoo.errors import ConfigError
 
 
 def match_scale_ranges(sizes: Tensor, ranges: Tensor) -> Tensor:
-    """Levels that answer for objects of given sizes; ranges may overlap.
+    """Levels that predict objects of given sizes; ranges may overlap.
 
     Args:
         sizes: (M,) pixels.
@@ -66,11 +66,11 @@ def locate_all_points(
     return torch.cat([locate_points(size, stride, device) for size, stride in levels])
 
 
-def check_levels(node: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:
+def check_levels(node: CfgNode, key: str, shapes: Mapping[str, ShapeSpec]) -> None:
     """Check a node's `IN_FEATURES`, `FPN_STRIDES` and `SIZES_OF_INTEREST` against a backbone.
 
     Args:
-        node: of a method whose levels answer for objects between two sizes.
+        node: of a method whose levels predict objects between two sizes.
         key: of `node`, for the message.
         shapes: what the backbone gives.
 
@@ -103,6 +103,11 @@ def check_levels(node: CfgNode, key: str, shapes: dict[str, ShapeSpec]) -> None:
         raise ConfigError(
             f"{key}.SIZES_OF_INTEREST is {sizes}; it must be numbers that ascend from above 0"
         )
+
+
+def list_map_sizes(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Height and width of each of L maps (N, C, H_l, W_l)."""
+    return [(level.shape[2], level.shape[3]) for level in maps]
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ class Objects:
         classes: (M,) long.
         image: (M,) long, ascending, in [0, N).
         masks: N tensors (instances of the image, H, W) bool, without padding; empty list if the
-            ground truth has no masks.
+            ground truth has no `BitMasks`.
         num_images: N.
     """
 
@@ -40,15 +40,16 @@ def join_objects(ground_truth: Sequence[Instances]) -> Objects:
     """Join the objects of a batch.
 
     Args:
-        ground_truth: N Instances with `gt_boxes`, `gt_classes` and, if any, `gt_masks` (BitMasks).
+        ground_truth: N Instances with `gt_boxes`, `gt_classes` and, if any, `gt_masks`.
     """
     boxes = torch.cat([instances.gt_boxes.tensor for instances in ground_truth])
-    has_masks = all(instances.has("gt_masks") for instances in ground_truth)
+    masks = [x.gt_masks if x.has("gt_masks") else None for x in ground_truth]
+    bitmasks = [x.tensor.bool() for x in masks if isinstance(x, BitMasks)]
     return Objects(
         boxes=boxes,
         classes=torch.cat([instances.gt_classes for instances in ground_truth]),
         image=index_images([len(instances) for instances in ground_truth], boxes.device),
-        masks=[x.gt_masks.tensor.bool() for x in ground_truth] if has_masks else [],
+        masks=bitmasks if len(bitmasks) == len(masks) else [],
         num_images=len(ground_truth),
     )
 

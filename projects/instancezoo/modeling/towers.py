@@ -42,7 +42,7 @@ def build_conv_block(
         norm: a name Detectron2's `get_norm` knows.
         deformable: "", "v1" or "v2".
         bias: whether the convolution has one; None: only without a norm.
-        std: weights are drawn from N(0, std).
+        std: standard deviation of the initial weights, N(0, std).
 
     Returns:
         A module (N, in_channels, H, W) -> (N, out_channels, H, W) with `.weight` and `.norm`.

@@ -4,7 +4,7 @@ A detection's mask gives the box in which it is refined, and its logit at a poin
 prediction there. The point head also sees the pyramid's finest map and the unified mask feature.
 
 Legend: N images, R rows (object and cell) in training and detections in inference, P points,
-C channels of the fine maps, E of the mask feature, h w its size, S grid side.
+C channels of the fine maps, D of the mask feature, h w its size, S grid side.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from instancezoo.errors import ConfigError
+from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.points import (
     PointSampler,
     choose_points,
@@ -27,11 +28,14 @@ from instancezoo.layers.points import (
     place_points,
     sample_masks,
 )
-from instancezoo.modeling.levels import flatten_levels, level_offsets
 from instancezoo.modeling.masks import BoxMasks, boxes_from_masks
-from instancezoo.solo.targets import CellTargets, Objects
-from instancezoo.solov2.head import SOLOv2Head
-from instancezoo.solov2.solov2 import SOLOv2
+from instancezoo.modeling.objects import index_images
+from instancezoo.solo.config import find_levels
+from instancezoo.solo.solo import GridTargets
+from instancezoo.solo.targets import CellTargets, GridObjects
+from instancezoo.solov2.head import SOLOv2Head, build_head_parts
+from instancezoo.solov2.masks import KernelMasks
+from instancezoo.solov2.solov2 import SOLOv2, read_solov2_arguments
 
 from .head import build_point_head
 from .settings import SubdivisionSettings, TrainingPoints
@@ -42,11 +46,10 @@ _LARGEST_LOGIT = 12.0
 
 
 class RefinedOutputs(NamedTuple):
-    """`SOLOv2Outputs`, and the maps that the point head reads beside the mask feature."""
+    """`GridOutputs` of SOLOv2, and the maps that the point head reads beside the mask feature."""
 
-    cate_logits: list[Tensor]
-    kernels: list[Tensor]
-    mask_feature: Tensor
+    cls_logits: list[Tensor]
+    masks: KernelMasks
     fine: list[Tensor]
 
 
@@ -54,7 +57,7 @@ class RefinedSOLOv2Head(SOLOv2Head):
     """SOLOv2's head with a point head.
 
     Args:
-        point_head: takes C + E fine channels and one coarse logit.
+        point_head: takes C + D fine channels and one coarse logit.
         point_levels: indices of the pyramid's levels that it reads.
         kwargs: those of `SOLOv2Head`.
     """
@@ -68,11 +71,12 @@ class RefinedSOLOv2Head(SOLOv2Head):
 
     def forward(self, pyramid: list[Tensor]) -> Any:
         """Feature maps p2 .. p6, each (N, C, H, W)."""
-        outputs = super().forward(pyramid)
-        return RefinedOutputs(*outputs, [pyramid[index] for index in self.point_levels])
+        outputs: Any = super().forward(pyramid)
+        fine = [pyramid[index] for index in self.point_levels]
+        return RefinedOutputs(outputs.cls_logits, outputs.masks, fine)
 
     def predict_points(self, features: Tensor, coarse: Tensor) -> Tensor:
-        """Logits (R, P) of features (R, P, C + E) and coarse logits (R, P)."""
+        """Logits (R, P) of features (R, P, C + D) and coarse logits (R, P)."""
         coarse = coarse.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)[..., None]
         classes = torch.zeros(len(features), dtype=torch.long, device=features.device)
         return self.point_head(features, coarse, classes)
@@ -89,10 +93,10 @@ class FinePoints:
     def __init__(self, outputs: RefinedOutputs, strides: Sequence[int]) -> None:
         *fine_strides, mask_stride = strides
         self.fine = PointSampler(outputs.fine, fine_strides)
-        self.mask_feature = PointSampler([outputs.mask_feature], [mask_stride])
+        self.mask_feature = PointSampler([outputs.masks.mask_feature], [mask_stride])
 
     def __call__(self, owners: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) images and (R, P, 2) pixels -> (R, P, C + E) features, and (R, P, E) of these."""
+        """(R,) images and (R, P, 2) pixels -> (R, P, C + D) features, and (R, P, D) of these."""
         mask_feature = self.mask_feature(owners, points)
         return torch.cat([self.fine(owners, points), mask_feature], dim=2), mask_feature
 
@@ -103,12 +107,14 @@ class SOLOv2PointRend(SOLOv2):
 
     Args:
         point_strides: strides of the maps that the point head reads; the mask feature's is last.
-        training_points: how points are drawn.
+        training_points: how points are sampled.
         subdivision: how masks are refined.
-        max_rows: of a batch's pairs of object and cell at most so many, drawn anew in every step,
-            train the point head.
+        max_rows: largest number of (object, cell) pairs of a batch that train the point head,
+            sampled anew in every step.
         kwargs: those of `SOLOv2`.
     """
+
+    head: RefinedSOLOv2Head
 
     @configurable
     def __init__(
@@ -128,54 +134,33 @@ class SOLOv2PointRend(SOLOv2):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        arguments = super().from_config(cfg)
+        arguments = read_solov2_arguments(cfg)
         shapes = arguments["backbone"].output_shape()
         names = [*cfg.MODEL.POINT_HEAD.IN_FEATURES, cfg.MODEL.SOLOV2.MASK_IN_FEATURES[0]]
         return {
             **arguments,
+            "head": build_refined_head(cfg),
             "point_strides": [int(shapes[name].stride) for name in names],
             "training_points": TrainingPoints.from_config(cfg),
             "subdivision": SubdivisionSettings.from_config(cfg),
         }
 
-    @classmethod
-    def build_head(cls, cfg: CfgNode) -> nn.Module:
-        node, names = cfg.MODEL.SOLOV2, list(cfg.MODEL.POINT_HEAD.IN_FEATURES)
-        levels = list(node.INSTANCE_IN_FEATURES)
-        missing = [name for name in names if name not in levels]
-        if missing or not names:
-            raise ConfigError(
-                f"MODEL.POINT_HEAD.IN_FEATURES is {tuple(names)}; it must name some of "
-                f"MODEL.SOLOV2.INSTANCE_IN_FEATURES {levels}"
-            )
-        channels = len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS
-        return RefinedSOLOv2Head(
-            point_head=build_point_head(
-                cfg,
-                ShapeSpec(channels=channels),
-                coarse_channels=1,
-                num_outputs=1,
-                start_from_coarse=True,
-            ),
-            point_levels=[levels.index(name) for name in names],
-            **cls.head_arguments(cfg),
-        )
-
-    def compare(self, outputs: Any, objects: Objects, targets: CellTargets) -> dict[str, Tensor]:
+    def losses(self, outputs: Any, targets: GridTargets) -> dict[str, Tensor]:
         """The losses of SOLOv2, and `loss_mask_point`."""
-        losses = super().compare(outputs, objects, targets)
-        losses["loss_mask_point"] = self.point_loss(outputs, objects, targets)
-        return losses
+        return {
+            **super().losses(outputs, targets),
+            "loss_mask_point": self.point_loss(outputs, targets.objects, targets.cells),
+        }
 
-    def point_loss(self, outputs: RefinedOutputs, objects: Objects, targets: CellTargets) -> Tensor:
+    def point_loss(
+        self, outputs: RefinedOutputs, objects: GridObjects, targets: CellTargets
+    ) -> Tensor:
         """Cross-entropy at points that cover the objects, most where their masks are uncertain."""
         rows = torch.randperm(len(targets.image), device=targets.image.device)[: self.max_rows]
         if not len(rows):
-            return 0.0 * sum(parameter.sum() for parameter in self.head.point_head.parameters())
+            return zero_of_parameters(self.head.point_head)
         owners, instance = targets.image[rows], targets.instance[rows]
-        offsets = torch.tensor(level_offsets(self.grid.num_grids), device=rows.device)
-        cells = offsets[targets.level[rows]] + targets.cell[rows]
-        kernels = flatten_levels(outputs.kernels)[owners, cells]  # (R, E)
+        kernels = outputs.masks.select_kernels(targets, rows)  # (R, D)
         boxes = self.add_margin(objects.boxes[instance])
 
         fine = FinePoints(outputs, self.point_strides)
@@ -189,16 +174,14 @@ class SOLOv2PointRend(SOLOv2):
         logits = self.head.predict_points(features, apply_kernels(mask_feature, kernels))
         return compute_point_loss(logits, read_labels(objects.masks, instance, points))
 
-    def inference(self, outputs: Any, images: ImageList) -> list[Instances]:
-        """See `DenseSegmenter.inference`; masks lie on a grid over a box around each."""
-        results = super().inference(outputs, images)
+    def decode(self, outputs: Any, images: ImageList) -> list[Instances]:
+        """Detections of SOLOv2, with masks on a grid over a box around each."""
+        results = super().decode(outputs, images)
         masks = torch.cat([found.pred_masks.scores for found in results])  # (R, h, w)
         counts = [len(found) for found in results]
-        owners = torch.arange(len(results), device=masks.device).repeat_interleave(
-            torch.tensor(counts, device=masks.device)
-        )
+        owners = index_images(counts, masks.device)
         stride = self.point_strides[-1]
-        boxes = boxes_from_masks(masks > self.decode.mask_thr).to(masks.device) * stride
+        boxes = boxes_from_masks(masks > self.decode_settings.mask_thresh).to(masks.device) * stride
         boxes = self.add_margin(boxes)
         fine, coarse_logits = FinePoints(outputs, self.point_strides), masks.logit(eps=1e-6)
 
@@ -213,18 +196,18 @@ class SOLOv2PointRend(SOLOv2):
         for found, scores, place in zip(
             results, probs.split(counts), boxes.split(counts), strict=True
         ):
-            found.pred_masks = BoxMasks(scores, place, self.decode.mask_thr)
+            found.pred_masks = BoxMasks(scores, place, self.decode_settings.mask_thresh)
         return results
 
-    def finish(self, detections: Instances, height: int, width: int) -> Instances:
-        """See `DenseSegmenter.finish`."""
-        masks, (input_height, input_width) = detections.pred_masks, detections.image_size
+    def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
+        """See `DenseMethod.postprocess`."""
+        masks, (input_height, input_width) = candidates.pred_masks, candidates.image_size
         scale = masks.boxes.new_tensor([width / input_width, height / input_height] * 2)
         fields = {
-            **detections.get_fields(),
+            **candidates.get_fields(),
             "pred_masks": BoxMasks(masks.scores, masks.boxes * scale, masks.threshold),
         }
-        return super().finish(Instances(detections.image_size, **fields), height, width)
+        return super().postprocess(Instances(candidates.image_size, **fields), height, width)
 
     def add_margin(self, boxes: Tensor) -> Tensor:
         """Boxes (R, 4) with one cell of the mask map more on each side: a mask may grow."""
@@ -232,8 +215,27 @@ class SOLOv2PointRend(SOLOv2):
         return boxes.float() + boxes.new_tensor([-margin, -margin, margin, margin])
 
 
+def build_refined_head(cfg: CfgNode) -> RefinedSOLOv2Head:
+    """SOLOv2's head with the point head of `cfg.MODEL.POINT_HEAD`. Raises `ConfigError`."""
+    node, names = cfg.MODEL.SOLOV2, list(cfg.MODEL.POINT_HEAD.IN_FEATURES)
+    levels = list(node.INSTANCE_IN_FEATURES)
+    if not names:
+        raise ConfigError(f"MODEL.POINT_HEAD.IN_FEATURES is empty; name some of {levels}")
+    point_levels = find_levels(names, levels, "MODEL.POINT_HEAD.IN_FEATURES")
+    channels = len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS
+    point_head = build_point_head(
+        cfg,
+        ShapeSpec(channels=channels),
+        coarse_channels=1,
+        num_outputs=1,
+        start_from_coarse=True,
+    )
+    parts = build_head_parts(node, cfg.MODEL.FPN.OUT_CHANNELS)
+    return RefinedSOLOv2Head(point_head=point_head, point_levels=point_levels, **parts)
+
+
 def apply_kernels(features: Tensor, kernels: Tensor) -> Tensor:
-    """SOLOv2's dynamic convolution at points: (R, P, E) and (R, E) -> (R, P) fp32 logits."""
+    """SOLOv2's dynamic convolution at points: (R, P, D) and (R, D) -> (R, P) fp32 logits."""
     with torch.autocast(features.device.type, enabled=False):
         return (features.float() @ kernels.float()[:, :, None])[:, :, 0]
 

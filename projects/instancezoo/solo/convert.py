@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from instancezoo.checkpoint import Layout, register_layout
 from instancezoo.checkpoint.mmdetection import (
     BACKBONES,
     UNUSED,
@@ -10,7 +9,7 @@ from instancezoo.checkpoint.mmdetection import (
     conv_rows,
     pyramid_rows,
 )
-from instancezoo.checkpoint.rename import Row
+from instancezoo.checkpoint.rename import Layout, Row
 
 SOLO_LICENCE = "2-clause BSD for non-commercial purposes (WXinlong/SOLO)"
 MMDET_LICENCE = "Apache-2.0 (MMDetection)"
@@ -18,10 +17,10 @@ MMDET_LICENCE = "Apache-2.0 (MMDetection)"
 PYRAMID_ROWS = pyramid_rows(finest_level=2)
 
 
-def register_family(
+def make_family(
     source: str, method: str, configs: dict[str, str], head: Signature, rows: tuple[Row, ...]
-) -> None:
-    """Register one layout per backbone.
+) -> list[Layout]:
+    """Make one layout per backbone.
 
     Args:
         source: "WXinlong/SOLO" or "MMDetection".
@@ -30,9 +29,10 @@ def register_family(
         head: signature of the head.
         rows: of the head.
     """
+    layouts = []
     for backbone, config in configs.items():
         signature = BACKBONES[backbone] + head
-        register_layout(
+        layouts.append(
             Layout(
                 name=f"{source} {config.rsplit('/', 1)[-1]}",
                 method=method,
@@ -45,6 +45,7 @@ def register_family(
                 shapes=signature.shapes,
             )
         )
+    return layouts
 
 
 _SOLO = {"R_50": "solo/solo_R_50_FPN_3x", "R_101": "solo/solo_R_101_FPN_3x"}
@@ -63,43 +64,50 @@ _NAMES = {
     + ("conv_cls", "conv_mask_list"),
 }
 
-for _source, (_head, _tower, _cate, _masks, _list, _cate2, _list2) in _NAMES.items():
-    _category: tuple[Row, ...] = (
-        *conv_rows(f"{_head}.{_tower}.{{i}}", "head.cate_branch.tower.{i}"),
-        (f"{_head}.{_cate}.*", "head.cate_branch.predict.*"),
-        (f"{_head}.{_cate2}.*", "head.cate_branch.predict.*"),
+
+def _make_layouts(source: str) -> list[Layout]:
+    head, tower, cate, masks, list_, cate2, list2 = _NAMES[source]
+    category: tuple[Row, ...] = (
+        *conv_rows(f"{head}.{tower}.{{i}}", "head.cate_branch.tower.{i}"),
+        (f"{head}.{cate}.*", "head.cate_branch.predict.*"),
+        (f"{head}.{cate2}.*", "head.cate_branch.predict.*"),
     )
-    register_family(
-        _source,
-        "SOLO",
-        _SOLO,
-        Signature((f"{_head}.{_list}.0.weight",)),
-        (
-            *_category,
-            *conv_rows(f"{_head}.{_masks}.{{i}}", "head.mask_tower.{i}"),
-            (f"{_head}.{_list}.{{l}}.*", "head.mask_predict.{l}.*"),
+    decoupled: tuple[Row, ...] = (
+        *category,
+        (f"{head}.{list2}_x.{{l}}.*", "head.predict_x.{l}.*"),
+        (f"{head}.{list2}_y.{{l}}.*", "head.predict_y.{l}.*"),
+    )
+    return [
+        *make_family(
+            source,
+            "SOLO",
+            _SOLO,
+            Signature((f"{head}.{list_}.0.weight",)),
+            (
+                *category,
+                *conv_rows(f"{head}.{masks}.{{i}}", "head.mask_tower.{i}"),
+                (f"{head}.{list_}.{{l}}.*", "head.mask_predict.{l}.*"),
+            ),
         ),
-    )
-    _predictions: tuple[Row, ...] = (
-        *_category,
-        (f"{_head}.{_list2}_x.{{l}}.*", "head.predict_x.{l}.*"),
-        (f"{_head}.{_list2}_y.{{l}}.*", "head.predict_y.{l}.*"),
-    )
-    register_family(
-        _source,
-        "Decoupled SOLO",
-        _DECOUPLED,
-        Signature((f"{_head}.{_list2}_x.0.weight", f"{_head}.{_masks}_x.0.conv.weight")),
-        (
-            *_predictions,
-            *conv_rows(f"{_head}.{_masks}_x.{{i}}", "head.mask_towers.x.{i}"),
-            *conv_rows(f"{_head}.{_masks}_y.{{i}}", "head.mask_towers.y.{i}"),
+        *make_family(
+            source,
+            "Decoupled SOLO",
+            _DECOUPLED,
+            Signature((f"{head}.{list2}_x.0.weight", f"{head}.{masks}_x.0.conv.weight")),
+            (
+                *decoupled,
+                *conv_rows(f"{head}.{masks}_x.{{i}}", "head.mask_towers.x.{i}"),
+                *conv_rows(f"{head}.{masks}_y.{{i}}", "head.mask_towers.y.{i}"),
+            ),
         ),
-    )
-    register_family(
-        _source,
-        "Decoupled SOLO light",
-        _LIGHT,
-        Signature((f"{_head}.{_list2}_x.0.weight", f"{_head}.{_masks}.0.conv.weight")),
-        (*_predictions, *conv_rows(f"{_head}.{_masks}.{{i}}", "head.mask_towers.xy.{i}")),
-    )
+        *make_family(
+            source,
+            "Decoupled SOLO light",
+            _LIGHT,
+            Signature((f"{head}.{list2}_x.0.weight", f"{head}.{masks}.0.conv.weight")),
+            (*decoupled, *conv_rows(f"{head}.{masks}.{{i}}", "head.mask_towers.xy.{i}")),
+        ),
+    ]
+
+
+LAYOUTS = tuple(layout for source in _NAMES for layout in _make_layouts(source))

@@ -1,7 +1,7 @@
-"""Which grid cells answer for which objects (SOLO, section 3.3.1), and their mask targets.
+"""Which grid cells predict which objects (SOLO, section 3.3.1), and their mask targets.
 
 Legend: N images, L levels, M objects of all images, R rows, S grid side, K classes, H W size.
-A row is one (object, cell) pair; an object that several cells answer for has several rows.
+A row is one (object, cell) pair; an object that several cells predict has several rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
 from instancezoo.modeling.levels import level_offsets, match_scale_ranges
+from instancezoo.modeling.objects import Objects, join_objects
 
+RESIZE_RULES = ("padded", "opencv")
 # Most cells that an object's centre region may take on each side of its centre cell.
 _REACH = 1
 # OpenCV keeps interpolation weights as multiples of 1 / 2048.
@@ -26,22 +28,16 @@ _CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Objects:
-    """Ground truth of a batch in one piece.
+class GridObjects(Objects):
+    """Ground truth of a batch on the canvas that the grid divides.
 
     Attributes:
-        boxes: (M, 4) XYXY in pixels of the network input.
-        classes: (M,) long.
-        masks: of each image (objects in it, height, width) bool, without padding.
-        image: (M,) long, ascending.
         canvas: height and width of the padded batch.
+        resize_rule: how masks are reduced, see `reduce_masks`.
     """
 
-    boxes: Tensor
-    classes: Tensor
-    masks: list[Tensor]
-    image: Tensor
     canvas: tuple[int, int]
+    resize_rule: str = "padded"
 
 
 @dataclass(frozen=True)
@@ -51,12 +47,15 @@ class GridSpec:
     Attributes:
         num_grids: L grid sides S.
         scale_ranges: L pairs, lowest and highest object size in pixels, both included.
-        center_fraction: share of the box around the mass centre whose cells are positive.
+        center_fraction: epsilon, share of the box around the mass centre whose cells are positive.
+        one_object_per_cell: whether the last of the objects that claim a cell alone has a mask
+            loss there (SOLO), or all do (SOLOv2). The cell's class is the last one's in both.
     """
 
     num_grids: Sequence[int]
     scale_ranges: Sequence[Sequence[float]]
     center_fraction: float = 0.2
+    one_object_per_cell: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class CellTargets:
     Attributes:
         image, level, cell, instance: (R,) long. `cell` counts within the level, row-major;
             `instance` counts the objects of all images.
-        classes: (N, cells of all levels) long; K where a cell answers for nothing.
+        classes: (N, cells of all levels) long; K where a cell predicts nothing.
         num_positive: (), number of distinct positive cells.
     """
 
@@ -78,39 +77,21 @@ class CellTargets:
     num_positive: Tensor
 
 
-def gather_objects(ground_truth: Sequence[Instances], canvas: tuple[int, int]) -> Objects:
-    """Join the objects of a batch. Masks are not copied: padding them would take the most time.
-
-    Args:
-        ground_truth: N Instances with `gt_boxes`, `gt_classes`, `gt_masks` (BitMasks).
-        canvas: height and width of the padded batch.
-    """
-    masks = [instances.gt_masks.tensor.bool() for instances in ground_truth]
-    counts = torch.tensor([len(mask) for mask in masks], device=masks[0].device)
-    return Objects(
-        boxes=torch.cat([instances.gt_boxes.tensor for instances in ground_truth]),
-        classes=torch.cat([instances.gt_classes for instances in ground_truth]),
-        masks=masks,
-        image=torch.arange(len(masks), device=counts.device).repeat_interleave(counts),
-        canvas=canvas,
-    )
+def gather_objects(
+    ground_truth: Sequence[Instances], canvas: tuple[int, int], resize_rule: str = "padded"
+) -> GridObjects:
+    """Join the objects of a batch, see `join_objects` and `GridObjects`."""
+    joined = vars(join_objects(ground_truth))
+    return GridObjects(**joined, canvas=canvas, resize_rule=resize_rule)
 
 
-def assign_cells(
-    objects: Objects,
-    grid: GridSpec,
-    *,
-    num_classes: int,
-    one_object_per_cell: bool,
-) -> CellTargets:
+def assign_cells(objects: GridObjects, grid: GridSpec, *, num_classes: int) -> CellTargets:
     """Find the cells around each object's mass centre on the levels of its size.
 
     Args:
         objects: ground truth of the batch.
         grid: see `GridSpec`.
         num_classes: K.
-        one_object_per_cell: whether only the last of the objects that claim a cell keeps its row
-            (SOLO), or all do (SOLOv2). The cell's class is the last one's in both.
     """
     parts = [find_mass_centers(masks) for masks in objects.masks]
     centers, pixels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -125,12 +106,13 @@ def assign_cells(
     *starts, num_cells = level_offsets(grid.num_grids)
     position = image * num_cells + torch.tensor(starts, device=rows.device)[level] + cell
     is_last = find_last_claims(position)
-    num_images = len(objects.masks)
-    classes = position.new_full((num_images * num_cells,), num_classes)
+    classes = position.new_full((objects.num_images * num_cells,), num_classes)
     classes[position[is_last]] = objects.classes[instance[is_last]]
-    if one_object_per_cell:
+    if grid.one_object_per_cell:
         image, level, cell, instance = (part[is_last] for part in (image, level, cell, instance))
-    return CellTargets(image, level, cell, instance, classes.view(num_images, -1), is_last.sum())
+    return CellTargets(
+        image, level, cell, instance, classes.view(objects.num_images, -1), is_last.sum()
+    )
 
 
 def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) -> Tensor:
@@ -166,7 +148,7 @@ def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) 
 
 
 def find_last_claims(position: Tensor) -> Tensor:
-    """Of the rows that claim one cell the last: objects come in annotation order.
+    """The last of the rows that claim one cell: objects come in annotation order.
 
     Args:
         position: (R,) long, a number for each cell.
@@ -187,14 +169,13 @@ def _find_cell(position: Tensor, num_grids: Sequence[int]) -> Tensor:
     return torch.div(position[:, None], cells[:, None], rounding_mode="floor").long()
 
 
-def reduce_masks(objects: Objects, stride: int, rule: str = "padded") -> Tensor:
+def reduce_masks(objects: GridObjects, stride: int) -> Tensor:
     """Ground-truth masks at a map's resolution, padded with zeros at the bottom and the right.
 
     Args:
-        objects: ground truth of the batch.
+        objects: ground truth of the batch; `resize_rule` is "padded", the 2 x 2 rule on the
+            canvas, or "opencv", OpenCV's resize of the mask without padding.
         stride: pixels per map position, even.
-        rule: "padded", the 2 x 2 rule on the canvas, or "opencv", OpenCV's resize of the mask
-            without padding (see `MODEL.SOLO.TARGET_RESIZE`).
 
     Returns:
         (M, H / stride, W / stride) bool.
@@ -202,9 +183,9 @@ def reduce_masks(objects: Objects, stride: int, rule: str = "padded") -> Tensor:
     Raises:
         ValueError: unknown rule.
     """
-    if rule not in ("padded", "opencv"):
-        raise ValueError(f"TARGET_RESIZE is '{rule}'; it must be 'padded' or 'opencv'")
-    reduce = reduce_by_center_pixels if rule == "padded" else reduce_as_opencv
+    if objects.resize_rule not in RESIZE_RULES:
+        raise ValueError(f"resize rule '{objects.resize_rule}' is none of {RESIZE_RULES}")
+    reduce = reduce_by_center_pixels if objects.resize_rule == "padded" else reduce_as_opencv
     height, width = (side // stride for side in objects.canvas)
     reduced = objects.image.new_zeros((len(objects.image), height, width), dtype=torch.bool)
     size = max(1, _CHUNK_BYTES // max(1, objects.canvas[0] * objects.canvas[1]))

@@ -12,17 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, inf, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from instancezoo.doctor.context import Context, DatasetFacts, InputSize
+from instancezoo.doctor.findings import Finding, ok, warning
 from instancezoo.modeling.levels import match_scale_ranges
-from instancezoo.solo.solo import SOLO
-from instancezoo.solo.targets import GridSpec, claim_cells, find_last_claims
 
-from .context import Context, DatasetFacts, InputSize
-from .findings import Finding, ok, register_check, warning
+from .targets import GridSpec, claim_cells, find_last_claims
 
 MAX_UNCAUGHT_SHARE = 0.01
 # Objects whose cells all belong to others: of a level's when grids are proposed, of all in a check.
@@ -81,24 +80,28 @@ class GridFit:
         )
 
 
-@register_check("grids")
-def check_grids(context: Context) -> Iterator[Finding]:
-    """Which objects each level catches, which of them share a cell, and grids that fit better."""
-    model = context.model
-    if not isinstance(model, SOLO):
+def check_grids(context: Context, key: str) -> Iterator[Finding]:
+    """Which objects each level catches, which of them share a cell, and grids that fit better.
+
+    Args:
+        context: a model without a grid is not looked at.
+        key: of the section that holds the grid's keys.
+    """
+    model: Any = context.model
+    grid = getattr(model, "grid", None)
+    if not isinstance(grid, GridSpec):
         return
-    divisor, grid = max(1, model.backbone.size_divisibility), model.grid
+    divisor = max(1, model.backbone.size_divisibility)
     objects = place_objects(context.train, context.train_size, divisor)
     if not len(objects.boxes):
         return
     fit = measure_grid(objects, grid)
     better = propose_grid(objects, model.level_strides, grid.center_fraction)
-    key, advice = context.solo_key, []
     words = format_overrides(key, better)
     if fit.is_good:
         yield ok(f"{fit}. Grids that share the objects among all levels: {words}")
         return
-    expected = measure_grid(objects, better)
+    advice, expected = [], measure_grid(objects, better)
     if words != format_overrides(key, grid):
         advice.append(f"set {words} for {expected}")
     if not expected.is_good:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from instancezoo import model_zoo
-from instancezoo.doctor import Severity, diagnose
-from instancezoo.doctor.checks_grids import (
+from instancezoo.doctor import Severity
+from instancezoo.doctor.context import InputSize
+from instancezoo.doctor.diagnose import diagnose, read_dataset
+from instancezoo.solo.doctor import (
     MAX_LOST_SHARE,
     PlacedObjects,
     count_cells,
@@ -21,9 +23,7 @@ from instancezoo.doctor.checks_grids import (
     propose_num_grid,
     propose_scale_ranges,
 )
-from instancezoo.doctor.context import InputSize
-from instancezoo.doctor.diagnose import read_dataset
-from instancezoo.solo.targets import GridSpec, Objects, assign_cells
+from instancezoo.solo.targets import GridObjects, GridSpec, assign_cells
 
 STRIDES = [8, 8, 16, 32, 32]
 TINY = model_zoo.get_config_file("solov2/solov2_tiny")
@@ -74,13 +74,13 @@ def test_cells_are_those_of_the_targets(side):
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True):
         mask[y1:y2, x1:x2] = True
     masks = [masks[image == n] for n in range(2)]
-    objects = Objects(
-        torch.from_numpy(boxes), torch.arange(24), masks, torch.from_numpy(image), (128, 160)
+    objects = GridObjects(
+        torch.from_numpy(boxes), torch.arange(24), torch.from_numpy(image), masks, 2, (128, 160)
     )
-    grid = GridSpec([side], [[1, 2048]], 0.2)
     claimed, kept = count_cells(place(boxes, image, (160, 128)), side, 0.2)
     for counts, last_only in ((claimed, False), (kept, True)):
-        targets = assign_cells(objects, grid, num_classes=24, one_object_per_cell=last_only)
+        grid = GridSpec([side], [[1, 2048]], 0.2, one_object_per_cell=last_only)
+        targets = assign_cells(objects, grid, num_classes=24)
         expected = Counter(targets.instance.tolist())
         assert counts.tolist() == [expected[i] for i in range(24)]
 
