@@ -1,4 +1,4 @@
-"""Pyramids P3 to P7 whose levels above P5 come from P5 (FCOS, section 3.2).
+"""FPNs over ResNets with deformable stages; levels above P5 come from P5 (FCOS, section 3.2).
 
 Legend: N images, C channels, H W map size.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
@@ -37,14 +37,37 @@ def build_resnet_fpn_top_levels_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
         ConfigError: TOP_LEVELS is not 0, 1 or 2.
     """
     check_numbers("MODEL.FPN", cfg.MODEL.FPN, {"TOP_LEVELS": (0, 2)})
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    top_block = build_top_block(cfg.MODEL.FPN.TOP_LEVELS, cfg.MODEL.FPN.OUT_CHANNELS)
+    return build_fpn(cfg, build_deform_resnet(cfg, input_shape), top_block)
+
+
+@BACKBONE_REGISTRY.register()
+def build_deform_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a ResNet, deformable stages included, with an FPN and a max-pooled last level.
+
+    Args:
+        cfg: reads what Detectron2's `build_resnet_fpn_backbone` reads.
+        input_shape: its `channels` are the network's input channels.
+    """
+    return build_fpn(cfg, build_deform_resnet(cfg, input_shape), LastLevelMaxPool())
+
+
+def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> FPN:
+    """Build Detectron2's FPN over a backbone.
+
+    Args:
+        cfg: reads IN_FEATURES, OUT_CHANNELS, NORM and FUSE_TYPE of MODEL.FPN.
+        bottom_up: has the maps of IN_FEATURES.
+        top_block: makes the levels above the last map; None for none.
+    """
+    node = cfg.MODEL.FPN
     return FPN(
-        bottom_up=build_deform_resnet(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=build_top_block(cfg.MODEL.FPN.TOP_LEVELS, channels),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        bottom_up=bottom_up,
+        in_features=node.IN_FEATURES,
+        out_channels=node.OUT_CHANNELS,
+        norm=node.NORM,
+        top_block=top_block,
+        fuse_type=node.FUSE_TYPE,
     )
 
 

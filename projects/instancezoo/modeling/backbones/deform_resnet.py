@@ -1,38 +1,23 @@
-"""ResNet-FPN with deformable 3x3 convolutions that need no compiled Detectron2."""
+"""ResNet with deformable 3x3 convolutions that need no compiled Detectron2."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 
 from instancezoo.layers.deform_conv import DeformConv
 
 
-@BACKBONE_REGISTRY.register()
-def build_deform_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a bottleneck ResNet with an FPN and a max-pooled last level.
+def build_deform_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build a bottleneck ResNet.
 
     Args:
-        cfg: reads what `build_resnet_fpn_backbone` reads; in the stages that
+        cfg: reads what Detectron2's `build_resnet_backbone` reads; in the stages that
             MODEL.RESNETS.DEFORM_ON_PER_STAGE names, 3x3 convolutions are torchvision's deformable
             ones, of version 2 if MODEL.RESNETS.DEFORM_MODULATED.
         input_shape: its `channels` are the network's input channels.
     """
-    return FPN(
-        bottom_up=build_deform_resnet(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
-
-
-def build_deform_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build the ResNet of `build_deform_resnet_fpn_backbone`, without an FPN."""
     # Detectron2's own deformable block cannot be made where its C++ part is missing.
     plain = cfg.clone()
     plain.defrost()
