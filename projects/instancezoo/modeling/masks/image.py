@@ -9,14 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from instancezoo.layers.contour_tiles import TileAxis, compute_tiles, find_sides, split_axis
 from instancezoo.layers.resize_chain import Crop, Resize, Step, resize_at_points, weigh_samples
-from instancezoo.layers.rle import encode_boundaries
+from instancezoo.layers.rle import encode_ends
 
 from .box import DEFAULT_BUDGET
 from .indexing import keep_dimension
@@ -127,12 +125,7 @@ class ImageMasks:
             owner, down, across = tiles[tile].unbind(1)
             position = (across * tiling.columns.size + x) * height + down * tiling.rows.size + y
             parts.append(owner * (height * width + 1) + position)
-        ends = torch.cat(parts).sort().values
-        # A run that fills a column to its foot goes on at the head of the next: no end there.
-        same = ends[1:] == ends[:-1]
-        ends = ends[~(F.pad(same, (0, 1)) | F.pad(same, (1, 0)))]
-        owners, positions = np.divmod(ends.cpu().numpy(), height * width + 1)
-        return encode_boundaries(positions, owners, len(self), height, width)
+        return encode_ends(torch.cat(parts).sort().values, len(self), height, width)
 
     def _with(self, scores: Tensor) -> ImageMasks:
         return ImageMasks(
