@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
 from pycocotools import mask as coco_mask
 
+from instancezoo.methods import METHODS
 from instancezoo.testing import (
     build_seeded_model,
     get_tiny_config,
@@ -185,9 +186,8 @@ class StockTrainer(DefaultTrainer):
 def test_stock_trainer_and_evaluator(name, few_shapes, tmp_path):
     sets = ["DATASETS.TRAIN", (few_shapes,), "DATASETS.TEST", (few_shapes,)]
     brief = ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2]
-    few = ["TEST.DETECTIONS_PER_IMAGE", 10, "MODEL.SOLO.MAX_PER_IMG", 10]
-    few += ["MODEL.SOLOV2.MAX_PER_IMG", 10, "OUTPUT_DIR", str(tmp_path)]
-    cfg = get_tiny_config(name, [*sets, *brief, *few])
+    few = [word for method in METHODS for word in (method.detection_limit, 10)]
+    cfg = get_tiny_config(name, [*sets, *brief, *few, "OUTPUT_DIR", str(tmp_path)])
     cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP50", 50, 50]]  # else `train` returns nothing
     trainer = StockTrainer(keep_everything(cfg))
     before = copy.deepcopy(trainer.model.state_dict())

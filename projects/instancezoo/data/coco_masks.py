@@ -92,11 +92,26 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
     raise BadEntry(Problem.MISSING_KEY if segmentation is None else Problem.WRONG_TYPE)
 
 
-def measure_area(segmentation: Any, height: int, width: int) -> float:
-    """Area in pixels of what `check_segmentation` returned."""
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Any COCO segmentation (polygons, plain or compressed run lengths) as compressed RLE."""
     if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    return float(mask_util.area(segmentation))
+        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def measure_area(segmentation: Any, height: int, width: int) -> float:
+    """Area in pixels of any COCO segmentation that was checked."""
+    return float(mask_util.area(segmentation_to_rle(segmentation, height, width)))
+
+
+def measure_object(entry: dict[str, Any], height: int, width: int) -> float:
+    """Area in pixels of an annotation's or a result's mask, or of its box if it has no mask."""
+    if entry.get("segmentation"):
+        return measure_area(entry["segmentation"], height, width)
+    _, _, box_width, box_height = entry.get("bbox") or (0.0, 0.0, 0.0, 0.0)
+    return float(box_width * box_height)
 
 
 def decode_runs(counts: str) -> NDArray[np.int64]:

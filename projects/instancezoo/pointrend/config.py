@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import inf
+
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+
+from instancezoo.errors import ConfigError, check_choice, check_numbers
+
+from .head import POINT_HEAD_REGISTRY
 
 MASK_HEAD = "PointRendMaskHeadBatched"
 # What the official files call the mask head; those of 2020 called the coarse part by its name.
 OFFICIAL_MASK_HEADS = ("PointRendMaskHead", "CoarseMaskHead")
 # The files of 2020 had ROI heads of their own, which handed whole maps to the mask head.
 OFFICIAL_ROI_HEADS = "PointRendROIHeads"
+_ROI_FEATURES = "MODEL.ROI_HEADS.IN_FEATURES"
+_POINT_LIMITS = {
+    "TRAIN_NUM_POINTS": (1, inf),
+    "OVERSAMPLE_RATIO": (1, inf),
+    "IMPORTANCE_SAMPLE_RATIO": (0, 1),
+    "SUBDIVISION_STEPS": (0, inf),
+    "SUBDIVISION_NUM_POINTS": (1, inf),
+}
 
 
 def add_pointrend_config(cfg: CfgNode) -> None:
@@ -57,3 +73,65 @@ def translate_official_names(cfg: CfgNode) -> None:
         cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
     if cfg.MODEL.ROI_MASK_HEAD.NAME in OFFICIAL_MASK_HEADS:
         cfg.MODEL.ROI_MASK_HEAD.NAME = MASK_HEAD
+
+
+def check_pointrend_config(cfg: CfgNode, shapes: dict[str, ShapeSpec] | ShapeSpec) -> None:
+    """Refuse values that the mask head cannot work with.
+
+    Args:
+        cfg: the whole config.
+        shapes: what the ROI heads give the mask head: maps by name, or one of pooled features.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
+    if isinstance(shapes, ShapeSpec):
+        raise ConfigError(
+            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is '{node.POOLER_TYPE}', but {node.NAME} reads whole "
+            "feature maps: set it to ''"
+        )
+    check_features("MODEL.ROI_MASK_HEAD", node, shapes, _ROI_FEATURES)
+    check_numbers("MODEL.ROI_MASK_HEAD", node, {"POOLER_RESOLUTION": (2, inf)})
+    check_points(cfg)
+    if node.CLS_AGNOSTIC_MASK:
+        raise ConfigError(
+            f"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK is not for {node.NAME}, whose coarse masks are "
+            "one a class: set MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK"
+        )
+    if not node.POINT_HEAD_ON:
+        return
+    check_features("MODEL.POINT_HEAD", point, shapes, _ROI_FEATURES)
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if num_classes != point.NUM_CLASSES:
+        raise ConfigError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {point.NUM_CLASSES}, but MODEL.ROI_HEADS.NUM_CLASSES "
+            f"is {num_classes}: give both the same number"
+        )
+
+
+def check_points(cfg: CfgNode) -> None:
+    """Refuse a point head or numbers of points that no model can use. Raises `ConfigError`."""
+    point = cfg.MODEL.POINT_HEAD
+    check_choice("MODEL.POINT_HEAD.NAME", point.NAME, [name for name, _ in POINT_HEAD_REGISTRY])
+    check_numbers("MODEL.POINT_HEAD", point, _POINT_LIMITS)
+    check_numbers(
+        "MODEL.ROI_MASK_HEAD", cfg.MODEL.ROI_MASK_HEAD, {"OUTPUT_SIDE_RESOLUTION": (1, inf)}
+    )
+
+
+def check_features(section: str, node: CfgNode, known: Iterable[str], key: str) -> None:
+    """Refuse a node's IN_FEATURES that name no map, or one that is not there.
+
+    Args:
+        section: where `node` stands, for the message.
+        node: has IN_FEATURES.
+        known: names of the maps that there are.
+        key: what lists them, for the message.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    names, known = tuple(node.IN_FEATURES), list(known)
+    if not names or any(name not in known for name in names):
+        raise ConfigError(f"{section}.IN_FEATURES is {names}; it must name some of {key} {known}")

@@ -16,8 +16,6 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instancezoo.errors import check_choice
-
 POINT_HEAD_REGISTRY: Any = Registry("POINT_HEAD")
 POINT_HEAD_REGISTRY.__doc__ = """
 Registry of point heads, built by `obj(cfg, ShapeSpec(channels=C), **overrides)`; they take what
@@ -156,9 +154,7 @@ class StandardPointHead(nn.Module):
 
 def build_point_head(cfg: CfgNode, input_shape: ShapeSpec, **overrides: Any) -> nn.Module:
     """Build the head that `cfg.MODEL.POINT_HEAD.NAME` names; `overrides` go to its constructor."""
-    name = cfg.MODEL.POINT_HEAD.NAME
-    check_choice("MODEL.POINT_HEAD.NAME", name, [known for known, _ in POINT_HEAD_REGISTRY])
-    return POINT_HEAD_REGISTRY.get(name)(cfg, input_shape, **overrides)
+    return POINT_HEAD_REGISTRY.get(cfg.MODEL.POINT_HEAD.NAME)(cfg, input_shape, **overrides)
 
 
 def _make_conv(in_channels: int, out_channels: int, **options: int) -> Conv2d:

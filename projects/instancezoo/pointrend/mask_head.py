@@ -5,7 +5,6 @@ Legend: N images, R regions of all images, P points, K classes, S grid side.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
-from detectron2.structures import Instances
+from detectron2.structures import Instances, PolygonMasks
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError, check_numbers
+from instancezoo.errors import ConfigError
 from instancezoo.layers.points import (
     PointSampler,
     choose_points,
@@ -25,7 +24,9 @@ from instancezoo.layers.points import (
     measure_uncertainty,
     place_points,
 )
+from instancezoo.modeling.objects import index_images
 
+from .config import check_pointrend_config
 from .head import CoarseMaskHead, build_point_head
 from .settings import SubdivisionSettings, TrainingPoints
 from .targets import compute_point_loss, sample_point_labels
@@ -50,8 +51,7 @@ class Regions:
         """Join the proposals and their ground truth, or in inference the detections, of images."""
         names = ("proposal_boxes", "gt_classes") if training else ("pred_boxes", "pred_classes")
         boxes = torch.cat([x.get(names[0]).tensor for x in instances])
-        counts = torch.tensor([len(x) for x in instances], device=boxes.device)
-        owners = torch.arange(len(instances), device=boxes.device).repeat_interleave(counts)
+        owners = index_images([len(x) for x in instances], boxes.device)
         return cls(boxes, owners, torch.cat([x.get(names[1]) for x in instances]).long())
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class PointRendMaskHeadBatched(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        _check_config(cfg, input_shape)
+        check_pointrend_config(cfg, input_shape)
         node = cfg.MODEL.ROI_MASK_HEAD
         point_features = list(cfg.MODEL.POINT_HEAD.IN_FEATURES) if node.POINT_HEAD_ON else []
         coarse_head = CoarseMaskHead(
@@ -165,6 +165,9 @@ class PointRendMaskHeadBatched(nn.Module):
             features: maps by name.
             instances: foreground proposals with their ground truth; any of the N may be empty.
             candidates, fresh: points from `TrainingPoints.draw`.
+
+        Raises:
+            ConfigError: the masks are polygons.
         """
         names = ["loss_mask"] + ["loss_mask_point"] * (self.point_head is not None)
         if not sum(len(regions) for regions in instances):
@@ -176,6 +179,7 @@ class PointRendMaskHeadBatched(nn.Module):
         coarse = self.predict_coarse(coarse_sampler, regions)
         losses = {"loss_mask": mask_rcnn_loss(coarse, instances, self.vis_period)}
         if self.point_head is not None:
+            _refuse_polygons(instances)
             points = self.choose_points(coarse.detach(), regions.classes, candidates, fresh)
             labels = sample_point_labels(instances, place_points(points, regions.boxes))
             logits = self.predict_points(point_sampler, regions, coarse, points)
@@ -248,31 +252,10 @@ class PointRendMaskHeadBatched(nn.Module):
         return PointSampler(maps, [self.strides[name] for name in names])
 
 
-def _check_config(cfg: CfgNode, input_shape: Any) -> None:
-    node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
-    if isinstance(input_shape, ShapeSpec):
+def _refuse_polygons(instances: list[Instances]) -> None:
+    # an image without objects has no masks
+    if any(isinstance(x.gt_masks, PolygonMasks) for x in instances if len(x)):
         raise ConfigError(
-            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is '{node.POOLER_TYPE}', but {node.NAME} reads whole "
-            "feature maps: set it to ''"
-        )
-    read = {"ROI_MASK_HEAD": node.IN_FEATURES}
-    if node.POINT_HEAD_ON:
-        read["POINT_HEAD"] = point.IN_FEATURES
-    for key, names in read.items():
-        missing = [name for name in names if name not in input_shape]
-        if missing or not names:
-            raise ConfigError(
-                f"MODEL.{key}.IN_FEATURES is {tuple(names)}; it must name some of "
-                f"MODEL.ROI_HEADS.IN_FEATURES {list(input_shape)}"
-            )
-    check_numbers("MODEL.ROI_MASK_HEAD", node, {"POOLER_RESOLUTION": (2, math.inf)})
-    if node.POINT_HEAD_ON and point.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ConfigError(
-            f"MODEL.POINT_HEAD.NUM_CLASSES is {point.NUM_CLASSES}, but MODEL.ROI_HEADS.NUM_CLASSES "
-            f"is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: give both the same number"
-        )
-    if node.CLS_AGNOSTIC_MASK:
-        raise ConfigError(
-            f"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK is not for {node.NAME}, whose coarse masks are "
-            "one a class: set MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK"
+            "PointRend reads the ground truth at points, for which masks must be bitmaps, but they "
+            "came as polygons: set INPUT.MASK_FORMAT to 'bitmask'"
         )

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instancezoo.errors import check_numbers
 from instancezoo.layers.points import (
     EvaluatePoints,
     make_grid_points,
@@ -26,13 +24,6 @@ from instancezoo.layers.points import (
 EvaluateRegions = Callable[[Tensor, Tensor], Tensor]
 # Enough to keep a GPU busy, and some 200 MB at 784 points each.
 _REGIONS_AT_ONCE = 64
-_TRAINING_LIMITS = {
-    "TRAIN_NUM_POINTS": (1, inf),
-    "OVERSAMPLE_RATIO": (1, inf),
-    "IMPORTANCE_SAMPLE_RATIO": (0, 1),
-}
-_INFERENCE_LIMITS = {"SUBDIVISION_STEPS": (0, inf), "SUBDIVISION_NUM_POINTS": (1, inf)}
-_SIDE_LIMITS = {"OUTPUT_SIDE_RESOLUTION": (1, inf)}
 
 
 @dataclass(frozen=True)
@@ -51,9 +42,8 @@ class TrainingPoints:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TrainingPoints:
-        """Read `MODEL.POINT_HEAD`. Raises `ConfigError`."""
+        """Read `MODEL.POINT_HEAD`; see `check_points` for its limits."""
         node = cfg.MODEL.POINT_HEAD
-        check_numbers("MODEL.POINT_HEAD", node, _TRAINING_LIMITS)
         count = node.TRAIN_NUM_POINTS
         num_uncertain = int(node.IMPORTANCE_SAMPLE_RATIO * count)
         return cls(int(node.OVERSAMPLE_RATIO * count), num_uncertain, count - num_uncertain)
@@ -80,10 +70,8 @@ class SubdivisionSettings:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SubdivisionSettings:
-        """Read `MODEL.POINT_HEAD` and the side of the coarse mask. Raises `ConfigError`."""
+        """Read `MODEL.POINT_HEAD` and the side of the coarse mask; see `check_points`."""
         node, side = cfg.MODEL.POINT_HEAD, cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
-        check_numbers("MODEL.POINT_HEAD", node, _INFERENCE_LIMITS)
-        check_numbers("MODEL.ROI_MASK_HEAD", cfg.MODEL.ROI_MASK_HEAD, _SIDE_LIMITS)
         num_points = node.SUBDIVISION_NUM_POINTS
         return cls(*plan_subdivision(side, node.SUBDIVISION_STEPS, num_points), num_points)
 

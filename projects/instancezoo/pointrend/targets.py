@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Instances, PolygonMasks
+from detectron2.structures import Instances
 from torch import Tensor
 
-from instancezoo.errors import ConfigError
 from instancezoo.layers.points import sample_masks
 
 _NOT_LABELLED = -1.0
@@ -28,19 +27,11 @@ def sample_point_labels(instances: Sequence[Instances], image_points: Tensor) ->
 
     Returns:
         (R, P) fp32 in [0, 1].
-
-    Raises:
-        ConfigError: the masks are polygons.
     """
     labels = []
     per_image = image_points.split([len(regions) for regions in instances])
     for regions, points in zip(instances, per_image, strict=True):
         if len(regions):  # an image without objects has no field of that name
-            if isinstance(regions.gt_masks, PolygonMasks):
-                raise ConfigError(
-                    "PointRend reads the ground truth at points, for which masks must be bitmaps, "
-                    "but they came as polygons: set INPUT.MASK_FORMAT to 'bitmask'"
-                )
             owners = torch.arange(len(regions), device=points.device)
             labels.append(sample_masks(regions.gt_masks.tensor, owners, points))
     return torch.cat(labels) if labels else image_points.new_zeros(image_points.shape[:2])
