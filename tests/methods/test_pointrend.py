@@ -171,7 +171,7 @@ def test_regions_are_rendered_in_parts_of_bounded_size(monkeypatch):
 def test_losses_equal_the_slow_ones(option):
     head, features = _build_head(OPTIONS[option], training=True), _make_features()
     proposals = _make_proposals()
-    candidates, fresh = head.training_points.draw(4, torch.device("cpu"))
+    candidates, fresh = head.training_points.sample(4, torch.device("cpu"))
     with EventStorage():
         losses = head.losses(features, proposals, candidates, fresh)
     names = dict(zip(OPTIONS[option][::2], OPTIONS[option][1::2], strict=True))

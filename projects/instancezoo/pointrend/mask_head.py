@@ -5,7 +5,6 @@ Legend: N images, R regions of all images, P points, K classes, S grid side.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,18 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError, check_numbers
+from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.points import (
     PointSampler,
     choose_points,
     make_grid_points,
     measure_uncertainty,
     place_points,
+    sample_masks,
 )
+from instancezoo.modeling.objects import index_images
 
+from .config import check_pointrend_config
 from .head import CoarseMaskHead, build_point_head
 from .settings import SubdivisionSettings, TrainingPoints
 from .targets import compute_point_loss, sample_point_labels
@@ -50,9 +52,8 @@ class Regions:
         """Join the proposals and their ground truth, or in inference the detections, of images."""
         names = ("proposal_boxes", "gt_classes") if training else ("pred_boxes", "pred_classes")
         boxes = torch.cat([x.get(names[0]).tensor for x in instances])
-        counts = torch.tensor([len(x) for x in instances], device=boxes.device)
-        owners = torch.arange(len(instances), device=boxes.device).repeat_interleave(counts)
-        return cls(boxes, owners, torch.cat([x.get(names[1]) for x in instances]).long())
+        classes = torch.cat([x.get(names[1]) for x in instances]).long()
+        return cls(boxes, index_images([len(x) for x in instances], boxes.device), classes)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -74,7 +75,7 @@ class PointRendMaskHeadBatched(nn.Module):
         coarse_features, point_features: names of the maps that each of the two reads.
         strides: stride of each named map in pixels.
         pooler_side: side of the grid of features that the coarse head takes.
-        training_points: how points are drawn.
+        training_points: numbers of points.
         subdivision: how masks are refined.
         vis_period: as in Detectron2's mask heads.
     """
@@ -106,9 +107,8 @@ class PointRendMaskHeadBatched(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        _check_config(cfg, input_shape)
+        check_pointrend_config(cfg, input_shape)
         node = cfg.MODEL.ROI_MASK_HEAD
-        point_features = list(cfg.MODEL.POINT_HEAD.IN_FEATURES) if node.POINT_HEAD_ON else []
         coarse_head = CoarseMaskHead(
             in_channels=sum(input_shape[name].channels for name in node.IN_FEATURES),
             conv_dim=node.CONV_DIM,
@@ -118,8 +118,9 @@ class PointRendMaskHeadBatched(nn.Module):
             num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             side=node.OUTPUT_SIDE_RESOLUTION,
         )
-        point_head = None
+        point_head, point_features = None, []
         if node.POINT_HEAD_ON:
+            point_features = list(cfg.MODEL.POINT_HEAD.IN_FEATURES)
             channels = sum(input_shape[name].channels for name in point_features)
             point_head = build_point_head(cfg, ShapeSpec(channels=channels))
         return {
@@ -150,7 +151,7 @@ class PointRendMaskHeadBatched(nn.Module):
             return self.inference(features, instances)
         count = sum(len(regions) for regions in instances)
         device = next(iter(features.values())).device
-        return self.losses(features, instances, *self.training_points.draw(count, device))
+        return self.losses(features, instances, *self.training_points.sample(count, device))
 
     def losses(
         self,
@@ -164,13 +165,12 @@ class PointRendMaskHeadBatched(nn.Module):
         Args:
             features: maps by name.
             instances: foreground proposals with their ground truth; any of the N may be empty.
-            candidates, fresh: points from `TrainingPoints.draw`.
+            candidates, fresh: points from `TrainingPoints.sample`.
         """
-        names = ["loss_mask"] + ["loss_mask_point"] * (self.point_head is not None)
-        if not sum(len(regions) for regions in instances):
-            # Every parameter takes part in every step, as distributed training expects.
-            zero = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
-            return {name: zero for name in names}
+        if not any(len(regions) for regions in instances):
+            zero = zero_of_parameters(self)
+            names = ["loss_mask"] + ["loss_mask_point"] * (self.point_head is not None)
+            return dict.fromkeys(names, zero)
         regions = Regions.collect(instances, training=True)
         coarse_sampler, point_sampler = self.make_samplers(features)
         coarse = self.predict_coarse(coarse_sampler, regions)
@@ -208,9 +208,8 @@ class PointRendMaskHeadBatched(nn.Module):
     ) -> Tensor:
         """Points to train on, (R, P, 2) in the boxes' frame, by the coarse logits of the class."""
         rows = torch.arange(len(classes), device=classes.device)
-        own = coarse[rows, classes][:, None]
-        # The logits are interpolated, and then measured: not the other way round.
-        logits = PointSampler([own], [1 / own.shape[-1]])(rows, candidates)[:, :, 0]
+        # Interpolated logits are measured; interpolated uncertainties would be wrong.
+        logits = sample_masks(coarse[rows, classes], rows, candidates * coarse.shape[-1])
         count = self.training_points.num_uncertain
         return choose_points(candidates, measure_uncertainty(logits), fresh, count)
 
@@ -246,33 +245,3 @@ class PointRendMaskHeadBatched(nn.Module):
         """Reads the named maps, one after the other in the channels, at points of the images."""
         maps = [features[name] for name in names]
         return PointSampler(maps, [self.strides[name] for name in names])
-
-
-def _check_config(cfg: CfgNode, input_shape: Any) -> None:
-    node, point = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.POINT_HEAD
-    if isinstance(input_shape, ShapeSpec):
-        raise ConfigError(
-            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is '{node.POOLER_TYPE}', but {node.NAME} reads whole "
-            "feature maps: set it to ''"
-        )
-    read = {"ROI_MASK_HEAD": node.IN_FEATURES}
-    if node.POINT_HEAD_ON:
-        read["POINT_HEAD"] = point.IN_FEATURES
-    for key, names in read.items():
-        missing = [name for name in names if name not in input_shape]
-        if missing or not names:
-            raise ConfigError(
-                f"MODEL.{key}.IN_FEATURES is {tuple(names)}; it must name some of "
-                f"MODEL.ROI_HEADS.IN_FEATURES {list(input_shape)}"
-            )
-    check_numbers("MODEL.ROI_MASK_HEAD", node, {"POOLER_RESOLUTION": (2, math.inf)})
-    if node.POINT_HEAD_ON and point.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ConfigError(
-            f"MODEL.POINT_HEAD.NUM_CLASSES is {point.NUM_CLASSES}, but MODEL.ROI_HEADS.NUM_CLASSES "
-            f"is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: give both the same number"
-        )
-    if node.CLS_AGNOSTIC_MASK:
-        raise ConfigError(
-            f"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK is not for {node.NAME}, whose coarse masks are "
-            "one a class: set MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK"
-        )

@@ -1,6 +1,6 @@
 """Ground truth at points, and the loss there (PointRend, section 3.1).
 
-Legend: R regions of all images, P points.
+Legend: N images, R regions of all images, P points, M instances, H W image size.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ _NOT_LABELLED = -1.0
 
 
 def sample_point_labels(instances: Sequence[Instances], image_points: Tensor) -> Tensor:
-    """Soft labels: how much of the object's mask lies around each point.
+    """Soft labels: how much of the region's own object lies around each point.
 
     Args:
-        instances: N Instances, R in all; those with any objects have `gt_masks` (BitMasks), one
-            for each.
+        instances: N Instances, R in all; those with any have `gt_masks` (BitMasks), one for each.
         image_points: (R, P, 2), in pixels of the image that the region belongs to.
 
     Returns:
@@ -32,18 +31,34 @@ def sample_point_labels(instances: Sequence[Instances], image_points: Tensor) ->
     Raises:
         ConfigError: the masks are polygons.
     """
-    labels = []
-    per_image = image_points.split([len(regions) for regions in instances])
-    for regions, points in zip(instances, per_image, strict=True):
-        if len(regions):  # an image without objects has no field of that name
-            if isinstance(regions.gt_masks, PolygonMasks):
-                raise ConfigError(
-                    "PointRend reads the ground truth at points, for which masks must be bitmaps, "
-                    "but they came as polygons: set INPUT.MASK_FORMAT to 'bitmask'"
-                )
-            owners = torch.arange(len(regions), device=points.device)
-            labels.append(sample_masks(regions.gt_masks.tensor, owners, points))
-    return torch.cat(labels) if labels else image_points.new_zeros(image_points.shape[:2])
+    masks = [regions.gt_masks for regions in instances if len(regions)]
+    if any(isinstance(form, PolygonMasks) for form in masks):
+        raise ConfigError(
+            "PointRend samples the ground truth at points, but its masks are polygons: set "
+            "INPUT.MASK_FORMAT to 'bitmask'"
+        )
+    rows = torch.arange(len(image_points), device=image_points.device)
+    return sample_labels([form.tensor for form in masks], rows, image_points)
+
+
+def sample_labels(masks: Sequence[Tensor], instance: Tensor, points: Tensor) -> Tensor:
+    """Soft labels at points of some objects.
+
+    Args:
+        masks: of N images, (M, H, W) bool each.
+        instance: (R,) long, the object of each row, counted over all images.
+        points: (R, P, 2), in pixels.
+
+    Returns:
+        (R, P) fp32 in [0, 1].
+    """
+    labels = points.new_zeros(points.shape[:2])
+    start = 0
+    for own in masks:
+        rows = ((instance >= start) & (instance < start + len(own))).nonzero().squeeze(1)
+        labels[rows] = sample_masks(own, instance[rows] - start, points[rows])
+        start += len(own)
+    return labels
 
 
 def compute_point_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -53,6 +68,6 @@ def compute_point_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (R, P).
         labels: (R, P) in [0, 1]; -1 leaves a point out, but it still counts in the mean.
     """
-    # parity: leaving such points out of the mean, too, would be right.
+    # parity: leaving such points out of the mean as well would be right.
     weights = (labels != _NOT_LABELLED).to(labels.dtype)
     return F.binary_cross_entropy_with_logits(logits.float(), labels, weight=weights)

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers
+from instancezoo.modeling.levels import find_levels
 from instancezoo.modeling.towers import NORMS, PRIOR_LIMITS, check_group_norm
 
 from .targets import RESIZE_RULES
@@ -29,6 +30,7 @@ _LIMITS = {
     "NMS_PRE": (1, inf),
     "MAX_PER_IMG": (1, inf),
 }
+_ONE_PER_LEVEL = ("INSTANCE_IN_FEATURES", "NUM_GRIDS", "FPN_SCALE_RANGES")
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -95,17 +97,17 @@ def add_grid_keys(node: CfgNode) -> None:
 
 
 def check_solo_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
-    """Check `cfg.MODEL.SOLO` against a backbone that gives `shapes`. Raises `ConfigError`."""
+    """Check `cfg.MODEL.SOLO`, see `check_grid_config`."""
     check_grid_config("MODEL.SOLO", cfg.MODEL.SOLO, shapes)
 
 
 def check_grid_config(key: str, node: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
-    """Refuse values in a method's node that cannot be meant or would fail only when used.
+    """Refuse values of a method's node that it cannot work with.
 
     Args:
         key: of `node`, for the message.
         node: with the keys of `add_grid_keys`.
-        shapes: what the backbone gives.
+        shapes: outputs of the backbone.
 
     Raises:
         ConfigError: with the key and what it may be.
@@ -121,22 +123,18 @@ def check_grid_config(key: str, node: CfgNode, shapes: dict[str, ShapeSpec]) -> 
             f"{key}.FPN_SCALE_RANGES is {node.FPN_SCALE_RANGES}; it must be one pair "
             "[smallest size, largest size] in pixels for each level"
         )
-    find_levels(node.INSTANCE_IN_FEATURES, list(shapes), f"{key}.INSTANCE_IN_FEATURES")
-    strides = [int(shapes[name].stride) for name in node.INSTANCE_IN_FEATURES]
+    names = node.INSTANCE_IN_FEATURES
+    find_levels(f"{key}.INSTANCE_IN_FEATURES", names, shapes)
+    strides = [shapes[name].stride for name in names]
     if strides != sorted(set(strides)):
         raise ConfigError(
-            f"{key}.INSTANCE_IN_FEATURES is {node.INSTANCE_IN_FEATURES}; it must name each map "
-            "once, the finest first"
+            f"{key}.INSTANCE_IN_FEATURES is {names}; it must name each map once, the finest first"
         )
-    counts = {
-        "INSTANCE_IN_FEATURES": len(strides),
-        "NUM_GRIDS": len(node.NUM_GRIDS),
-        "FPN_SCALE_RANGES": len(node.FPN_SCALE_RANGES),
-    }
-    if len(set(counts.values())) != 1 or len(strides) < 2:
+    counts = {name: len(node[name]) for name in _ONE_PER_LEVEL}
+    if len(set(counts.values())) != 1 or len(names) < 2:
         raise ConfigError(
-            f"these keys of {key} must name equally many levels, at least two; their lengths are "
-            f"{counts}"
+            f"these keys of {key} must have one value for each of two or more levels; their "
+            f"lengths are {counts}"
         )
 
 
@@ -151,22 +149,6 @@ def lower_mask_threshold(cfg: CfgNode, name: str) -> None:
     # A decoupled mask is the product of two.
     power = 2 if cfg.MODEL.META_ARCHITECTURE == "DecoupledSOLO" else 1
     node.MASK_THR = node.PRIOR_PROB**power
-
-
-def find_levels(names: Sequence[str], available: Sequence[str], key: str) -> list[int]:
-    """Places of feature maps among those that there are.
-
-    Args:
-        names: that a key lists.
-        available: names of the maps, finest first.
-        key: for the message.
-
-    Raises:
-        ConfigError: a name is not among them.
-    """
-    if unknown := [name for name in names if name not in available]:
-        raise ConfigError(f"{key} names {', '.join(unknown)}; there are {', '.join(available)}")
-    return [list(available).index(name) for name in names]
 
 
 def _is_range(pair: Any) -> bool:
