@@ -199,19 +199,19 @@ def test_losses_equal_the_slow_ones(option):
     torch.testing.assert_close(losses["loss_mask_point"], torch.stack(point_losses).mean())
 
 
-def test_training_draws_twice_and_feeds_both_to_the_losses(monkeypatch):
+def test_training_samples_twice_and_feeds_both_to_the_losses(monkeypatch):
     head, features = _build_head(training=True), _make_features()
-    drawn = []
+    sampled = []
 
-    def draw(*shape, real=torch.rand, **options):
-        drawn.append(real(*shape, **options))
-        return drawn[-1]
+    def sample(*shape, real=torch.rand, **options):
+        sampled.append(real(*shape, **options))
+        return sampled[-1]
 
-    monkeypatch.setattr(torch, "rand", draw)
+    monkeypatch.setattr(torch, "rand", sample)
     with EventStorage():
         losses = head(features, _make_proposals())
-        assert [tuple(points.shape) for points in drawn] == [(4, 63, 2), (4, 6, 2)]
-        again = head.losses(features, _make_proposals(), *drawn)
+        assert [tuple(points.shape) for points in sampled] == [(4, 63, 2), (4, 6, 2)]
+        again = head.losses(features, _make_proposals(), *sampled)
     assert losses == again
 
 

@@ -183,14 +183,20 @@ class PointRendMaskHeadBatched(nn.Module):
         return losses
 
     def inference(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
-        """Add `pred_masks` to detections."""
+        """Add `pred_masks` to detections (section 3.2)."""
         regions = Regions.collect(instances, training=False)
         coarse_sampler, point_sampler = self.make_samplers(features)
         coarse = self.predict_coarse(coarse_sampler, regions)
         if self.point_head is None:
             mask_rcnn_inference(coarse, instances)
             return instances
-        logits = self.render(point_sampler, regions, coarse)
+
+        def evaluate(rows: Tensor, points: Tensor) -> Tensor:
+            return self.predict_points(point_sampler, regions[rows], coarse[rows], points)
+
+        # All classes' coarse logits feed the point head, but only the predicted class is refined:
+        # enlarging and choosing cells touch each class by itself.
+        logits = self.subdivision.render(evaluate, len(regions), coarse.device)
         counts = [len(detections) for detections in instances]
         for detections, probs in zip(instances, logits.sigmoid().split(counts), strict=True):
             detections.pred_masks = probs[:, None]
@@ -221,18 +227,6 @@ class PointRendMaskHeadBatched(nn.Module):
         fine = sampler(regions.owners, place_points(points, regions.boxes))
         at_points = PointSampler([coarse], [1 / coarse.shape[-1]])(rows, points)
         return self.point_head(fine, at_points, regions.classes)  # type: ignore[misc]
-
-    def render(self, sampler: PointSampler, regions: Regions, coarse: Tensor) -> Tensor:
-        """Refined logits (R, S, S) of each region's own class (section 3.2).
-
-        All classes' coarse logits feed the point head; of its output one class is enough, as
-        enlarging and choosing cells touch each class by itself.
-        """
-
-        def evaluate(rows: Tensor, points: Tensor) -> Tensor:
-            return self.predict_points(sampler, regions[rows], coarse[rows], points)
-
-        return self.subdivision.render(evaluate, len(regions), coarse.device)
 
     def make_samplers(self, features: dict[str, Tensor]) -> tuple[PointSampler, PointSampler]:
         """Of the coarse head and of the point head; one and the same if both read the same maps."""

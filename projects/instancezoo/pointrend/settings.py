@@ -13,12 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instancezoo.layers.points import (
-    EvaluatePoints,
-    make_grid_points,
-    plan_subdivision,
-    subdivide,
-)
+from instancezoo.layers.points import make_grid_points, plan_subdivision, subdivide
 
 # (n,) long, which regions; (n, P, 2) points in their frames -> (n, P) logits
 EvaluateRegions = Callable[[Tensor, Tensor], Tensor]
@@ -86,14 +81,12 @@ class SubdivisionSettings:
         Returns:
             (R, S, S) logits. Without regions S is the first side, as in the official code.
         """
-        logits = [torch.zeros((0, self.first_side, self.first_side), device=device)]
-        if num_regions:
-            parts = torch.arange(num_regions, device=device).split(_REGIONS_AT_ONCE)
-            logits = [self._render_some(partial(evaluate, rows), rows) for rows in parts]
-        return torch.cat(logits)
-
-    def _render_some(self, evaluate: EvaluatePoints, rows: Tensor) -> Tensor:
         side = self.first_side
-        grid = make_grid_points(side, rows.device).expand(len(rows), -1, -1)
-        logits = evaluate(grid).unflatten(1, (side, side))
-        return subdivide(logits, self.num_steps, self.num_points, evaluate)
+        if not num_regions:
+            return torch.zeros((0, side, side), device=device)
+        grid, parts = make_grid_points(side, device), []
+        for rows in torch.arange(num_regions, device=device).split(_REGIONS_AT_ONCE):
+            evaluate_rows = partial(evaluate, rows)
+            logits = evaluate_rows(grid.expand(len(rows), -1, -1)).unflatten(1, (side, side))
+            parts.append(subdivide(logits, self.num_steps, self.num_points, evaluate_rows))
+        return torch.cat(parts)

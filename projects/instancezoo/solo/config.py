@@ -55,7 +55,7 @@ def add_grid_keys(node: CfgNode) -> None:
     # Smallest and largest object of each level, in pixels of the network input (square root of the
     # box area). Ranges may overlap: the object is then trained on both levels.
     node.FPN_SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
-    # epsilon: part of the box around the mass centre whose cells are positive, in [0, 1].
+    # epsilon: share of the box around the mass centre whose cells are positive, in [0, 1].
     node.SIGMA = 0.2
     # Number of classes; follows the data set.
     node.NUM_CLASSES = 80
@@ -72,23 +72,23 @@ def add_grid_keys(node: CfgNode) -> None:
     # "opencv": resize the unpadded mask with OpenCV's uint8 arithmetic (AdelaiDet).
     node.TARGET_RESIZE = "padded"
 
-    # Minimum class probability of a candidate (cell, class).
+    # Minimum class probability of a candidate (cell, class). Raise it for speed.
     node.SCORE_THR = 0.1
     # Probability above which a pixel belongs to the mask.
     node.MASK_THR = 0.5
     # Maximum number of candidates that enter Matrix NMS, best first.
     node.NMS_PRE = 500
-    # Decay of Matrix NMS, "gaussian" or "linear", and the Gaussian's sigma.
+    # Decay of Matrix NMS, "gaussian" or "linear"; a larger sigma of the Gaussian decays more.
     node.NMS_KERNEL = "gaussian"
     node.NMS_SIGMA = 2.0
     # Minimum score after Matrix NMS.
     node.UPDATE_THR = 0.05
     # Maximum number of detections per image.
     node.MAX_PER_IMG = 100
-    # parity: the official code keeps detections whose mask lies in the padding and ends empty.
+    # Keep detections whose mask lies in the padding and ends empty, as the official code does.
     node.KEEP_EMPTY_MASKS = False
 
-    # Focal loss of the categories, Dice loss of the masks (weight lambda).
+    # Focal loss of the categories, and lambda, the weight of the masks' Dice loss.
     node.LOSS = type(node)()
     node.LOSS.FOCAL_ALPHA = 0.25
     node.LOSS.FOCAL_GAMMA = 2.0
@@ -139,7 +139,7 @@ def check_grid_config(key: str, node: CfgNode, shapes: dict[str, ShapeSpec]) -> 
 
 
 def lower_mask_threshold(cfg: CfgNode, name: str) -> None:
-    """Set the mask threshold to the scores of untrained masks, which lie around the prior.
+    """Set the mask threshold to the scores of untrained masks, which are close to the prior.
 
     Args:
         cfg: the whole config; changed in place.

@@ -17,8 +17,6 @@ LICENCES = {
     "WXinlong/SOLO": "2-clause BSD for non-commercial purposes (WXinlong/SOLO)",
     "MMDetection": "Apache-2.0 (MMDetection)",
 }
-# Backbone and neck have the same names in WXinlong/SOLO and in MMDetection.
-PYRAMID_ROWS = pyramid_rows(finest_level=2)
 
 
 def make_family(
@@ -39,7 +37,7 @@ def make_family(
             method=method,
             config=config,
             licence=LICENCES[source],
-            rows=(*PYRAMID_ROWS, *rows),
+            rows=(*pyramid_rows(finest_level=2), *rows),  # with the same names in both sources
             unused=UNUSED,
             **vars(BACKBONES[backbone] + head),
         )

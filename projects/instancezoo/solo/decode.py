@@ -116,9 +116,7 @@ def select_detections(
 
     Args:
         candidates: from `rank_candidates`.
-        cell_masks: of the batch.
-        image: index in the batch.
-        settings: thresholds.
+        cell_masks, image, settings: those that `rank_candidates` got.
 
     Returns:
         scores (M,) descending, classes (M,) long, soft masks (M, H, W).

@@ -211,13 +211,13 @@ def propose_num_grid(objects: PlacedObjects, largest: int, center_fraction: floa
 
     No side exceeds `largest`, the side of the feature map: a finer grid would only interpolate.
     """
-    sides, shares = [s for s in SIDES if s < largest] + [min(largest, SIDES[-1])], []
-    for side in sides:
+    shares = {}
+    for side in [*(side for side in SIDES if side < largest), min(largest, SIDES[-1])]:
         kept = count_cells(objects, GridSpec([side], [[0, inf]], center_fraction))[1]
-        shares.append(float((kept == 0).mean()) if len(kept) else 0.0)
-        if shares[-1] <= MAX_LOST_SHARE:
+        shares[side] = float((kept == 0).mean()) if len(kept) else 0.0
+        if shares[side] <= MAX_LOST_SHARE:
             return side
-    return sides[int(np.argmin(shares))]
+    return min(shares, key=shares.__getitem__)
 
 
 def format_overrides(key: str, grid: GridSpec) -> str:

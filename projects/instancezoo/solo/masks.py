@@ -77,7 +77,7 @@ class LevelMasks(ABC):
     def dice(self, objects: GridObjects, targets: CellTargets) -> Tensor:
         """See `CellMasks.dice`; rows are ordered by level."""
         strides = [objects.canvas[0] // height for height, _ in self.map_sizes]
-        reduced = {stride: reduce_masks(objects, stride) for stride in set(strides)}
+        reduced_masks = {stride: reduce_masks(objects, stride) for stride in set(strides)}
         dice = [targets.image.new_zeros(0, dtype=torch.float32)]
         for level, (start, _) in enumerate(pairwise(level_offsets(self.num_grids))):
             rows = (targets.level == level).nonzero().squeeze(1)
@@ -85,7 +85,7 @@ class LevelMasks(ABC):
                 image, cell = targets.image[rows], targets.cell[rows] - start
                 channels = self.find_channels(level, slice(None), cell)
                 factors = [logits[image, index].float().sigmoid() for logits, index in channels]
-                masks = reduced[strides[level]][targets.instance[rows]]
+                masks = reduced_masks[strides[level]][targets.instance[rows]]
                 dice.append(dice_loss(reduce(torch.mul, factors).flatten(1), masks.flatten(1)))
         return torch.cat(dice)
 

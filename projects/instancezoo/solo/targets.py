@@ -224,14 +224,10 @@ def reduce_as_opencv(masks: Tensor, stride: int) -> Tensor:
     """
     rows, row_weights = _list_opencv_taps(masks.shape[1], stride, masks.device)
     columns, column_weights = _list_opencv_taps(masks.shape[2], stride, masks.device)
-    taken = masks[:, rows]  # (M, 2, h, W)
-    left, right = (
-        taken.index_select(3, column) * weight
-        for column, weight in zip(columns, column_weights, strict=True)
-    )
-    horizontal = (left + right) >> 4  # (M, 2, h, w)
-    upper, lower = (horizontal * row_weights[..., None] >> 16).unbind(dim=1)
-    return (upper + lower + 2) >> 2 > 0
+    pairs = masks[:, rows][..., columns]  # (M, 2, h, 2, w)
+    horizontal = (pairs * column_weights).sum(dim=3, dtype=torch.int32) >> 4
+    vertical = (horizontal * row_weights[..., None] >> 16).sum(dim=1)  # (M, h, w)
+    return (vertical + 2) >> 2 > 0
 
 
 def _list_opencv_taps(size: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -239,8 +235,7 @@ def _list_opencv_taps(size: int, stride: int, device: torch.device) -> tuple[Ten
     num_out = int(size / stride + 0.5)
     positions = torch.arange(num_out, device=device, dtype=torch.float64)
     source = ((positions + 0.5) * (size / max(num_out, 1)) - 0.5).float().clamp(0, size - 1)
-    first = source.floor()
+    first = source.long()
     share = source - first
     weights = torch.stack([1 - share, share]).mul(_OPENCV_ONE).round().int()
-    first = first.long()
     return torch.stack([first, (first + 1).clamp(max=size - 1)]), weights

@@ -22,7 +22,6 @@ IGNORED_KEYS = {
     "NMS_TYPE": IgnoredKey("matrix", "greedy NMS of masks is not offered"),
     "LOSS.FOCAL_USE_SIGMOID": IgnoredKey(True, "the focal loss has no other form"),
 }
-_WIDTHS = ("MASK_CHANNELS", "NUM_KERNELS")
 
 
 def add_solov2_config(cfg: CfgNode) -> None:
@@ -48,7 +47,8 @@ def check_solov2_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
     key, node = "MODEL.SOLOV2", cfg.MODEL.SOLOV2
     check_grid_config(key, node, shapes)
     find_mask_levels(node)
-    check_group_norm(node.NORM, {f"{key}.{name}": node[name] for name in _WIDTHS})
+    widths = ("MASK_CHANNELS", "NUM_KERNELS")
+    check_group_norm(node.NORM, {f"{key}.{name}": node[name] for name in widths})
     followed = {
         "FPN_INSTANCE_STRIDES": rearrange_strides(node.INSTANCE_IN_FEATURES, shapes),
         "INSTANCE_IN_CHANNELS": cfg.MODEL.FPN.OUT_CHANNELS,
