@@ -12,8 +12,8 @@ from instancezoo import get_cfg
 from instancezoo.errors import ConfigError, ZooError
 from instancezoo.fcos import FCOSProposals
 from instancezoo.fcos.decode import DecodeSettings
-from instancezoo.fcos.targets import PointSpec
 from instancezoo.layers.deform_conv import DeformConv
+from instancezoo.modeling.point_assignment import PointSpec
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_image, make_input
 
 BOXES = [[10, 12, 40, 50], [50, 20, 110, 90], [60, 30, 100, 80]]

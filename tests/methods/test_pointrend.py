@@ -11,9 +11,9 @@ from detectron2.utils.events import EventStorage
 from instancezoo.errors import ConfigError
 from instancezoo.layers.points import make_grid_points
 from instancezoo.pointrend.config import MASK_HEAD
-from instancezoo.pointrend.mask_head import Regions
+from instancezoo.pointrend.mask_head import Regions, sample_point_labels
 from instancezoo.pointrend.settings import TrainingPoints
-from instancezoo.pointrend.targets import compute_point_loss, sample_point_labels
+from instancezoo.pointrend.targets import compute_point_loss
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
 TINY = "pointrend/pointrend_tiny"

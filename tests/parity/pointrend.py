@@ -12,8 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from instancezoo.layers.points import make_grid_points, place_points, subdivide
-from instancezoo.pointrend.mask_head import Regions
-from instancezoo.pointrend.targets import sample_point_labels
+from instancezoo.pointrend.mask_head import Regions, sample_point_labels
 
 from .base import ParityBase
 from .fixtures import Fixture

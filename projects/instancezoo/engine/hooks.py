@@ -69,9 +69,8 @@ class Evaluate(HookBase):
             self.best_value = self.read_best()
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
-            self._run(is_last=done == self.trainer.max_iter)
+        if _is_due(self.trainer, self.period):
+            self._run(is_last=self.trainer.iter + 1 == self.trainer.max_iter)
 
     def _run(self, is_last: bool) -> None:
         metrics = flatten_metrics(self.evaluate(is_last))
@@ -111,8 +110,7 @@ class ValidationLoss(HookBase):
         self.build_loader = build_loader
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+        if _is_due(self.trainer, self.period):
             losses = compute_mean_losses(self.model, self.build_loader())
             if comm.is_main_process() and losses:
                 named = {f"validation_{name}": value for name, value in losses.items()}
@@ -193,6 +191,11 @@ def flatten_metrics(results: dict[str, Any], prefix: str = "") -> dict[str, floa
         elif isinstance(value, int | float):
             flat[prefix + name] = float(value)
     return flat
+
+
+def _is_due(trainer: Any, period: int) -> bool:
+    done = trainer.iter + 1
+    return done == trainer.max_iter or (period > 0 and done % period == 0)
 
 
 def _find_metric(metrics: dict[str, float], name: str) -> float | None:

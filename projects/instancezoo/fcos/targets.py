@@ -15,28 +15,7 @@ from torch import Tensor
 from instancezoo.layers.mass_centers import find_mass_centers
 from instancezoo.modeling.levels import locate_all_points
 from instancezoo.modeling.objects import join_objects
-from instancezoo.modeling.point_assignment import assign_points, split_sizes
-
-
-@dataclass(frozen=True)
-class PointSpec:
-    """Which points are positive for which objects.
-
-    Attributes:
-        strides: L numbers of pixels.
-        sizes_of_interest: L - 1 numbers of pixels that part the levels: a point is positive where
-            the largest distance to a side of the box is in its level's range.
-        radius: of centre sampling, in strides; None without it.
-    """
-
-    strides: Sequence[int]
-    sizes_of_interest: Sequence[float]
-    radius: float | None = 1.5
-
-    @property
-    def size_ranges(self) -> list[tuple[float, float]]:
-        """L pairs, both ends included."""
-        return split_sizes(self.sizes_of_interest)
+from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 
 @dataclass(frozen=True)
@@ -81,11 +60,9 @@ def assign_targets(
         boxes,
         (boxes[:, 2:] - boxes[:, :2]).prod(dim=1),
         objects.image,
+        spec,
         num_images=objects.num_images,
         map_sizes=map_sizes,
-        strides=spec.strides,
-        size_ranges=spec.size_ranges,
-        radius=spec.radius,
     )  # (N, P)
     image, point = (instance >= 0).nonzero(as_tuple=True)
     chosen = instance[image, point]

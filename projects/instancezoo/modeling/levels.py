@@ -92,7 +92,7 @@ def check_levels(node: CfgNode, key: str, shapes: Mapping[str, ShapeSpec]) -> No
     """Check a node's `IN_FEATURES`, `FPN_STRIDES` and `SIZES_OF_INTEREST` against a backbone.
 
     Args:
-        node: of a method whose levels answer for objects between two sizes.
+        node: of a method whose levels predict objects between two sizes.
         key: of `node`, for the message.
         shapes: what the backbone gives.
 

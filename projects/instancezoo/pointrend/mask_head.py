@@ -5,6 +5,7 @@ Legend: N images, R regions of all images, P points, K classes, S grid side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
-from detectron2.structures import Instances
+from detectron2.structures import Instances, PolygonMasks
 from torch import Tensor, nn
 
+from instancezoo.errors import ConfigError
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.points import (
     PointSampler,
@@ -30,7 +32,7 @@ from instancezoo.modeling.objects import index_images
 from .config import check_pointrend_config
 from .head import CoarseMaskHead, build_point_head
 from .settings import SubdivisionSettings, TrainingPoints
-from .targets import compute_point_loss, sample_point_labels
+from .targets import compute_point_loss, sample_labels
 
 
 @dataclass(frozen=True)
@@ -239,3 +241,26 @@ class PointRendMaskHeadBatched(nn.Module):
         """Reads the named maps, one after the other in the channels, at points of the images."""
         maps = [features[name] for name in names]
         return PointSampler(maps, [self.strides[name] for name in names])
+
+
+def sample_point_labels(instances: Sequence[Instances], image_points: Tensor) -> Tensor:
+    """Soft labels of regions at points: how much of the region's object lies around each.
+
+    Args:
+        instances: N Instances, R in all; those with any have `gt_masks` (BitMasks), one for each.
+        image_points: (R, P, 2), in pixels of the image that the region belongs to.
+
+    Returns:
+        (R, P) fp32 in [0, 1].
+
+    Raises:
+        ConfigError: the masks are polygons.
+    """
+    masks = [regions.gt_masks for regions in instances if len(regions)]
+    if any(isinstance(form, PolygonMasks) for form in masks):
+        raise ConfigError(
+            "PointRend samples the ground truth at points, but its masks are polygons: set "
+            "INPUT.MASK_FORMAT to 'bitmask'"
+        )
+    rows = torch.arange(len(image_points), device=image_points.device)
+    return sample_labels([form.tensor for form in masks], rows, image_points)

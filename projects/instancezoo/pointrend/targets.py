@@ -7,38 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
-from detectron2.structures import Instances, PolygonMasks
 from torch import Tensor
 
-from instancezoo.errors import ConfigError
 from instancezoo.layers.points import sample_masks
 
 _NOT_LABELLED = -1.0
-
-
-def sample_point_labels(instances: Sequence[Instances], image_points: Tensor) -> Tensor:
-    """Soft labels: how much of the region's own object lies around each point.
-
-    Args:
-        instances: N Instances, R in all; those with any have `gt_masks` (BitMasks), one for each.
-        image_points: (R, P, 2), in pixels of the image that the region belongs to.
-
-    Returns:
-        (R, P) fp32 in [0, 1].
-
-    Raises:
-        ConfigError: the masks are polygons.
-    """
-    masks = [regions.gt_masks for regions in instances if len(regions)]
-    if any(isinstance(form, PolygonMasks) for form in masks):
-        raise ConfigError(
-            "PointRend samples the ground truth at points, but its masks are polygons: set "
-            "INPUT.MASK_FORMAT to 'bitmask'"
-        )
-    rows = torch.arange(len(image_points), device=image_points.device)
-    return sample_labels([form.tensor for form in masks], rows, image_points)
 
 
 def sample_labels(masks: Sequence[Tensor], instance: Tensor, points: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.mass_centers import count_pixels
 from instancezoo.layers.nms import matrix_nms, pack_masks, point_nms
 from instancezoo.modeling.levels import flatten_levels
 
 from .masks import CellMasks
 
-# Bytes that soft masks may take at once; a pixel takes about eight with its intermediates.
-DEFAULT_BUDGET = 64 * 2**20
+# Of soft masks and their intermediates.
 _BYTES_PER_PIXEL = 8
 
 
