@@ -12,7 +12,7 @@ SOURCES := $(shell find projects/instancezoo/layers/csrc -type f)
 
 setup: $(READY)
 
-$(READY): requirements/lock.txt requirements/detectron2.txt setup.py $(SOURCES)
+$(READY): requirements/lock.txt requirements/detectron2.txt setup.py pyproject.toml $(SOURCES)
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: install one, or make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q "pip>=24" "setuptools==80.10.2" wheel

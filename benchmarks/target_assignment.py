@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from instancezoo import get_cfg
-from instancezoo.solo.targets import GridSpec, Objects, assign_cells, gather_objects, reduce_masks
+from instancezoo.solo.targets import GridSpec, assign_cells, gather_objects, reduce_masks
 
 NUM_OBJECTS = (10, 40, 100)
 DIVISOR = 32
@@ -48,18 +48,17 @@ def list_stages(image: Instances) -> dict[str, Callable[[], object]]:
     node = get_cfg().MODEL.SOLO
     grid = GridSpec(node.NUM_GRIDS, node.FPN_SCALE_RANGES, node.SIGMA)
     height, width = (-(-side // DIVISOR) * DIVISOR for side in image.image_size)
-    objects: Objects = gather_objects([image], (height, width))
+    objects = gather_objects([image], (height, width))
+    as_opencv = gather_objects([image], (height, width), "opencv")
     (masks,) = objects.masks
     right, bottom = width - masks.shape[2], height - masks.shape[1]
     return {
         "gathering": partial(gather_objects, [image], (height, width)),
-        "assignment": partial(
-            assign_cells, objects, grid, num_classes=80, one_object_per_cell=True
-        ),
+        "assignment": partial(assign_cells, objects, grid, num_classes=80),
         "reduction by 4": partial(reduce_masks, objects, 4),
         "reduction by 8": partial(reduce_masks, objects, 8),
         "reduction by 16": partial(reduce_masks, objects, 16),
-        "reduction by 4, OpenCV's rule": partial(reduce_masks, objects, 4, "opencv"),
+        "reduction by 4, OpenCV's rule": partial(reduce_masks, as_opencv, 4),
         "padding": partial(F.pad, masks, (0, right, 0, bottom)),
     }
 

@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 import instancezoo.config  # noqa: F401  (registers everything once)
 from instancezoo.layers import extension
+from instancezoo.method import Method
+from instancezoo.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -18,6 +21,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real images are not in this checkout: no folder shared/data beside it")
     return folder
+
+
+@pytest.fixture
+def add_method() -> Iterator[Callable[[Method], None]]:
+    """Adds a record to `METHODS` for the time of a test."""
+    before = list(METHODS)
+    yield METHODS.append
+    METHODS[:] = before
 
 
 @pytest.fixture(scope="session")

@@ -51,12 +51,12 @@ def test_methods_leave_detectron2s_defaults_as_they_are():
     ],
 )
 def test_misspelt_key_is_answered_with_the_nearest(key, nearest, tmp_path):
-    with pytest.raises(ConfigError, match=f"did you mean {nearest}"):
+    with pytest.raises(ConfigError, match=f"'{nearest}'"):
         get_cfg().merge_from_list([key, 1])
     file = tmp_path / "bad.yaml"
     parts = key.split(".")
     file.write_text("".join(f"{'  ' * i}{p}:\n" for i, p in enumerate(parts))[:-1] + " 1\n")
-    with pytest.raises(ConfigError, match=f"did you mean {nearest}.*") as error:
+    with pytest.raises(ConfigError, match=f"'{nearest}'") as error:
         get_cfg().merge_from_file(str(file))
     assert "bad.yaml" in str(error.value)
 
@@ -73,7 +73,7 @@ def test_wrong_type_names_the_key(tmp_path):
 @pytest.mark.parametrize(
     "key,value,message",
     [
-        ("MODEL.META_ARCHITECTURE", "SOLOv3", "did you mean SOLO"),
+        ("MODEL.META_ARCHITECTURE", "SOLOv3", "'SOLOv2'"),
         ("MODEL.DEVICE", "cuda:0", "torch sees no GPU"),
         ("MODEL.LOAD_PROPOSALS", True, "MODEL.LOAD_PROPOSALS"),
         ("TEST.AUG.ENABLED", True, "TEST.AUG.ENABLED"),
@@ -144,7 +144,7 @@ def test_later_bases_win_and_the_file_itself_wins_over_all():
 
 
 def test_unknown_config_name_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'mask_rcnn/mask_rcnn_R_50_FPN_3x'"):
+    with pytest.raises(ConfigError, match="'mask_rcnn/mask_rcnn_R_50_FPN_3x'"):
         model_zoo.get_config_file("mask_rcnn/mask_rcnn_R50_FPN_3x.yaml")
 
 

@@ -15,6 +15,7 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
 from pycocotools import mask as coco_mask
 
+from instancezoo.methods import METHODS
 from instancezoo.testing import (
     build_seeded_model,
     get_tiny_config,
@@ -29,17 +30,11 @@ SIZE = 128
 BOXES = [[10, 12, 60, 70], [50, 40, 120, 110], [5, 90, 30, 120]]
 # The keys that limit detections: a few show as much as a hundred.
 MAX_DETECTIONS = 20
-LIMITS = (
-    "TEST.DETECTIONS_PER_IMAGE",
-    "MODEL.SOLO.MAX_PER_IMG",
-    "MODEL.SOLOV2.MAX_PER_IMG",
-    "MODEL.FCOS.POST_NMS_TOPK_TEST",
-)
 
 
 def _get_generous_config(name, overrides=()):
     """A tiny config that finds something with random weights, but not much."""
-    limits = [word for key in LIMITS for word in (key, MAX_DETECTIONS)]
+    limits = [word for method in METHODS for word in (method.detection_limit, MAX_DETECTIONS)]
     return keep_everything(get_tiny_config(name, [*limits, *overrides]))
 
 

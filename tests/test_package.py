@@ -2,17 +2,24 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import instancezoo
-from instancezoo import model_zoo
+from instancezoo import get_cfg, model_zoo
+from instancezoo.methods import METHODS
+from instancezoo.pointrend import POINT_HEAD_REGISTRY
 
 PACKAGE = Path(instancezoo.__file__).parent
-# What stands on a lower floor must not import what stands on a higher one.
+# What stands on a lower floor must not import what stands on a higher one. A file of a folder may
+# stand on another floor than the rest.
 FLOORS = {
     "errors": 0,
     "progress": 0,
@@ -25,15 +32,20 @@ FLOORS = {
     "evaluation": 2,
     "engine": 3,
     "inference": 3,
-    # methods: 4
-    "config": 5,
-    "model_zoo": 6,
-    "testing": 7,
-    "doctor": 7,
-    "benchmark": 8,
-    "cli": 9,
+    "doctor": 3,
+    "method": 3,
+    # one folder a method: 4
+    "methods": 5,
+    "config": 6,
+    "model_zoo": 7,
+    "testing": 8,
+    "doctor.diagnose": 9,
+    "benchmark": 9,
+    "cli": 10,
 }
 METHOD_FLOOR = 4
+# The one arrow up, followed when a layout is first looked for (the reason stands there).
+LAZY = {("checkpoint", "methods")}
 # A method may import another only along its lineage.
 LINEAGE = {
     "solov2": {"solo"},
@@ -41,11 +53,32 @@ LINEAGE = {
     "blendmask": {"fcos"},
     "centermask": {"fcos"},
 }
+# Nothing here names a method: neither these nor the folders of `METHODS`.
+FREE_OF_METHODS = (
+    *("modeling", "layers", "data", "evaluation", "checkpoint", "engine", "inference"),
+    *("testing", "doctor", "benchmark", "method", "config", "model_zoo"),
+)
+METHODS_TO_COME = (
+    *("maskrcnn", "mask r-cnn", "cascade", "htc", "panet", "point_rend", "yolact", "blendmask"),
+    *("condinst", "centermask", "ssap", "semiconv", "unet_boundary", "sipmask", "tensormask"),
+)
 
 
 def _part(module: str) -> str:
-    """`instancezoo.layers.rle` -> `layers`."""
-    return (module.split(".") + [""])[1]
+    """`instancezoo.layers.rle` -> `layers`, `instancezoo.cli.quiet` -> `cli.quiet`."""
+    names = module.split(".")[1:]
+    dotted = ".".join(names[:2])
+    return dotted if dotted in FLOORS else "".join(names[:1])
+
+
+def _name_module(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(["instancezoo", *parts]).removesuffix(".__init__")
+
+
+def _is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def _imports(file: Path) -> set[str]:
@@ -61,32 +94,62 @@ def _imports(file: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] == "instancezoo" and "." in name}
 
 
+def _lazy_imports(file: Path) -> set[str]:
+    """Modules of this package whose names a file holds as text, as `import_module` takes them."""
+    constants = (n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Constant))
+    texts = {node.value for node in constants if isinstance(node.value, str)}
+    return {text for text in texts if text.startswith("instancezoo.") and _is_module(text)}
+
+
 FILES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted({_part(_name_module(file)) for file in FILES} - set(FLOORS) - {""})
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
 def test_imports_point_down(file):
-    parts = file.relative_to(PACKAGE).with_suffix("").parts
-    mine = parts[0]
-    if mine == "__init__":
+    mine = _part(_name_module(file))
+    if not mine:
         return
     floor = FLOORS.get(mine, METHOD_FLOOR)
-    for module in _imports(file):
+    for module in _imports(file) | _lazy_imports(file):
         other = _part(module)
-        if other == mine or not (PACKAGE / other).exists() | (PACKAGE / f"{other}.py").exists():
+        if other == mine or not _is_module(f"instancezoo.{other}"):
+            continue
+        if module in _lazy_imports(file) and (mine, other) in LAZY:
             continue
         if mine not in FLOORS and other not in FLOORS:
-            assert other in LINEAGE.get(mine, set()), f"{mine} imports {module}, no kin of it"
+            assert other in LINEAGE.get(mine, set()), f"{mine} imports {module}, not of its lineage"
         else:
             assert FLOORS.get(other, METHOD_FLOOR) <= floor, f"{mine} imports {module}"
+
+
+def _list_names(tree: ast.Module) -> Iterator[str]:
+    """Identifiers, names of imports and texts of a file, but not its docstrings."""
+    docstrings = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body:
+            first = node.body[0]
+            docstrings.add(first.value if isinstance(first, ast.Expr) else None)
+    for node in ast.walk(tree):
+        values = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module")]
+        if isinstance(node, ast.Constant) and node not in docstrings:
+            values.append(node.value)
+        yield from (value for value in values if isinstance(value, str))
+
+
+@pytest.mark.parametrize("part", FREE_OF_METHODS)
+def test_no_method_is_named_below_the_methods(part):
+    names = re.compile("|".join([*FOLDERS, *METHODS_TO_COME]), re.IGNORECASE)
+    for file in FILES:
+        if file.relative_to(PACKAGE).with_suffix("").parts[0] == part:
+            found = {n for n in _list_names(ast.parse(file.read_text())) if names.search(n)}
+            assert not found, f"{file.relative_to(PACKAGE)}: {found}"
 
 
 def test_no_import_circles():
     graph: dict[str, set[str]] = {}
     for file in FILES:
-        parts = file.relative_to(PACKAGE).with_suffix("").parts
-        name = ".".join(["instancezoo", *parts]).removesuffix(".__init__")
-        graph[name] = _imports(file)
+        graph[_name_module(file)] = _imports(file)
     names = set(graph)
     graph = {name: {m for m in graph[name] if m in names and m != name} for name in names}
     done: set[str] = set()
@@ -131,15 +194,27 @@ def test_no_part_needs_another_to_be_imported_before_it():
     assert run.returncode == 0, run.stderr
 
 
-def _registered_names() -> set[str]:
+def test_converters_are_complete_whichever_module_is_imported_first():
+    names = ("polar_mask.weight", "polar_reg.weight", "mask_convs.0.conv.weight")
+    names = ["backbone.layer1.0.conv3.weight", *(f"bbox_head.{name}" for name in names)]
+    code = (
+        "import sys, torch\n"
+        "from instancezoo.checkpoint import convert_state_dict\n"
+        "state = {name: torch.ones(1) for name in sys.argv[1:]}\n"
+        "print(convert_state_dict(state, allow_unknown=True).layout.config)"
+    )
+    run = _run_python(code, *names)
+    assert run.stdout.strip() == "polarmask/polarmask_R_50_FPN_1x", run.stderr
+
+
+def _registered_modules() -> dict[str, str]:
+    """Name of each class and function of this package in a registry -> its module."""
     from detectron2.modeling import (
         BACKBONE_REGISTRY,
         META_ARCH_REGISTRY,
         PROPOSAL_GENERATOR_REGISTRY,
     )
     from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
-
-    from instancezoo.pointrend import POINT_HEAD_REGISTRY
 
     registries = (
         BACKBONE_REGISTRY,
@@ -149,18 +224,25 @@ def _registered_names() -> set[str]:
         ROI_MASK_HEAD_REGISTRY,
         POINT_HEAD_REGISTRY,
     )
-    return {
-        name
-        for registry in registries
-        for name, item in registry
-        if item.__module__.startswith("instancezoo.")
-    }
+    modules = {name: item.__module__ for registry in registries for name, item in registry}
+    return {name: module for name, module in modules.items() if module.startswith("instancezoo.")}
 
 
 def test_every_registered_class_is_reachable_from_a_shipped_config():
     texts = [model_zoo.get_config(name).dump() for name in model_zoo.list_configs()]
-    unreachable = {name for name in _registered_names() if not any(name in t for t in texts)}
+    unreachable = {name for name in _registered_modules() if not any(name in t for t in texts)}
     assert not unreachable
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_record_names_keys_that_exist_and_all_that_its_folder_registers(folder):
+    record = import_module(f"instancezoo.{folder}").METHOD
+    assert record in METHODS
+    for key in (record.detection_limit, *record.score_keys):
+        assert reduce(getattr, key.split("."), get_cfg()) is not None
+    modules = _registered_modules()
+    own = {name for name, module in modules.items() if _part(module) == folder}
+    assert own - dict(POINT_HEAD_REGISTRY).keys() <= set(record.registry_names)
 
 
 def test_importing_the_top_package_is_cheap():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,27 +12,11 @@ from detectron2.config import get_cfg as _get_detectron2_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
-import instancezoo.checkpoint.published
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
-from instancezoo.errors import ConfigError, check_choice
-from instancezoo.fcos import add_fcos_config
+from instancezoo.errors import ConfigError, check_choice, suggest
+from instancezoo.methods import METHODS
 from instancezoo.modeling.masks import MASK_OUTPUTS
-from instancezoo.pointrend import add_pointrend_config, translate_official_names
-from instancezoo.polarmask import add_polarmask_config
-from instancezoo.solo import add_solo_config
-from instancezoo.solov2 import add_solov2_config
-
-# One `add_<method>_config` per method folder: the only line a new method adds outside its folders.
-METHOD_CONFIGS: list[Any] = [
-    add_solo_config,
-    add_solov2_config,
-    add_fcos_config,
-    add_polarmask_config,
-    add_pointrend_config,
-]
-# Called on the whole config after each merge: official names that are not ours -> ours.
-NAME_TRANSLATIONS: list[Any] = [translate_official_names]
 
 
 class CfgNode(_CfgNode):
@@ -108,9 +91,9 @@ class CfgNode(_CfgNode):
         return widened
 
     def _translate_names(self) -> None:
-        if "MODEL" in self and "POINT_HEAD" in self.MODEL:  # a whole config, not a node of it
-            for translate in NAME_TRANSLATIONS:
-                translate(self)
+        if "MODEL" in self and "MASK_OUTPUT" in self.MODEL:  # a whole config, not a node of it
+            for method in METHODS:
+                method.translate(self)
 
     def _remember(self, keys: list[str]) -> None:
         self.__dict__["_keys_set"] = self.__dict__.get("_keys_set", frozenset()) | set(keys)
@@ -130,59 +113,65 @@ def get_cfg() -> CfgNode:
     """
     cfg = CfgNode(_get_detectron2_cfg())
     add_instancezoo_config(cfg)
-    for add_method_config in METHOD_CONFIGS:
-        add_method_config(cfg)
+    for method in METHODS:
+        method.add_config(cfg)
     return cfg
 
 
 def add_instancezoo_config(cfg: CfgNode) -> None:
     """Add the keys that all methods share."""
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    # What `pred_masks` holds after inference: "bitmask" (bool tensor, as in Detectron2) or
-    # "rle" (a list of COCO RLE dicts; full-size masks are never built).
+    # Form of `pred_masks` after inference: "bitmask" (bool tensor, as in Detectron2) or "rle" (list
+    # of COCO RLE dicts; full-size masks are never built). Evaluation always uses "rle".
     cfg.MODEL.MASK_OUTPUT = "bitmask"
-    # Take weights that leave some tensors of the model unfilled (fine-tuning to other classes).
+    # Load what fits of MODEL.WEIGHTS and leave the other tensors as initialised. Set it to
+    # fine-tune on other classes.
     cfg.MODEL.WEIGHTS_ALLOW_PARTIAL = False
 
-    # Exponential moving average of the weights; what is evaluated and saved beside the model.
+    # Number of pyramid levels above P5 made by convolutions: 2 (P6 and P7), 1 or 0.
+    cfg.MODEL.FPN.TOP_LEVELS = 2
+
+    # Exponential moving average of the weights: evaluated, and saved beside the model.
     cfg.MODEL.EMA = CfgNode()
     cfg.MODEL.EMA.ENABLED = False
+    # Decay per iteration, in [0, 1); lower it for short trainings.
     cfg.MODEL.EMA.DECAY = 0.9998
 
-    # Any timm feature extractor under an FPN (MODEL.BACKBONE.NAME "build_timm_fpn_backbone").
+    # timm feature extractor under an FPN, for MODEL.BACKBONE.NAME "build_timm_fpn_backbone".
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "resnet18"
-    # "" random, "hub" timm's own, "package:NAME" from an installed package, else a file.
+    # Its weights: "" random, "hub" timm's own, "package:NAME" of an installed package, or a file.
     cfg.MODEL.TIMM.WEIGHTS = ""
 
-    cfg.SOLVER.OPTIMIZER = "SGD"  # or "AdamW"
-    # What SOLVER.AMP.ENABLED computes in: "bfloat16" (any device) or "float16" (scaled gradients).
+    # "SGD" or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Precision under SOLVER.AMP.ENABLED: "bfloat16" (any device) or "float16" (scaled gradients).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
 
-    # Annotations come as polygons or RLE; bit masks hold both.
+    # Form of ground-truth masks; "bitmask" takes annotations as polygons and as RLE.
     cfg.INPUT.MASK_FORMAT = "bitmask"
-    # Height and width that every image is stretched to, in training and inference; () resizes by
-    # MIN_SIZE_* and MAX_SIZE_* with the aspect ratio kept.
+    # Height and width in pixels that every image is stretched to, in training and inference. ()
+    # keeps the aspect ratio and resizes by MIN_SIZE_* and MAX_SIZE_*.
     cfg.INPUT.FIXED_SIZE = ()
-    # In training the height is drawn between these two instead, if there are two.
+    # Lowest and highest height in pixels: in training the height of FIXED_SIZE is sampled between
+    # them. () always takes FIXED_SIZE.
     cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
-    # Leave out of training what has fewer pixels than this, or both sides shorter, at full size.
+    # Ignore training objects with fewer pixels than MIN_OBJECT_AREA or with both box sides shorter
+    # than MIN_OBJECT_SIDE pixels (before resizing).
     cfg.INPUT.MIN_OBJECT_AREA = 0
     cfg.INPUT.MIN_OBJECT_SIDE = 0
-    # PolarMask: the loader's processes find the borders of masks, not the model; same numbers.
-    cfg.INPUT.FIND_BORDERS = False
-    # Names in data/mappers.py
+    # Name of the dataset mapper in `MAPPER_REGISTRY`.
     cfg.INPUT.MAPPER = "instance"
-    # Refuse a data set with bad annotations instead of dropping and counting them.
+    # Refuse a data set with bad annotations. False drops them, and reports counts and ids.
     cfg.DATASETS.STRICT = False
 
-    # What counts the matches: "hotcoco" or "pycocotools" (same numbers, the second is slower).
+    # Library that matches detections: "hotcoco", or the slower "pycocotools" (same numbers).
     cfg.TEST.COCO_BACKEND = "hotcoco"
-    # So many best and so many worst pictures are drawn after the last evaluation; 0 for none.
+    # Number of best and number of worst images drawn after the last evaluation.
     cfg.TEST.NUM_PICTURES = 20
-    # The checkpoint with the highest value of this metric is kept as model_best.pth; "" for none.
+    # Metric whose best checkpoint is kept as model_best.pth; "" keeps none.
     cfg.TEST.BEST_METRIC = "segm/AP"
-    # Also compute the losses on DATASETS.TEST every EVAL_PERIOD iterations.
+    # Also compute the losses on DATASETS.TEST every TEST.EVAL_PERIOD iterations.
     cfg.TEST.VALIDATION_LOSS = False
 
 
@@ -237,8 +226,7 @@ def _check_values(cfg: CfgNode) -> None:
         )
     architecture, known = cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
     if architecture not in known:
-        nearest = difflib.get_close_matches(architecture, known, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = suggest(architecture, known)
         raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     if cfg.TEST.AUG.ENABLED:
@@ -313,6 +301,5 @@ def _unknown_key_message(key: str, known: list[str], where: str) -> str:
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     if key.startswith("--"):
         return f"option {key} stands behind the overrides; all options go before the first KEY"
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or same_leaf[:1]
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = suggest(key, known, cutoff=0.5) or suggest(key, same_leaf, cutoff=0)
     return f"config key {key} (in {where}) does not exist{hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,6 +17,25 @@ class ZooError(ValueError):
 
 class ConfigError(ZooError, KeyError):
     """A config key or value that cannot be right."""
+
+
+def suggest(wanted: str, known: Iterable[str], *, cutoff: float = 0.6, most: int = 1) -> str:
+    """The end of a message about an unknown name: "; did you mean 'x'?", or "" if none is near.
+
+    Args:
+        wanted: the name as the user wrote it.
+        known: names that exist.
+        cutoff: smallest similarity, in [0, 1], of a suggestion.
+        most: number of names at most.
+    """
+    nearest = difflib.get_close_matches(wanted, list(known), n=most, cutoff=cutoff)
+    names = " or ".join(f"'{name}'" for name in nearest)
+    return f"; did you mean {names}?" if nearest else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; the name of its class if it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:

@@ -19,12 +19,36 @@ def get_cache_folder() -> Path:
     return Path(folder).expanduser().absolute()
 
 
+class PartialFile:
+    """A hidden path to write to, beside the path whose name the file takes once it is complete.
+
+    Args:
+        path: the file's name in the end; its folder is made if need be.
+        suffix: of the hidden path, for writers that choose a format by it.
+    """
+
+    def __init__(self, path: str | Path, suffix: str = _LEFTOVER) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.hidden = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}{suffix}")
+
+    def close(self, *, keep: bool) -> None:
+        """Bring the file to the disk and rename it over `path` if `keep`, else remove it."""
+        try:
+            if keep:
+                with self.hidden.open("r+b") as file:
+                    os.fsync(file.fileno())
+                os.replace(self.hidden, self.path)
+                _sync_folder(self.path.parent)
+        finally:
+            self.hidden.unlink(missing_ok=True)
+
+
 @contextmanager
 def open_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that appears under its name only when it is complete.
 
-    The bytes go to a hidden file in the same folder (made if need be), reach the disk, and are then
-    renamed over `path`. After an error inside the block, or a kill, `path` is as it was.
+    After an error inside the block, or a kill, `path` is as it was.
 
     Args:
         path: file to write; an existing one is replaced in one step.
@@ -33,19 +57,13 @@ def open_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Yields:
         A file to write to.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_LEFTOVER}")
+    partial, is_complete = PartialFile(path), False
     try:
-        with temporary.open(mode, encoding="utf-8" if mode == "w" else None) as file:
+        with partial.hidden.open(mode, encoding="utf-8" if mode == "w" else None) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        is_complete = True
+    finally:
+        partial.close(keep=is_complete)
 
 
 def remove_leftovers(folder: str | Path, pattern: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from instancezoo.config import CfgNode, get_cfg
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, suggest
 
 _PACKAGE = Path(__file__).resolve().parent
 _BASE = "base"
@@ -25,8 +24,7 @@ def get_config_file(name: str) -> str:
     wanted = name.removesuffix(".yaml")
     path = _config_folder() / f"{wanted}.yaml"
     if not path.is_file():
-        nearest = difflib.get_close_matches(wanted, list_configs(), n=1, cutoff=0.3)
-        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+        hint = suggest(wanted, list_configs(), cutoff=0.3)
         raise ConfigError(f"there is no config '{name}'{hint}")
     return str(path)
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from instancezoo import model_zoo
 from instancezoo.config import CfgNode
+from instancezoo.methods import METHODS
 
 NUM_CLASSES = 4
-# What methods call the score under which a candidate is dropped.
-_SCORE_THRESHOLDS = {"SCORE_THRESH_TEST", "SCORE_THR", "UPDATE_THR", "INFERENCE_TH_TEST"}
 
 
 def list_tiny_configs() -> list[str]:
@@ -42,27 +41,22 @@ def get_tiny_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
 
 def keep_everything(cfg: CfgNode) -> CfgNode:
     """Lower the thresholds so that a model with random weights finds something, in place."""
-    # Untrained mask scores lie around the prior; decoupled ones are a product of two.
-    power = 2 if "Decoupled" in cfg.MODEL.META_ARCHITECTURE else 1
-    for node in set_score_thresholds(cfg, -1.0):
-        if {"MASK_THR", "PRIOR_PROB"} <= set(node):
-            node["MASK_THR"] = node["PRIOR_PROB"] ** power
+    _set_score_thresholds(cfg, -1.0)
+    for method in METHODS:
+        method.prepare_untrained(cfg)
     return cfg
 
 
 def keep_nothing(cfg: CfgNode) -> CfgNode:
     """Raise the score thresholds above all scores, in place."""
-    set_score_thresholds(cfg, 2.0)
+    _set_score_thresholds(cfg, 2.0)
     return cfg
 
 
-def set_score_thresholds(cfg: CfgNode, value: float) -> list[dict[str, Any]]:
-    """Give one value to every score threshold, in place. Returns the nodes of all methods."""
-    nodes = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
-    for node in nodes:
-        for key in _SCORE_THRESHOLDS & set(node):
-            node[key] = value
-    return nodes
+def _set_score_thresholds(cfg: CfgNode, value: float) -> None:
+    for method in METHODS:
+        for key in method.score_keys:
+            cfg.merge_from_list([key, value])
 
 
 def build_seeded_model(cfg: CfgNode, seed: int = 0) -> nn.Module:

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, convert_state_dict
-from instancezoo.checkpoint.convert import LAYOUTS, find_layout
+from instancezoo.checkpoint.convert import find_layout, list_layouts
 from instancezoo.checkpoint.layouts import IMAGENET_CAFFE2, IMAGENET_DETECTRON2
 
 
@@ -142,5 +142,5 @@ def test_a_backbone_of_another_depth_is_refused(mask_rcnn: nn.Module, tmp_path: 
 
 
 def test_every_layout_says_what_it_is() -> None:
-    for layout in LAYOUTS.values():
+    for layout in list_layouts():
         assert layout.method and layout.licence and layout.must and "/" in layout.config

@@ -11,7 +11,7 @@ from torchvision.models import resnet50
 from torchvision.models.detection.image_list import ImageList
 
 from instancezoo.checkpoint import ZooCheckpointer, convert_state_dict
-from instancezoo.checkpoint.layouts import TORCHVISION_MASK_RCNN_2019
+from instancezoo.mask_rcnn.convert import TORCHVISION_MASK_RCNN_2019
 
 
 @pytest.fixture(scope="module")

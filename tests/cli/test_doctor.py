@@ -15,11 +15,15 @@ from PIL import Image
 from instancezoo import model_zoo
 from instancezoo.cli.main import main
 from instancezoo.data.coco_dataset import AnnotationReport
-from instancezoo.doctor import DatasetFacts, Finding, Severity, diagnose, findings, register_check
+from instancezoo.doctor import DatasetFacts, Finding, Severity, register_check
 from instancezoo.doctor.checks_data import find_same_content
 from instancezoo.doctor.checks_objects import match_anchors
 from instancezoo.doctor.context import InputSize
+from instancezoo.doctor.diagnose import diagnose
+from instancezoo.doctor.findings import CHECKS
 from instancezoo.doctor.memory import count_saved_bytes, measure_free_memory
+from instancezoo.method import Method
+from instancezoo.methods import METHODS
 
 TINY = model_zoo.get_config_file("mask_rcnn/mask_rcnn_tiny")
 NAMES = (f"doctor_{i}" for i in itertools.count())
@@ -296,16 +300,21 @@ def test_command_prints_findings_and_exit_code(pair, capsys):
     assert "-> set MODEL.WEIGHTS" in capsys.readouterr().out
 
 
-def test_a_method_can_add_a_check(pair, monkeypatch):
-    monkeypatch.setattr(findings, "CHECKS", dict(findings.CHECKS))
-
-    @register_check("grid")
-    def check_grid(context):
+def test_a_method_adds_a_check_for_the_configs_that_use_it(pair, add_method):
+    def check_sets(context):
         yield Finding(Severity.WARNING, f"{len(context.train)} sets", "none")
 
-    assert pick(examine(*pair), "grid") == [Finding(Severity.WARNING, "1 sets", "none", "grid")]
-    with pytest.raises(KeyError):
-        register_check("grid")(check_grid)
+    add_method(Method("Mine", ("CascadeROIHeads",), doctor_checks={"sets": check_sets}))
+    cascade = examine(*pair, ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"])
+    assert pick(cascade, "sets") == [Finding(Severity.WARNING, "1 sets", "none", "sets")]
+    assert pick(examine(*pair), "sets") == []
+
+
+def test_names_of_checks_are_taken_once():
+    with pytest.raises(KeyError, match="anchors"):
+        register_check("anchors")(print)
+    own = {name for method in METHODS for name in method.doctor_checks}
+    assert own.isdisjoint(CHECKS)
 
 
 def test_boxes_are_resized_with_their_images():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from instancezoo.config import get_cfg
 from instancezoo.data.mappers import build_mapper
-from instancezoo.data.transforms import StretchToRandomHeight, build_resize
+from instancezoo.data.transforms import StretchToRandomHeight, build_resize, make_model_input
 from instancezoo.errors import ConfigError
 from instancezoo.layers.borders import find_borders
 
@@ -36,6 +36,17 @@ def test_without_a_fixed_size_the_aspect_ratio_is_kept(cfg):
 def test_a_fixed_size_holds_in_training_and_inference(cfg):
     cfg.INPUT.FIXED_SIZE = (24, 48)
     assert _resize(cfg, is_train=True) == _resize(cfg, is_train=False) == (24, 48)
+
+
+def test_a_model_gets_the_resized_image_and_its_size_before(cfg):
+    cfg.INPUT.FIXED_SIZE = (24, 48)
+    image = np.zeros((*IMAGE.shape[:2], 3), dtype=np.uint8)
+    image[:, :, 2] = 200
+    record = make_model_input(image, build_resize(cfg, is_train=False))
+    assert (record["height"], record["width"]) == image.shape[:2]
+    assert record["image"].shape == (3, 24, 48) and record["image"].is_contiguous()
+    assert record["image"].dtype == torch.float32
+    assert record["image"].mean(dim=(1, 2)).tolist() == [0, 0, 200]
 
 
 def test_heights_are_drawn_in_training_only(cfg):
@@ -104,9 +115,10 @@ def test_both_axes_are_stretched_on_their_own(cfg, record):
     assert mapped["image"].shape == (3, 80, 60) and (mapped["height"], mapped["width"]) == (40, 60)
 
 
-def test_the_loader_can_find_borders(cfg, record):
+@pytest.mark.parametrize("overrides", [("INPUT.MAPPER", "polarmask"), ("INPUT.FIND_BORDERS", True)])
+def test_the_loader_can_find_borders(cfg, record, overrides):
     cfg.INPUT.FIXED_SIZE = (80, 60)
-    cfg.INPUT.FIND_BORDERS = True
+    cfg.merge_from_list(list(overrides))
     mapper = build_mapper(cfg, is_train=True)
     instances = mapper(record)["instances"]
     expected = find_borders(instances.gt_masks.tensor)
@@ -115,3 +127,4 @@ def test_the_loader_can_find_borders(cfg, record):
     for annotation in record["annotations"]:
         annotation["iscrowd"] = 1
     assert len(mapper(record)["instances"].gt_borders) == 0
+    assert "instances" not in build_mapper(cfg, is_train=False)(record)

@@ -17,9 +17,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from synthetic_results import Dataset, encode, make_dataset
 
+from instancezoo.data.coco_masks import segmentation_to_rle
 from instancezoo.evaluation import GroundTruth, evaluate_results
 from instancezoo.evaluation.average_precision import BACKENDS
-from instancezoo.evaluation.ground_truth import segmentation_to_rle
 
 
 def count_directly(dataset: Dataset, iou_type: str, max_dets: list[int]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def _detect_slowly(outputs, image, settings):
             y, x = divmod(cell, columns)
             quality = torch.sigmoid(outputs.quality_logits[level][image, 0, y, x]).item()
             for label in range(NUM_CLASSES):
-                prob = torch.sigmoid(outputs.class_logits[level][image, label, y, x]).item()
+                prob = torch.sigmoid(outputs.cls_logits[level][image, label, y, x]).item()
                 compared = prob * quality if settings.thresh_with_quality else prob
                 if compared > settings.score_thresh:
                     px, py = x * stride + stride // 2, y * stride + stride // 2
@@ -51,7 +51,7 @@ def _detect_slowly(outputs, image, settings):
         ious = box_iou(row[2][None], torch.stack(rivals)) if rivals else torch.zeros(1)
         if not (ious > settings.nms_thresh).any():
             kept.append(row)
-    return kept[: settings.num_detections]
+    return kept[: settings.max_per_image]
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def _detect_slowly(outputs, image, settings):
         DecodeSettings(),
         DecodeSettings(score_thresh=0.3, thresh_with_quality=True),
         DecodeSettings(num_candidates=7, nms_thresh=0.3),
-        DecodeSettings(num_detections=5),
-        DecodeSettings(nms_thresh=1.0, num_candidates=10**6, num_detections=10**6),
+        DecodeSettings(max_per_image=5),
+        DecodeSettings(nms_thresh=1.0, num_candidates=10**6, max_per_image=10**6),
     ],
     ids=["published", "threshold_with_quality", "few_candidates", "few_detections", "everything"],
 )
@@ -87,9 +87,9 @@ def test_boxes_may_reach_beyond_the_image():
 
 def test_equal_scores_at_the_limit_all_stay():
     outputs = _make_outputs()
-    for maps in (*outputs.class_logits, *outputs.quality_logits):
+    for maps in (*outputs.cls_logits, *outputs.quality_logits):
         maps.zero_()
-    settings = DecodeSettings(nms_thresh=1.0, num_detections=3)
+    settings = DecodeSettings(nms_thresh=1.0, max_per_image=3)
     (found, _) = detect(outputs, IMAGE_SIZES, STRIDES, settings)
     assert len(found) == NUM_CLASSES * sum(height * width for height, width in MAP_SIZES)
     assert (found.scores == 0.5).all()
@@ -117,7 +117,7 @@ def test_nothing_above_the_threshold_has_all_fields():
 
 def test_nothing_in_one_image_only():
     outputs = _make_outputs()
-    for logits in outputs.class_logits:
+    for logits in outputs.cls_logits:
         logits[0] = -20.0
     empty, other = detect(outputs, IMAGE_SIZES, STRIDES, DecodeSettings())
     assert len(empty) == 0 and len(other) > 0

@@ -10,7 +10,10 @@ from torch import nn
 
 from instancezoo import get_cfg
 from instancezoo.errors import ConfigError, ZooError
+from instancezoo.fcos import FCOSProposals
+from instancezoo.fcos.decode import DecodeSettings
 from instancezoo.layers.deform_conv import DeformConv
+from instancezoo.modeling.point_assignment import PointSpec
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_image, make_input
 
 BOXES = [[10, 12, 40, 50], [50, 20, 110, 90], [60, 30, 100, 80]]
@@ -80,7 +83,7 @@ def test_a_config_of_adelaidet_works(tmp_path):
     cfg.merge_from_file(str(file))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     model = build_model(cfg)
-    assert model.proposal_generator.decode.num_detections == 50
+    assert model.proposal_generator.decode_settings.max_per_image == 50
     assert model.proposal_generator.fcos_head.cls_logits.out_channels == 7
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.PROPOSAL_GENERATOR.NAME = "FCOS", "RPN"
     assert build_model(cfg).state_dict().keys() == model.state_dict().keys()
@@ -90,7 +93,7 @@ def test_starts_at_the_prior_probability():
     model = _build()
     images = _preprocess(model, [make_input(64, 64, [])])
     outputs = model.proposal_generator.predict(model.backbone(images.tensor))
-    for logits in outputs.class_logits:
+    for logits in outputs.cls_logits:
         assert logits.sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
 
 
@@ -115,7 +118,7 @@ def test_an_object_between_all_points():
 def test_missing_ground_truth_names_the_image():
     image = make_input(96, 128, BOXES)
     del image["instances"]
-    with pytest.raises(ZooError, match=r"image_0.png has no 'instances'"):
+    with pytest.raises(ZooError, match=r"image_0\.png"):
         _build()([image])
 
 
@@ -142,12 +145,9 @@ def test_normalisers_of_the_class_loss():
     found = {}
     for kind in ("fg", "all", "moving_fg"):
         model = _build("LOSS_NORMALIZER_CLS", kind).eval()
-        generator, features = (
-            model.proposal_generator,
-            model.backbone(_preprocess(model, batch).tensor),
-        )
-        outputs = generator.predict(features)
-        targets = generator.assign(outputs, [batch[0]["instances"]])
+        generator, images = model.proposal_generator, _preprocess(model, batch)
+        outputs = generator.predict(model.backbone(images.tensor))
+        targets = generator.assign(outputs, images, [batch[0]["instances"]])
         first, second = (generator.losses(outputs, targets)["loss_fcos_cls"] for _ in range(2))
         found[kind] = first.item(), second.item()
     count, num_points = len(targets.point), targets.classes.numel()
@@ -226,7 +226,7 @@ def test_proposals_in_training():
     assert model.proposal_generator.yield_proposal
     model.proposal_generator.yield_proposal = False
     assert model.proposal_generator.train()(images, features, ground_truth)[0] == []
-    with pytest.raises(ZooError, match="needs 'instances'"):
+    with pytest.raises(ZooError, match="instances"):
         model.proposal_generator(images, features)
 
 
@@ -254,6 +254,12 @@ def test_results_are_clipped_and_scaled():
     assert found.image_size == (48, 128) and len(found) > 0
     assert boxes.min() >= 0 and (boxes[:, 2] <= 128).all() and (boxes[:, 3] <= 48).all()
     assert (found.scores.diff() <= 0).all()
+    images = _preprocess(model, [image])
+    with torch.no_grad():
+        (candidates,), _ = model.proposal_generator(images, model.backbone(images.tensor))
+    assert torch.equal(
+        model.proposal_generator.postprocess(candidates, 48, 128).pred_boxes.tensor, boxes
+    )
     assert {"locations", "fpn_levels"} <= set(found.get_fields())
 
 
@@ -275,11 +281,12 @@ def test_bf16_autocast_keeps_distances_in_fp32():
     assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
 
 
+@pytest.mark.parametrize("key", ["MODEL.FPN.TOP_LEVELS", "MODEL.FCOS.TOP_LEVELS"])
 @pytest.mark.parametrize("levels", [0, 1])
-def test_fewer_levels(levels):
+def test_fewer_levels(levels, key):
     names, strides = ["p3", "p4", "p5", "p6"][: 3 + levels], [8, 16, 32, 64][: 3 + levels]
     model = _build(
-        "TOP_LEVELS", levels, "IN_FEATURES", names, "FPN_STRIDES", strides,
+        key, levels, "IN_FEATURES", names, "FPN_STRIDES", strides,
         "SIZES_OF_INTEREST", [32, 64, 128][: 2 + levels],
     )  # fmt: skip
     assert len(model.proposal_generator.fcos_head.scales) == 3 + levels
@@ -287,18 +294,48 @@ def test_fewer_levels(levels):
 
 
 @pytest.mark.parametrize(
-    "key,value,message",
+    "key,value,named",
     [
-        ("NORM", "LN", "NORM is 'LN'"),
-        ("BOX_QUALITY", "ctr", "BOX_QUALITY is 'ctr'"),
-        ("LOC_LOSS_TYPE", "diou", "LOC_LOSS_TYPE is 'diou'"),
-        ("LOSS_NORMALIZER_CLS", "bg", "LOSS_NORMALIZER_CLS is 'bg'"),
-        ("FPN_STRIDES", [4, 8, 16, 32, 64], r"FPN_STRIDES is \[4, .* are \[8, 16"),
-        ("SIZES_OF_INTEREST", [64, 128], "SIZES_OF_INTEREST has 2 sizes.* 5 levels there are 4"),
-        ("TOP_LEVELS", 0, "IN_FEATURES names p6, p7, but the backbone gives p3, p4, p5"),
-        ("TOP_LEVELS", 3, "TOP_LEVELS is 3"),
+        ("NORM", "LN", "FCOS.NORM"),
+        ("BOX_QUALITY", "ctr", "FCOS.BOX_QUALITY"),
+        ("LOC_LOSS_TYPE", "diou", "FCOS.LOC_LOSS_TYPE"),
+        ("LOSS_NORMALIZER_CLS", "bg", "FCOS.LOSS_NORMALIZER_CLS"),
+        ("FPN_STRIDES", [4, 8, 16, 32, 64], "FCOS.FPN_STRIDES"),
+        ("SIZES_OF_INTEREST", [64, 128], "FCOS.SIZES_OF_INTEREST"),
+        ("TOP_LEVELS", 0, "FCOS.IN_FEATURES is .*p6.*p3, p4, p5"),
+        ("TOP_LEVELS", 3, "FCOS.TOP_LEVELS is 3"),
+        ("MODEL.FPN.TOP_LEVELS", 3, "FPN.TOP_LEVELS is 3"),
     ],
 )
-def test_bad_config_values_name_the_key(key, value, message):
-    with pytest.raises(ConfigError, match=message):
+def test_bad_config_values_name_the_key(key, value, named):
+    with pytest.raises(ConfigError, match=rf"MODEL\.{named}"):
         _build(key, value)
+
+
+def test_published_names_set_one_by_one_serve_too():
+    cfg = get_tiny_config("fcos/fcos_tiny")
+    cfg.MODEL.BACKBONE.NAME = "build_fcos_resnet_fpn_backbone"
+    node = cfg.MODEL.FCOS
+    node.TOP_LEVELS, node.IN_FEATURES = 0, ["p3", "p4", "p5"]
+    node.FPN_STRIDES, node.SIZES_OF_INTEREST = [8, 16, 32], [32, 64]
+    assert list(build_model(cfg).backbone.output_shape()) == ["p3", "p4", "p5"]
+    assert node.TOP_LEVELS == 0  # the caller's config stays as it is
+
+
+def test_the_later_of_both_level_keys_counts():
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.FCOS.TOP_LEVELS", 0])
+    assert cfg.MODEL.FPN.TOP_LEVELS == 0
+    cfg.merge_from_list(["MODEL.FPN.TOP_LEVELS", 1])
+    assert cfg.MODEL.FPN.TOP_LEVELS == 1
+
+
+@pytest.mark.parametrize("option", ["class_normalizer", "box_loss", "box_quality"])
+def test_constructors_refuse_unknown_options(option):
+    settings = {"decode_settings": DecodeSettings(), "decode_settings_train": DecodeSettings()}
+    points = PointSpec([8], [])
+    with pytest.raises(ValueError, match="'x'"):
+        FCOSProposals(
+            fcos_head=nn.Identity(), in_features=["p3"], points=points, num_classes=1,
+            **settings, **{option: "x"},
+        )  # fmt: skip

@@ -9,8 +9,8 @@ from instancezoo.errors import ConfigError
 from instancezoo.layers.dynamic_conv import dynamic_conv
 from instancezoo.layers.points import PointSampler, sample_masks
 from instancezoo.modeling.masks import BoxMasks, ImageMasks, remove_padding
-from instancezoo.pointrend.solov2 import apply_kernels, read_labels
-from instancezoo.solo.targets import gather_objects
+from instancezoo.pointrend.solov2 import apply_kernels
+from instancezoo.pointrend.targets import sample_labels
 from instancezoo.solov2 import SOLOv2
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
@@ -64,14 +64,13 @@ def test_labels_are_read_from_the_own_object_of_the_own_image():
     # rows come in any order, and several may be of one object
     instance = torch.tensor([2, 0, 1, 0])
     points = torch.tensor([[2.5, 0.5], [2.5, 1.5], [2.5, 2.5], [3.0, 1.5]]).expand(4, -1, -1)
-    labels = read_labels([objects.gt_masks.tensor for objects in truth], instance, points)
+    labels = sample_labels([objects.gt_masks.tensor for objects in truth], instance, points)
     assert labels.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0.5], [1, 0, 0, 0]]
 
 
 def _compute_point_loss(model, batch, images, outputs):
     truth = [record["instances"] for record in batch]
-    objects = gather_objects(truth, tuple(images.tensor.shape[2:]))
-    return model.point_loss(outputs, objects, model.assign(objects))
+    return model.point_loss(outputs, model.assign(outputs, images, truth))
 
 
 @pytest.mark.parametrize("boxes", [BOXES, []], ids=["objects", "none"])
@@ -96,9 +95,9 @@ def test_no_more_rows_than_asked_for_are_trained_on():
     model.max_rows = 3
     seen, predict = [], model.head.predict_points
 
-    def record(features, coarse):
+    def record(fine, mask_feature, coarse):
         seen.append(coarse.shape)
-        return predict(features, coarse)
+        return predict(fine, mask_feature, coarse)
 
     model.head.predict_points = record
     batch = [make_input(96, 128, BOXES)]
@@ -114,7 +113,8 @@ def test_an_untrained_point_head_gives_back_the_coarse_logits(each_layer):
     generator = torch.Generator().manual_seed(0)
     coarse = 20 * torch.rand(3, 50, generator=generator) - 10
     features = torch.randn(3, 50, head.point_head.fc1.in_channels - 1, generator=generator)
-    difference = (head.predict_points(features, coarse) - coarse).abs().max()
+    logits = head.predict_points(features[..., :9], features[..., 9:], coarse)
+    difference = (logits - coarse).abs().max()
     assert (difference < 0.1) == each_layer
 
 
@@ -131,16 +131,16 @@ def test_a_point_head_that_copies_leaves_the_masks_almost_as_they_were(monkeypat
     radius = torch.tensor([5.0, 7.0, 4.0])
     distance = ((x - centers[:, :1, None]) ** 2 + (y - centers[:, 1:, None]) ** 2).sqrt()
     probs = (radius[:, None, None] - distance).sigmoid()
-    model.decode = type(model.decode)()  # published thresholds
+    model.decode_settings = type(model.decode_settings)()  # published thresholds
     found = Instances((96, 128), scores=torch.ones(3), pred_classes=torch.zeros(3).long())
     found.pred_masks = ImageMasks(probs, remove_padding((96, 128), (96, 128)))
     expected = found.pred_masks.bitmasks(144, 192)
 
-    monkeypatch.setattr(SOLOv2, "inference", lambda self, outputs, images: [found])
-    (refined,) = model.inference(outputs, images)
+    monkeypatch.setattr(SOLOv2, "decode", lambda self, outputs, images: [found])
+    (refined,) = model.decode(outputs, images)
     assert isinstance(refined.pred_masks, BoxMasks)
     assert refined.pred_masks.scores.shape == (3, 224, 224)
-    masks = model.finish(refined, 144, 192).pred_masks
+    masks = model.postprocess(refined, 144, 192).pred_masks
     overlap = (masks & expected).sum((1, 2)) / (masks | expected).sum((1, 2))
     assert (overlap > 0.97).all(), overlap
 
@@ -151,7 +151,7 @@ def test_boxes_follow_the_image_to_its_own_size():
     detections = Instances((64, 80), scores=torch.ones(1), pred_classes=torch.zeros(1).long())
     box = torch.tensor([[20.0, 8.0, 40.0, 24.0]])
     detections.pred_masks = BoxMasks(torch.ones(1, 28, 28), box)
-    found = model.finish(detections, 128, 240)
+    found = model.postprocess(detections, 128, 240)
     assert isinstance(found.pred_boxes, Boxes)
     assert found.pred_boxes.tensor.tolist() == [[60.0, 16.0, 120.0, 48.0]]
     assert torch.equal(detections.pred_masks.boxes, box)  # the input is left as it was

@@ -18,9 +18,9 @@ from published_names import (
 
 from instancezoo import model_zoo
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, convert_state_dict
-from instancezoo.checkpoint.convert import LAYOUTS
+from instancezoo.polarmask import METHOD
 
-LAYOUT_NAMES = [name for name in LAYOUTS if name.startswith("xieenze/PolarMask")]
+LAYOUTS = {layout.name: layout for layout in METHOD.layouts}
 
 _NAMES = [
     *list_mmdetection_rows(finest=3),
@@ -57,7 +57,7 @@ def _make_file(config):
     return ours, add_counters(published)
 
 
-@pytest.mark.parametrize("name", LAYOUT_NAMES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_is_recognised_and_fills_its_config(name):
     ours, published = _make_file(LAYOUTS[name].config)
     converted = convert_state_dict(published)
@@ -68,7 +68,7 @@ def test_layout_is_recognised_and_fills_its_config(name):
 
 def test_every_1x_config_has_a_layout():
     configs = {n for n in model_zoo.list_configs() if re.match(r"polarmask/.*_1x$", n)}
-    assert configs == {LAYOUTS[name].config for name in LAYOUT_NAMES}
+    assert configs == {LAYOUTS[name].config for name in LAYOUTS}
 
 
 def test_number_of_published_tensors_and_parameters():

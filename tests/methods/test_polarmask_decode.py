@@ -53,7 +53,7 @@ def _reference(outputs, settings, box_of="branch"):
                 center = 1 / (1 + math.exp(-outputs.ctr_logits[level][0, 0, y, x].item()))
                 cells.append((max(probs) * center, x, y, probs, center))
         cells.sort(key=lambda cell: -cell[0])
-        for _, x, y, probs, center in cells[: settings.topk_candidates]:
+        for _, x, y, probs, center in cells[: settings.num_candidates]:
             point = np.array([x * stride + stride // 2, y * stride + stride // 2])
             rays = outputs.rays[level][0, :, y, x].double().numpy()
             angles = np.radians(np.arange(NUM_RAYS) * 10)
@@ -89,7 +89,7 @@ def _compute_iou(one, other):
 @pytest.mark.parametrize("box_of", ["branch", "polygon"])
 @pytest.mark.parametrize("topk,most", [(1000, 100), (30, 100), (1000, 7)])
 def test_detections_equal_the_loops(box_of, topk, most):
-    settings = DecodeSettings(topk_candidates=topk, nms_box=box_of, max_per_image=most)
+    settings = DecodeSettings(num_candidates=topk, nms_box=box_of, max_per_image=most)
     outputs = _make_outputs()
     (found,) = _detect(outputs, settings)
     expected = _reference(outputs, settings, box_of)

@@ -16,16 +16,11 @@ from published_names import (
     rename,
 )
 
-from instancezoo import model_zoo
+from instancezoo import model_zoo, solo, solov2
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, convert_state_dict
-from instancezoo.checkpoint.convert import LAYOUTS
 
 SOURCES = ("WXinlong/SOLO", "MMDetection", "AdelaiDet")
-LAYOUT_NAMES = [
-    name
-    for name, layout in LAYOUTS.items()
-    if name.startswith(SOURCES) and layout.config.startswith(("solo/", "solov2/"))
-]
+LAYOUTS = {layout.name: layout for module in (solo, solov2) for layout in module.METHOD.layouts}
 
 _RESNET = [
     *list_mmdetection_rows(finest=2),
@@ -109,7 +104,7 @@ def _make_file(method, state, source):
     return published if source == "AdelaiDet" else add_counters(published)
 
 
-@pytest.mark.parametrize("name", LAYOUT_NAMES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_is_recognised_and_fills_its_config(name):
     layout = LAYOUTS[name]
     method, ours = _describe_model(layout.config)
@@ -120,13 +115,13 @@ def test_layout_is_recognised_and_fills_its_config(name):
     assert all(key.endswith("num_batches_tracked") for key in converted.unused)
 
 
-def test_every_config_but_the_tiny_ones_has_a_layout():
+def test_every_config_of_the_papers_has_a_layout():
     configs = {
         name
         for name in model_zoo.list_configs()
-        if name.startswith(("solo/", "solov2/")) and not name.endswith(("_tiny", "_1x"))
+        if name.startswith(("solo/", "solov2/")) and not name.endswith(("_tiny", "_nuclei", "_1x"))
     }
-    assert configs <= {LAYOUTS[name].config for name in LAYOUT_NAMES}
+    assert configs <= {LAYOUTS[name].config for name in LAYOUTS}
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,30 @@ from instancezoo.solo.decode import (
 MEGABYTE = 2**20
 
 
-def _make_scene(num_cells, height, width, radius, seed=0):
-    """Mask probabilities of discs, one per cell."""
-    generator = torch.Generator().manual_seed(seed)
-    y0, x0 = (torch.rand(num_cells, 1, 1, generator=generator) * n for n in (height, width))
-    y, x = torch.arange(height)[:, None], torch.arange(width)[None]
+class Discs:
+    """Masks of one image: a disc per cell."""
 
-    def mask_probs(cells):
-        distance = (y - y0[cells]) ** 2 + (x - x0[cells]) ** 2
-        return distance.sub_(radius**2).div_(-radius).sigmoid_()
+    def __init__(self, num_cells, height, width, radius, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        sizes = height, width
+        self.y0, self.x0 = (torch.rand(num_cells, 1, 1, generator=generator) * n for n in sizes)
+        self.y, self.x = torch.arange(height)[:, None], torch.arange(width)[None]
+        self.radius = radius
 
-    return mask_probs
+    def probs(self, image, cells):
+        assert image == 0
+        distance = (self.y - self.y0[cells]) ** 2 + (self.x - self.x0[cells]) ** 2
+        return distance.sub_(self.radius**2).div_(-self.radius).sigmoid_()
+
+
+class FixedMasks:
+    """Masks of one image, as they are given."""
+
+    def __init__(self, masks):
+        self.masks = masks
+
+    def probs(self, image, cells):
+        return self.masks[cells]
 
 
 def test_cells_of_all_levels_come_in_one_order():
@@ -37,10 +50,10 @@ def test_cells_of_all_levels_come_in_one_order():
 
 
 def test_candidates_are_scored_by_probability_and_maskness():
-    mask_probs = _make_scene(6, 20, 24, radius=5)
+    scene = Discs(6, 20, 24, radius=5)
     probs = torch.tensor([[0.9, 0.5], [0.1, 0.2], [0.0, 0.0], [0.8, 0.1], [0.3, 0.7], [0.05, 0.6]])
-    ranked = rank_candidates(probs, torch.full((6,), 8), mask_probs, DecodeSettings(), budget=1)
-    masks = mask_probs(torch.arange(6))
+    ranked = rank_candidates(probs, torch.full((6,), 8), scene, 0, DecodeSettings(), budget=1)
+    masks = scene.probs(0, torch.arange(6))
     expected = {}
     for cell, class_ in (probs > 0.1).nonzero().tolist():
         inside = masks[cell] > 0.5
@@ -54,50 +67,48 @@ def test_candidates_are_scored_by_probability_and_maskness():
 
 
 def test_masks_need_more_pixels_than_their_stride():
-    def mask_probs(cells):
-        masks = torch.zeros(3, 4, 8)
-        masks[0, :, :2] = masks[1, 0] = 1.0  # 8 pixels each
-        masks[1, 1, 0] = 1.0  # and one more
-        return masks[cells]
-
+    masks = torch.zeros(3, 4, 8)
+    masks[0, :, :2] = masks[1, 0] = 1.0  # 8 pixels each
+    masks[1, 1, 0] = 1.0  # and one more
+    scene = FixedMasks(masks)
     probs = torch.tensor([[0.9], [0.8], [0.7]])
-    ranked = rank_candidates(probs, torch.full((3,), 8), mask_probs, DecodeSettings())
+    ranked = rank_candidates(probs, torch.full((3,), 8), scene, 0, DecodeSettings())
     assert ranked.cells.tolist() == [1]
 
 
 def test_cuts_before_and_after_suppression():
-    settings = DecodeSettings(nms_pre=20, max_per_img=7, update_thr=0.0)
-    mask_probs = _make_scene(50, 40, 48, radius=4)
+    settings = DecodeSettings(num_candidates=20, max_per_image=7, update_thresh=0.0)
+    scene = Discs(50, 40, 48, radius=4)
     probs = torch.linspace(0.2, 0.9, 50)[:, None]
-    ranked = rank_candidates(probs, torch.full((50,), 1), mask_probs, settings)
+    ranked = rank_candidates(probs, torch.full((50,), 1), scene, 0, settings)
     assert len(ranked.cells) == 20
-    scores, classes, masks = select_detections(ranked, mask_probs, settings)
+    scores, classes, masks = select_detections(ranked, scene, 0, settings)
     assert len(scores) == len(classes) == len(masks) == 7
     assert (scores.diff() <= 0).all()
 
 
 def test_the_update_threshold_is_inclusive():
-    mask_probs = _make_scene(1, 20, 20, radius=6)
+    scene = Discs(1, 20, 20, radius=6)
     probs = torch.tensor([[0.5]])
-    score = rank_candidates(probs, torch.ones(1), mask_probs, DecodeSettings()).scores.item()
+    score = rank_candidates(probs, torch.ones(1), scene, 0, DecodeSettings()).scores.item()
     for threshold, count in ((score, 1), (score + 1e-6, 0)):
-        settings = DecodeSettings(update_thr=threshold)
-        ranked = rank_candidates(probs, torch.ones(1), mask_probs, settings)
-        assert len(select_detections(ranked, mask_probs, settings)[0]) == count
+        settings = DecodeSettings(update_thresh=threshold)
+        ranked = rank_candidates(probs, torch.ones(1), scene, 0, settings)
+        assert len(select_detections(ranked, scene, 0, settings)[0]) == count
 
 
 def test_classes_of_one_cell_share_its_mask():
-    mask_probs = _make_scene(2, 20, 24, radius=6)
+    scene = Discs(2, 20, 24, radius=6)
     probs = torch.tensor([[0.0, 0.0], [0.9, 0.8]])
-    ranked = rank_candidates(probs, torch.ones(2), mask_probs, DecodeSettings())
-    scores, classes, masks = select_detections(ranked, mask_probs, DecodeSettings())
+    ranked = rank_candidates(probs, torch.ones(2), scene, 0, DecodeSettings())
+    scores, classes, masks = select_detections(ranked, scene, 0, DecodeSettings())
     assert classes.tolist() == [0, 1] and torch.equal(masks[0], masks[1])
 
 
 def test_nothing_above_the_threshold():
-    mask_probs = _make_scene(3, 20, 24, radius=6)
-    ranked = rank_candidates(torch.zeros(3, 2), torch.ones(3), mask_probs, DecodeSettings())
-    scores, classes, masks = select_detections(ranked, mask_probs, DecodeSettings())
+    scene = Discs(3, 20, 24, radius=6)
+    ranked = rank_candidates(torch.zeros(3, 2), torch.ones(3), scene, 0, DecodeSettings())
+    scores, classes, masks = select_detections(ranked, scene, 0, DecodeSettings())
     assert scores.shape == classes.shape == (0,) and masks.shape == (0, 20, 24)
     assert classes.dtype == torch.long
 
@@ -108,12 +119,12 @@ def test_nothing_above_the_threshold():
     [(500, 200, 336, 60, 200), (2000, 500, 500, 12, 400)],
 )
 def test_memory_of_dense_scenes(num_candidates, height, width, radius, limit):
-    mask_probs = _make_scene(num_candidates, height, width, radius)
+    scene = Discs(num_candidates, height, width, radius)
     probs = torch.linspace(0.2, 0.9, num_candidates)[:, None]
-    settings = DecodeSettings(nms_pre=num_candidates)
+    settings = DecodeSettings(num_candidates=num_candidates)
     with PeakMemory() as memory:
-        ranked = rank_candidates(probs, torch.ones(num_candidates), mask_probs, settings)
+        ranked = rank_candidates(probs, torch.ones(num_candidates), scene, 0, settings)
         assert len(ranked.cells) == num_candidates
-        select_detections(ranked, mask_probs, settings)
+        select_detections(ranked, scene, 0, settings)
     packed_masks = num_candidates * height * width // 8
     assert packed_masks < memory.peak < limit * MEGABYTE

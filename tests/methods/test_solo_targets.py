@@ -1,5 +1,7 @@
 """SOLO's targets on hand-made cases, and against a reference that loops as the paper reads."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -44,9 +46,8 @@ def _make_random_image(num_objects, seed):
 
 def _assign(images, one_object_per_cell=False, grid=GRID, canvas=CANVAS):
     objects = gather_objects(images, canvas)
-    return assign_cells(
-        objects, grid, num_classes=NUM_CLASSES, one_object_per_cell=one_object_per_cell
-    )
+    grid = replace(grid, one_object_per_cell=one_object_per_cell)
+    return assign_cells(objects, grid, num_classes=NUM_CLASSES)
 
 
 def _list_rows(targets):
@@ -56,7 +57,7 @@ def _list_rows(targets):
 
 def _assign_by_loops(image, grid):
     """Rows (level, cell, object) and the class map, as spec section 3.2 reads."""
-    rows, classes = [], []
+    rows, classes, first = [], [], 0
     for level, (side, (low, high)) in enumerate(
         zip(grid.num_grids, grid.scale_ranges, strict=True)
     ):
@@ -83,8 +84,9 @@ def _assign_by_loops(image, grid):
             for row in spans[0]:
                 for column in spans[1]:
                     category[row, column] = int(image.gt_classes[index])
-                    rows.append((level, row * side + column, index))
+                    rows.append((level, first + row * side + column, index))
         classes.append(category.ravel())
+        first += side * side
     return rows, np.concatenate(classes)
 
 
@@ -101,7 +103,7 @@ def test_assignment_equals_the_loops(seed):
 def test_a_small_centered_object_takes_one_cell():
     # Its centre region (18.7, 11.3) - (21.3, 13.7) is in row 2, column 2 of the 12 x 12 grid.
     targets = _assign([_make_image([[14, 7, 27, 19]], [3])])
-    assert _list_rows(targets) == [(0, 0, 2 * 12 + 2, 0), (0, 1, 1 * 8 + 1, 0)]
+    assert _list_rows(targets) == [(0, 0, 2 * 12 + 2, 0), (0, 1, 144 + 1 * 8 + 1, 0)]
     assert targets.classes[0, 26] == 3 and targets.classes[0, 144 + 9] == 3
 
 
@@ -199,11 +201,10 @@ def test_integer_arithmetic_equals_opencv_at_any_size(stride, seed):
 
 def test_opencv_rule_reduces_each_image_without_its_padding():
     images = [_make_random_image(2, 1), _make_image([[3, 4, 29, 25]], [0], size=(30, 41))]
-    objects = gather_objects(images, CANVAS)
-    small = reduce_masks(objects, 4, rule="opencv")
+    small = reduce_masks(gather_objects(images, CANVAS, "opencv"), 4)
     assert small.shape == (3, 16, 24)
     expected = cv2.resize(images[1].gt_masks.tensor[0].numpy().astype(np.uint8), (10, 8))
     np.testing.assert_array_equal(small[2, :8, :10].numpy(), expected.astype(bool))
     assert not small[2, 8:].any() and not small[2, :, 10:].any()
-    with pytest.raises(ValueError, match="'padded' or 'opencv'"):
-        reduce_masks(objects, 4, rule="cv2")
+    with pytest.raises(ValueError, match="cv2"):
+        reduce_masks(gather_objects(images, CANVAS, "cv2"), 4)

@@ -42,7 +42,7 @@ def test_p6_comes_from_p5_and_p7_from_what_is_positive_of_p6():
 
 @pytest.mark.parametrize("levels", [0, 1])
 def test_fewer_levels(levels):
-    backbone = _build("MODEL.FCOS.TOP_LEVELS", levels)
+    backbone = _build("MODEL.FPN.TOP_LEVELS", levels)
     assert list(backbone.output_shape()) == ["p3", "p4", "p5", "p6"][: 3 + levels]
     names = {name for name, _ in backbone.named_parameters() if "top_block" in name}
     assert names == ({"top_block.p6.weight", "top_block.p6.bias"} if levels else set())
@@ -52,7 +52,9 @@ def test_fewer_levels(levels):
 
 
 def test_other_numbers_of_levels_are_refused():
-    with pytest.raises(ConfigError, match="TOP_LEVELS is 3"):
+    with pytest.raises(ConfigError, match=r"MODEL\.FPN\.TOP_LEVELS is 3"):
+        _build("MODEL.FPN.TOP_LEVELS", 3)
+    with pytest.raises(ValueError, match="3"):
         build_top_block(3, 16)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.modeling.proposal_generator import build_proposal_generator
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from .base import LOSSES, ParityBase
@@ -72,9 +72,9 @@ class FCOSParity(ParityBase):
         )
         outputs = self._predict(generator, 1)
         hook.remove()
-        assert len(raw_boxes) == len(outputs.class_logits) == NUM_LEVELS
+        assert len(raw_boxes) == len(outputs.cls_logits) == NUM_LEVELS
         for level, scale in enumerate(self.arrays["scales"]):
-            self._check_map(f"cls_logits_{level}", outputs.class_logits[level][0])
+            self._check_map(f"cls_logits_{level}", outputs.cls_logits[level][0])
             self._check_map(f"ctr_logits_{level}", outputs.quality_logits[level][0])
             self._check_map(f"bbox_raw_{level}", raw_boxes[level][0])
             expected = (raw_boxes[level] * float(scale)).clamp(min=0)
@@ -84,9 +84,9 @@ class FCOSParity(ParityBase):
         for variant in ("b1", "b1_nocs", "b1_mask"):
             generator = self._build_generator(LOSS_VARIANTS[variant])
             outputs = self._predict(generator, 1)
-            sizes = [logits[0, 0].numel() for logits in outputs.class_logits]
+            sizes = [logits[0, 0].numel() for logits in outputs.cls_logits]
             assert sizes == self.arrays["points_per_level"].tolist()
-            targets = generator.assign(outputs, self._ground_truth(variant))
+            targets = self._assign(generator, outputs, self._ground_truth(variant))
             self.fixture.check_exact(f"{variant}_labels", targets.classes[0])
             self.fixture.check_exact(f"{variant}_pos", targets.point)
             self.fixture.check_exact(f"{variant}_pos_gt", targets.instance)
@@ -98,7 +98,7 @@ class FCOSParity(ParityBase):
             ground_truth = self._ground_truth(variant)
             generator = self._build_generator(overrides)
             outputs = self._predict(generator, len(ground_truth))
-            losses = generator.losses(outputs, generator.assign(outputs, ground_truth))
+            losses = generator.losses(outputs, self._assign(generator, outputs, ground_truth))
             stored = {name for name in self.arrays if name.startswith(f"{variant}_loss_")}
             assert {f"{variant}_{name}" for name in losses} == stored
             for name, loss in losses.items():
@@ -109,14 +109,15 @@ class FCOSParity(ParityBase):
         generator = self._build_generator([])
         outputs = self._predict(generator, 1)
         maps = {
-            "cls": outputs.class_logits,
+            "cls": outputs.cls_logits,
             "reg": outputs.distances,
             "ctr": outputs.quality_logits,
         }
         for levels in maps.values():
             for level in levels:
                 level.requires_grad_()
-        losses = generator.losses(outputs, generator.assign(outputs, self._ground_truth("b1")))
+        targets = self._assign(generator, outputs, self._ground_truth("b1"))
+        losses = generator.losses(outputs, targets)
         sum(losses.values()).backward()
         for name, levels in maps.items():
             norm = torch.cat([level.grad.flatten() for level in levels]).norm()
@@ -172,6 +173,11 @@ class FCOSParity(ParityBase):
     def _predict(self, generator: Any, count: int) -> Any:
         with torch.no_grad():
             return generator.predict(self._features(count))
+
+    def _assign(self, generator: Any, outputs: Any, ground_truth: list[Instances]) -> Any:
+        tensor = self._backbone_call[0][: len(ground_truth)]
+        images = ImageList(tensor, [instances.image_size for instances in ground_truth])
+        return generator.assign(outputs, images, ground_truth)
 
     def _ground_truth(self, variant: str) -> list[Instances]:
         batch = [self._instances(i) for i in range(2 if variant.startswith("b2") else 1)]

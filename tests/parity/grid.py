@@ -12,7 +12,8 @@ from torch import Tensor
 
 from instancezoo.modeling.levels import level_offsets
 from instancezoo.solo.decode import compute_cell_probs, rank_candidates, suppress
-from instancezoo.solo.targets import CellTargets, gather_objects, reduce_masks
+from instancezoo.solo.masks import predict_masks
+from instancezoo.solo.targets import CellTargets, reduce_masks
 
 from .base import ParityBase
 from .fixtures import MASK_PIXELS, SCORES, Fixture
@@ -47,7 +48,7 @@ class GridParity(ParityBase):
         check("input_sub8", self.images.tensor[0, :, ::8, ::8])
         for level, step in (("p2", 4), ("p3", 2), ("p4", 1), ("p5", 1), ("p6", 1)):
             check(f"fpn_{level}_first8", self.features[level][0, :8, ::step, ::step])
-        for level, logits in enumerate(self.outputs.cate_logits):
+        for level, logits in enumerate(self.outputs.cls_logits):
             check(f"cate_logits_{level}_sub", logits[0, ::5, ::3, ::3])
         getattr(self, f"_check_maps_of_{self.method}")()
 
@@ -66,7 +67,7 @@ class GridParity(ParityBase):
             np.testing.assert_array_equal(masks.numpy(), expected, err_msg=f"masks of {level}")
 
     def check_losses(self) -> None:
-        losses = self.model.losses(self.outputs, self.images, [self.ground_truth])
+        losses = self.model.losses(self.outputs, self.assigned)
         assert set(losses) == {"loss_ins", "loss_cate"}
         self.fixture.check_loss("loss_ins", losses["loss_ins"])
         self.fixture.check_loss("loss_cate", losses["loss_cate"])
@@ -80,7 +81,7 @@ class GridParity(ParityBase):
         ranked = self.ranked
         self.fixture.check_exact("nms_labels", ranked.classes)
         self.fixture.check_scores("nms_scores_before", ranked.scores)
-        self.fixture.check_scores("nms_scores_after", suppress(ranked, self.model.decode))
+        self.fixture.check_scores("nms_scores_after", suppress(ranked, self.model.decode_settings))
         pixels = self.outputs_size[0] * self.outputs_size[1]
         areas = self.arrays["nms_mask_areas"]
         assert np.abs(ranked.areas.numpy() - areas).max(initial=0) <= MASK_PIXELS * pixels
@@ -99,16 +100,17 @@ class GridParity(ParityBase):
 
     @cached_property
     def probs(self) -> Tensor:
-        return compute_cell_probs(self.outputs.cate_logits)[0]
+        return compute_cell_probs(self.outputs.cls_logits)[0]
 
     @cached_property
     def ranked(self) -> Any:
-        def mask_probs(cells: Tensor) -> Tensor:
-            return self.model.mask_probs(self.outputs, 0, cells)
-
         with torch.no_grad():
             return rank_candidates(
-                self.probs, self.model.cell_strides, mask_probs, self.model.decode
+                self.probs,
+                self.model.cell_strides,
+                self.outputs.masks,
+                0,
+                self.model.decode_settings,
             )
 
     @cached_property
@@ -120,12 +122,12 @@ class GridParity(ParityBase):
         return self._make_instances(size, self.arrays["gt_boxes"], self.arrays["gt_classes"], masks)
 
     @cached_property
-    def objects(self) -> Any:
-        return gather_objects([self.ground_truth], tuple(self.images.tensor.shape[2:]))
+    def assigned(self) -> Any:
+        return self.model.assign(self.outputs, self.images, [self.ground_truth])
 
-    @cached_property
+    @property
     def targets(self) -> CellTargets:
-        return self.model.assign(self.objects)
+        return self.assigned.cells
 
     def _background_is_zero(self) -> bool:
         return ": 0 is background" in self.fixture.spec["label_convention"]
@@ -133,32 +135,34 @@ class GridParity(ParityBase):
     def _rows_of_level(self, level: int) -> tuple[Tensor, Tensor]:
         """Cells (R,) and masks (R, H, W) of a level, in the fixture's order."""
         rows = (self.targets.level == level).nonzero().squeeze(1)
-        cells = self.targets.cell[rows]
-        if self.model.one_object_per_cell:
+        cells = self.targets.cell[rows] - level_offsets(self.node.NUM_GRIDS)[level]
+        if self.model.grid.one_object_per_cell:
             cells, order = cells.sort()
             rows = rows[order]
         map_height = self.arrays[f"target_masks_{level}_shape"][1]
         stride = self.images.tensor.shape[2] // int(map_height)
-        masks = reduce_masks(self.objects, stride, self.node.TARGET_RESIZE)
+        masks = reduce_masks(self.assigned.objects, stride)
         return cells, masks[self.targets.instance[rows]]
 
     def _check_maps_of_SOLO(self) -> None:
         for level, side in enumerate(self.node.NUM_GRIDS):
-            logits = self.model.head.predict_masks(
-                self.outputs.mask_features[level], level, torch.arange(0, side * side, 29)
-            )
+            masks, cells = self.outputs.masks, torch.arange(0, side * side, 29)
+            logits = predict_masks(masks.features[level], masks.convs[level], cells)
             self.fixture.check_map(f"ins_logits_{level}_sub", logits[0, :, ::4, ::4])
 
     def _check_maps_of_DecoupledSOLO(self) -> None:
         for level in range(len(self.node.NUM_GRIDS)):
             for axis in "xy":
-                logits = getattr(self.outputs, f"{axis}_logits")[level]
+                logits = getattr(self.outputs.masks, f"{axis}_logits")[level]
                 self.fixture.check_map(f"ins_{axis}_logits_{level}_sub", logits[0, ::5, ::4, ::4])
 
     def _check_maps_of_SOLOv2(self) -> None:
-        for level, kernels in enumerate(self.outputs.kernels):
+        masks, offsets = self.outputs.masks, level_offsets(self.node.NUM_GRIDS)
+        for level, side in enumerate(self.node.NUM_GRIDS):
+            kernels = masks.kernels[:, offsets[level] : offsets[level + 1]]  # (N, S * S, D)
+            kernels = kernels.transpose(1, 2).unflatten(2, (side, side))
             self.fixture.check_map(f"kernel_{level}_sub", kernels[0, ::8, ::3, ::3])
-        self.fixture.check_map("mask_feat_sub", self.outputs.mask_feature[0, ::8, ::4, ::4])
+        self.fixture.check_map("mask_feat_sub", masks.mask_feature[0, ::8, ::4, ::4])
 
     def _compare_detections(self, found: Instances, width: int) -> None:
         scores, classes = self.arrays["det_scores"], self.arrays["det_classes"]

@@ -63,7 +63,7 @@ class PolarMaskParity(ParityBase):
             "feat_channels": self.cfg.MODEL.FPN.OUT_CHANNELS,
             "gn_groups": self.model.head.cls_tower[0].norm.num_groups,
             "strides": node.FPN_STRIDES,
-            "regress_ranges": [list(limits) for limits in self.model.rules.size_ranges],
+            "regress_ranges": [list(limits) for limits in self.model.rules.points.size_ranges],
             "center_sample_radius": node.CENTER_RADIUS,
             "score_thr": node.SCORE_THRESH_TEST,
             "nms_iou": node.NMS_THRESH_TEST,
@@ -133,7 +133,7 @@ class PolarMaskParity(ParityBase):
     def check_gradients(self) -> None:
         outputs = self._slice_outputs(1)
         leaves = type(outputs)(*([t.clone().requires_grad_() for t in maps] for maps in outputs))
-        losses = self.model.losses(leaves, self.images, self.ground_truth[:1])
+        losses = self.model.losses(leaves, self._assign(0, 1))
         sum(losses.values()).backward()
         for name, maps in zip(("cls", "ctr", "box", "ray"), leaves, strict=True):
             gradient = flatten_levels([leaf.grad for leaf in maps])
@@ -181,14 +181,15 @@ class PolarMaskParity(ParityBase):
         return type(self.outputs)(*([m[:num_images] for m in maps] for maps in self.outputs))
 
     def _assign(self, start: int, stop: int) -> Any:
-        return self.model.assign(self._slice_outputs(1), self.ground_truth[start:stop])
+        outputs = self._slice_outputs(stop - start)
+        return self.model.assign(outputs, self.images, self.ground_truth[start:stop])
 
     def _compute_losses(self, num_images: int) -> dict[str, Tensor]:
-        outputs = self._slice_outputs(num_images)
-        return self.model.losses(outputs, self.images, self.ground_truth[:num_images])
+        return self.model.losses(self._slice_outputs(num_images), self._assign(0, num_images))
 
     def _check_detections(self, prefix: str, found: Instances) -> None:
         self.fixture.check_exact(f"{prefix}_classes", found.pred_classes)
         self._check_close(f"{prefix}_scores", found.scores, 5e-4)
         self._check_close(f"{prefix}_boxes", found.pred_boxes.tensor, 0.05)
-        self._check_close(f"{prefix}_polygons", found.pred_polygons, 0.05)
+        # The fixture's polygons are (M, 2, R).
+        self._check_close(f"{prefix}_polygons", found.pred_polygons.transpose(1, 2), 0.05)

@@ -14,7 +14,7 @@ from torch import nn
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer
 from instancezoo.data.images import read_image
-from instancezoo.data.transforms import build_resize
+from instancezoo.data.transforms import build_resize, make_model_input
 from instancezoo.testing import make_image
 
 from .clock import StageClock, synchronize
@@ -88,10 +88,7 @@ class _Caller:
 
     def resize_image(self) -> dict[str, Any]:
         """The model's input."""
-        height, width = self.image.shape[:2]
-        resized = self.resize.get_transform(self.image).apply_image(self.image)
-        pixels = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
-        return {"image": pixels, "height": height, "width": width}
+        return make_model_input(self.image, self.resize)
 
     def __call__(self) -> int:
         """Number of instances found."""

@@ -1,13 +1,17 @@
-"""Which parts of a model are stages: its modules by structure, the rest by this list of names."""
+"""Which parts of a model are stages: its modules, what all models share, what methods declare."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from typing import Any
 
+from detectron2.layers import batched_nms
+from detectron2.modeling import detector_postprocess
 from torch import nn
+
+from instancezoo.methods import METHODS
+from instancezoo.modeling.masks import masks_for_output
 
 from .clock import Name, StageClock, time_functions, time_methods, time_modules
 
@@ -18,22 +22,16 @@ def _name_mask_stage(masks: Any, height: int, width: int, mask_output: str) -> s
     return "masks to RLE" if mask_output == "rle" else "masks to bitmask"
 
 
-# Methods of a model, by their path from it -> stage. A model has some of them.
-METHODS: dict[str, str] = {
+# What one-stage and two-stage models have in common: a method of the model, or a function -> stage.
+SHARED_STAGES: dict[str | Callable[..., Any], Name] = {
     "preprocess": "normalise and pad",
     "preprocess_image": "normalise and pad",
+    "decode": "decode",
     "inference": "decode",
-    "finish": "boxes and fields",
-    "head.predict_masks": "head.predict_masks",
-}
-# Functions, by module and name -> stage.
-FUNCTIONS: dict[tuple[str, str], Name] = {
-    ("instancezoo.layers.dynamic_conv", "dynamic_conv"): "dynamic convolution",
-    ("instancezoo.layers.nms", "matrix_nms"): "Matrix NMS",
-    ("instancezoo.layers.nms", "nms_per_class"): "box NMS",
-    ("instancezoo.modeling.masks", "masks_for_output"): _name_mask_stage,
-    ("detectron2.layers.nms", "batched_nms"): "box NMS",
-    ("detectron2.modeling.postprocessing", "detector_postprocess"): "boxes and fields",
+    "postprocess": "boxes and fields",
+    masks_for_output: _name_mask_stage,
+    batched_nms: "box NMS",
+    detector_postprocess: "boxes and fields",
 }
 
 
@@ -48,12 +46,14 @@ def time_stages(
         model: a meta-architecture.
         methods: object, name of the method, stage: what else is a stage.
     """
-    functions = [
-        (getattr(import_module(module), name), stage) for (module, name), stage in FUNCTIONS.items()
-    ]
+    stages = dict(SHARED_STAGES)
+    for method in METHODS:
+        stages |= method.stages
+    functions = [(key, stage) for key, stage in stages.items() if callable(key)]
+    paths = {key: stage for key, stage in stages.items() if isinstance(key, str)}
     with ExitStack() as stack:
         stack.enter_context(time_modules(clock, [(OTHER, model), *list_modules(model)]))
-        stack.enter_context(time_methods(clock, [*_list_methods(model), *methods]))
+        stack.enter_context(time_methods(clock, [*_list_methods(model, paths), *methods]))
         stack.enter_context(time_functions(clock, functions))
         yield
 
@@ -78,8 +78,8 @@ def list_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return stages
 
 
-def _list_methods(model: nn.Module) -> Iterator[tuple[Any, str, Name]]:
-    for path, stage in METHODS.items():
+def _list_methods(model: nn.Module, paths: dict[str, Name]) -> Iterator[tuple[Any, str, Name]]:
+    for path, stage in paths.items():
         *holders, method = path.split(".")
         holder: Any = model
         for part in holders:

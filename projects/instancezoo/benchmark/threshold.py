@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +11,10 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.errors import ZooError
-from instancezoo.testing import keep_everything, set_score_thresholds
+from instancezoo.method import find_method
+from instancezoo.methods import METHODS
+from instancezoo.testing import keep_everything
 
-# Stands for the score thresholds of a config until the model is built; no config has it.
-_MARK = 0.4230769
-# Parts of a model whose outputs need not be computed anew for each threshold, unless they hold it.
-_CONSTANT_PARTS = ("backbone", "head", "proposal_generator")
 _MAX_HALVINGS = 24
 _NUM_REFINEMENTS = 14
 # So many instances more than wanted are near enough.
@@ -39,28 +35,25 @@ def build_untrained(
         The model in inference mode, and the score threshold that was set.
 
     Raises:
-        ZooError: no threshold of the config is found in the model.
+        ZooError: no method declares how a score threshold is set in the model.
     """
+    method = find_method(METHODS, cfg)
+    if method is None:
+        raise ZooError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no score threshold that "
+            "can be tuned: give --weights"
+        )
     cfg = cfg.clone()
     cfg.defrost()
-    for node in set_score_thresholds(keep_everything(cfg), _MARK):
-        if "UPDATE_THR" in node:  # what Matrix NMS leaves is not dropped: candidates are not more
-            node["UPDATE_THR"] = -1.0
-    model = build_model(cfg).eval()
-    marks = list(_find_marks(model))
-    if not marks:
-        raise ZooError(
-            f"{cfg.MODEL.META_ARCHITECTURE} has no score threshold to tune: give --weights"
-        )
+    model = build_model(keep_everything(cfg)).eval()
 
     def count(threshold: float) -> int:
-        for _, set_threshold in marks:
-            set_threshold(threshold)
+        method.set_score_thresh(model, threshold)
         with torch.no_grad():
             return len(model(batch)[0]["instances"])
 
     count(1.0)
-    with _keep_constant_parts(model, batch, {holder for holder, _ in marks}):
+    with _keep_constant_parts(model, batch, method.constant_parts):
         threshold = _search(count, num_detections)
         count(threshold)
     return model, threshold
@@ -86,43 +79,24 @@ def _search(count: Callable[[float], int], wanted: int) -> float:
     return low
 
 
-def _find_marks(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[float], None]]]:
-    """For each place where the model keeps a marked threshold, the module and what sets it."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and value == _MARK:
-                yield module, functools.partial(setattr, module, name)
-            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-                fields = [f.name for f in dataclasses.fields(value)]
-                marked = [f for f in fields if getattr(value, f) == _MARK]
-                if marked:
-                    yield module, functools.partial(_replace, module, name, marked)
-
-
-def _replace(module: nn.Module, name: str, fields: list[str], value: float) -> None:
-    settings: Any = getattr(module, name)
-    setattr(module, name, dataclasses.replace(settings, **dict.fromkeys(fields, value)))
-
-
 @contextmanager
 def _keep_constant_parts(
-    model: nn.Module, batch: list[dict[str, Any]], variable: set[nn.Module]
+    model: nn.Module, batch: list[dict[str, Any]], names: Sequence[str]
 ) -> Iterator[None]:
     """Run the model once; meanwhile its slow parts give out again what they gave then.
 
     Args:
         model: in inference mode.
         batch: one image.
-        variable: what holds thresholds; parts with such modules are left alone.
+        names: of the parts whose outputs do not depend on the score threshold.
     """
     outputs: dict[nn.Module, Any] = {}
 
     def keep(part: nn.Module, _: Any, output: Any) -> None:
         outputs[part] = output
 
-    parts = [getattr(model, name, None) for name in _CONSTANT_PARTS]
-    constant = [p for p in parts if isinstance(p, nn.Module) and not variable & set(p.modules())]
-    hooks = [part.register_forward_hook(keep) for part in constant]
+    parts = [model.get_submodule(name) for name in names]
+    hooks = [part.register_forward_hook(keep) for part in parts]
     with torch.no_grad():
         model(batch)
     for hook in hooks:

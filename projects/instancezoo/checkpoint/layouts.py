@@ -1,59 +1,19 @@
-"""Layouts of Detectron2's model zoo, of torchvision, and of ImageNet backbones."""
+"""Rows of backbones that checkpoints of many methods share, and layouts of bare backbones."""
 
 from __future__ import annotations
 
-import torch
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from torch import Tensor
-
-from .convert import register_layout
 from .rename import Layout, Row, Transform
 
-_ZOO_LICENCE = "CC BY-SA 3.0 (Detectron2's MODEL_ZOO.md)"
-_TORCHVISION_LICENCE = "BSD-3-Clause (torchvision), trained on COCO"
+ZOO_LICENCE = "CC BY-SA 3.0 (Detectron2's MODEL_ZOO.md)"
+COUNTERS = "**.num_batches_tracked"  # absent from frozen norms, not needed by others
 _BOTTOM_UP = "backbone.bottom_up"
-_COUNTERS = "**.num_batches_tracked"  # frozen norms have none, others do not need them
-_NUM_COCO_OUTPUTS = 91
-_DETECTRON2_EPS = 1e-5  # of FrozenBatchNorm2d
-
-
-def find_class_rows(num_outputs: int) -> list[int]:
-    """Outputs of torchvision that are classes: not row 0, the background.
-
-    The published COCO models have 91, one for each category id: 11 of them are of no category, and
-    Detectron2 counts the other 80 in the order of their ids.
-    """
-    if num_outputs == _NUM_COCO_OUTPUTS:
-        return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
-    return list(range(1, num_outputs))
-
-
-def move_background_last(tensor: Tensor) -> Tensor:
-    """Keep the classes' rows and put the background's, row 0, behind them, as in Detectron2."""
-    return torch.cat([tensor[find_class_rows(len(tensor))], tensor[:1]])
-
-
-def keep_classes(tensor: Tensor) -> Tensor:
-    """Keep the rows of the classes."""
-    return tensor[find_class_rows(len(tensor))]
-
-
-def keep_class_boxes(tensor: Tensor) -> Tensor:
-    """Keep the classes' box deltas, four rows each."""
-    boxes = tensor.unflatten(0, (-1, 4))
-    return boxes[find_class_rows(len(boxes))].flatten(0, 1)
-
-
-def subtract_eps(tensor: Tensor) -> Tensor:
-    """Undo the epsilon that Detectron2 adds to a variance, for a network trained without one."""
-    return tensor - _DETECTRON2_EPS
 
 
 def resnet_rows(prefix: str, variance: Transform | None = None) -> tuple[Row, ...]:
     """Make the rows of a torchvision ResNet.
 
     Args:
-        prefix: what its names begin with, for example "backbone.body.".
+        prefix: beginning of the published names, for example "backbone.body.".
         variance: transform of every running variance.
     """
     block, ours = f"{prefix}layer{{s}}.{{b}}", f"{_BOTTOM_UP}.res{{s+1}}.{{b}}"
@@ -74,131 +34,15 @@ def resnet_rows(prefix: str, variance: Transform | None = None) -> tuple[Row, ..
     )
 
 
-# Detectron2's zoo has our names already. The networks of one family differ in depth or width.
-_ZOO_ROWS: tuple[Row, ...] = (
-    ("backbone.**", "backbone.**"),
-    ("proposal_generator.rpn_head.**", "proposal_generator.rpn_head.**"),
-    ("roi_heads.**", "roi_heads.**"),
-)
-_ZOO_UNUSED = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.**")
-_ZOO_SIGNATURE = (
-    "backbone.fpn_lateral2.weight",
-    "proposal_generator.rpn_head.conv.weight",
-    "roi_heads.mask_head.predictor.weight",
-)
-_RES4_7TH_BLOCK = "backbone.bottom_up.res4.6.conv1.weight"  # R-50 has six, R-101 has 23
-_FAMILIES = (
-    ("mask_rcnn", "Mask R-CNN", "roi_heads.box_predictor.cls_score.weight"),
-    ("cascade_mask_rcnn", "Cascade Mask R-CNN", "roi_heads.box_predictor.2.cls_score.weight"),
-)
-# backbone -> (has res4.6, width of res2's bottleneck)
-_BACKBONES = {"R_50": (False, 64), "R_101": (True, 64), "X_101_32x8d": (True, 256)}
-
-for _folder, _method, _predictor in _FAMILIES:
-    for _backbone, (_deep, _width) in _BACKBONES.items():
-        register_layout(
-            Layout(
-                name=f"Detectron2 {_folder}_{_backbone}_FPN",
-                method=_method,
-                config=f"{_folder}/{_folder}_{_backbone}_FPN_3x",
-                licence=_ZOO_LICENCE,
-                rows=_ZOO_ROWS,
-                unused=_ZOO_UNUSED,
-                must=(*_ZOO_SIGNATURE, _predictor, *((_RES4_7TH_BLOCK,) if _deep else ())),
-                must_not=() if _deep else (_RES4_7TH_BLOCK,),
-                shapes={"backbone.bottom_up.res2.0.conv1.weight": (_width, 64, 1, 1)},
-            )
-        )
-
-# torchvision's background is class 0, Detectron2's is the last.
-_TORCHVISION_HEADS: tuple[Row, ...] = (
-    ("rpn.head.cls_logits.*", "proposal_generator.rpn_head.objectness_logits.*"),
-    ("rpn.head.bbox_pred.*", "proposal_generator.rpn_head.anchor_deltas.*"),
-    ("roi_heads.box_head.fc6.*", "roi_heads.box_head.fc1.*"),
-    ("roi_heads.box_head.fc7.*", "roi_heads.box_head.fc2.*"),
-    (
-        "roi_heads.box_predictor.cls_score.*",
-        "roi_heads.box_predictor.cls_score.*",
-        move_background_last,
-    ),
-    (
-        "roi_heads.box_predictor.bbox_pred.*",
-        "roi_heads.box_predictor.bbox_pred.*",
-        keep_class_boxes,
-    ),
-    ("roi_heads.mask_predictor.conv5_mask.*", "roi_heads.mask_head.deconv.*"),
-    (
-        "roi_heads.mask_predictor.mask_fcn_logits.*",
-        "roi_heads.mask_head.predictor.*",
-        keep_classes,
-    ),
-)
-
-TORCHVISION_MASK_RCNN = register_layout(
-    Layout(
-        name="torchvision maskrcnn_resnet50_fpn",
-        method="Mask R-CNN",
-        config="mask_rcnn/mask_rcnn_R_50_FPN_torchvision",
-        licence=_TORCHVISION_LICENCE,
-        must=(
-            "backbone.body.layer4.2.conv3.weight",
-            "rpn.head.conv.0.0.weight",
-            "roi_heads.box_head.fc6.weight",
-            "roi_heads.mask_predictor.mask_fcn_logits.weight",
-        ),
-        # layer3.6: a deeper network; conv.1: the v2 model, whose head is another
-        must_not=("backbone.body.layer3.6.conv1.weight", "rpn.head.conv.1.0.weight"),
-        unused=(_COUNTERS,),
-        rows=(
-            ("backbone.fpn.inner_blocks.{i}.0.*", "backbone.fpn_lateral{i+2}.*"),
-            ("backbone.fpn.layer_blocks.{i}.0.*", "backbone.fpn_output{i+2}.*"),
-            ("rpn.head.conv.0.0.*", "proposal_generator.rpn_head.conv.*"),
-            ("roi_heads.mask_head.{i}.0.*", "roi_heads.mask_head.mask_fcn{i+1}.*"),
-            *_TORCHVISION_HEADS,
-            *resnet_rows("backbone.body."),
-        ),
-    )
-)
-
-# The COCO_V1 file of 2019: older names, and a backbone trained without an epsilon in its norms:
-# torchvision sets it to zero when it loads this file. Saved again by today's torchvision it has
-# today's names, and nothing in it tells that the epsilon is zero: convert the original.
-TORCHVISION_MASK_RCNN_2019 = register_layout(
-    Layout(
-        name="torchvision maskrcnn_resnet50_fpn COCO_V1",
-        method="Mask R-CNN",
-        config="mask_rcnn/mask_rcnn_R_50_FPN_torchvision",
-        licence=_TORCHVISION_LICENCE,
-        must=(
-            "backbone.body.layer4.2.conv3.weight",
-            "rpn.head.conv.weight",
-            "roi_heads.mask_predictor.mask_fcn_logits.weight",
-            "roi_heads.mask_head.mask_fcn1.weight",
-        ),
-        must_not=("backbone.body.layer3.6.conv1.weight",),
-        unused=(_COUNTERS,),
-        rows=(
-            ("backbone.fpn.inner_blocks.{i}.*", "backbone.fpn_lateral{i+2}.*"),
-            ("backbone.fpn.layer_blocks.{i}.*", "backbone.fpn_output{i+2}.*"),
-            ("rpn.head.conv.*", "proposal_generator.rpn_head.conv.*"),
-            ("roi_heads.mask_head.mask_fcn{i}.*", "roi_heads.mask_head.mask_fcn{i}.*"),
-            *_TORCHVISION_HEADS,
-            *resnet_rows("backbone.body.", variance=subtract_eps),
-        ),
-    )
-)
-
-IMAGENET_TORCHVISION = register_layout(
-    Layout(
-        name="torchvision resnet (ImageNet)",
-        method="backbone",
-        config="mask_rcnn/mask_rcnn_R_50_FPN_torchvision",
-        licence="BSD-3-Clause (torchvision), trained on ImageNet",
-        must=("conv1.weight", "bn1.running_var", "layer1.0.conv1.weight", "layer4.0.conv2.weight"),
-        rows=resnet_rows(""),
-        unused=("fc.*", _COUNTERS),
-        fills="backbone",
-    )
+IMAGENET_TORCHVISION = Layout(
+    name="torchvision resnet (ImageNet)",
+    method="backbone",
+    config="base/dense_fpn",
+    licence="BSD-3-Clause (torchvision), trained on ImageNet",
+    must=("conv1.weight", "bn1.running_var", "layer1.0.conv1.weight", "layer4.0.conv2.weight"),
+    rows=resnet_rows(""),
+    unused=("fc.*", COUNTERS),
+    fills="backbone",
 )
 
 # Detectron2's R-50.pkl and R-101.pkl: Caffe2's names; norm statistics may be folded into s and b.
@@ -212,54 +56,47 @@ _NORM_NAMES = {
     "riv": "running_var",
     "running_var": "running_var",
 }
-_CAFFE2_CONVS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+_CAFFE2_CONVS = {
+    "conv1": "stem.conv1",
+    "res_conv1": "stem.conv1",  # only its norm has this name
+    "res{s}_{b}_branch1": "res{s}.{b}.shortcut",
+    "res{s}_{b}_branch2a": "res{s}.{b}.conv1",
+    "res{s}_{b}_branch2b": "res{s}.{b}.conv2",
+    "res{s}_{b}_branch2c": "res{s}.{b}.conv3",
+}
 
-IMAGENET_CAFFE2 = register_layout(
-    Layout(
-        name="Detectron2 ImageNetPretrained (Caffe2 names)",
-        method="backbone",
-        config="mask_rcnn/mask_rcnn_R_50_FPN_1x",
-        licence=f"MIT (MSRA), as distributed: {_ZOO_LICENCE}",
-        must=("conv1_w", "res2_0_branch2a_w", "res5_0_branch2c_w"),
-        must_not=("fpn_**",),
-        rows=(
-            ("conv1_w", f"{_BOTTOM_UP}.stem.conv1.weight"),
-            *(
-                (f"{stem}_bn_{theirs}", f"{_BOTTOM_UP}.stem.conv1.norm.{ours}")
-                for stem in ("res_conv1", "conv1")
-                for theirs, ours in _NORM_NAMES.items()
-            ),
-            *(
-                (f"res{{s}}_{{b}}_branch{there}_w", f"{_BOTTOM_UP}.res{{s}}.{{b}}.{here}.weight")
-                for there, here in _CAFFE2_CONVS.items()
-            ),
-            *(
-                (
-                    f"res{{s}}_{{b}}_branch{there}_bn_{theirs}",
-                    f"{_BOTTOM_UP}.res{{s}}.{{b}}.{here}.norm.{ours}",
-                )
-                for there, here in _CAFFE2_CONVS.items()
-                for theirs, ours in _NORM_NAMES.items()
-            ),
+IMAGENET_CAFFE2 = Layout(
+    name="Detectron2 ImageNetPretrained (Caffe2 names)",
+    method="backbone",
+    config="base/rcnn_fpn",
+    licence=f"MIT (MSRA), as distributed: {ZOO_LICENCE}",
+    must=("conv1_w", "res2_0_branch2a_w", "res5_0_branch2c_w"),
+    must_not=("fpn_**",),
+    rows=(
+        *((f"{there}_w", f"{_BOTTOM_UP}.{here}.weight") for there, here in _CAFFE2_CONVS.items()),
+        *(
+            (f"{there}_bn_{theirs}", f"{_BOTTOM_UP}.{here}.norm.{ours}")
+            for there, here in _CAFFE2_CONVS.items()
+            for theirs, ours in _NORM_NAMES.items()
         ),
-        # conv1's bias is zero and followed by a norm
-        unused=("fc1000_*", "pred_*", "conv1_b"),
-        fills="backbone",
-    )
+    ),
+    # conv1's bias is zero and followed by a norm
+    unused=("fc1000_*", "pred_*", "conv1_b"),
+    fills="backbone",
 )
 
-IMAGENET_DETECTRON2 = register_layout(
-    Layout(
-        name="Detectron2 ImageNetPretrained",
-        method="backbone",
-        config="mask_rcnn/mask_rcnn_R_50_FPN_1x",
-        licence=_ZOO_LICENCE,
-        must=("stem.conv1.weight", "res2.0.conv1.weight", "res5.0.conv2.weight"),
-        rows=(
-            ("stem.conv**", f"{_BOTTOM_UP}.stem.conv**"),
-            ("res{s}.**", f"{_BOTTOM_UP}.res{{s}}.**"),
-        ),
-        unused=("stem.fc.*", "fc.*", "linear.*"),
-        fills="backbone",
-    )
+IMAGENET_DETECTRON2 = Layout(
+    name="Detectron2 ImageNetPretrained",
+    method="backbone",
+    config="base/rcnn_fpn",
+    licence=ZOO_LICENCE,
+    must=("stem.conv1.weight", "res2.0.conv1.weight", "res5.0.conv2.weight"),
+    rows=(
+        ("stem.conv**", f"{_BOTTOM_UP}.stem.conv**"),
+        ("res{s}.**", f"{_BOTTOM_UP}.res{{s}}.**"),
+    ),
+    unused=("stem.fc.*", "fc.*", "linear.*"),
+    fills="backbone",
 )
+
+BACKBONE_LAYOUTS = (IMAGENET_TORCHVISION, IMAGENET_CAFFE2, IMAGENET_DETECTRON2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from instancezoo.cli.arguments import add_dataset_argument
-from instancezoo.doctor import Severity, diagnose, format_findings
+from instancezoo.doctor import Severity, format_findings
+from instancezoo.doctor.diagnose import diagnose
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from instancezoo.data.shape_scenes import Scene, SceneStyle, draw_scene
 from instancezoo.files import get_cache_folder, open_atomically
 from instancezoo.progress import track
 
-# Part of the folder's name: raise it with any change of what is drawn.
+# Part of the folder's name: raise it with any change of the images.
 VERSION = 1
 ANNOTATION_FILE = "annotations.json"
 IMAGE_FOLDER = "images"
@@ -37,7 +37,7 @@ _FULL = SceneStyle(
     min_contrast=110,
     texture=72,
 )
-# What a small network learns from scratch in 600 iterations.
+# Easy enough for a small network to learn from scratch in 600 iterations.
 _TINY = SceneStyle(
     size=128,
     classes=("disc", "ring", "star", "square"),
@@ -69,10 +69,10 @@ SHAPES_SETS: dict[str, ShapesSet] = {
 
 
 def get_shapes(name: str) -> tuple[Path, Path]:
-    """Paths of a built-in set, generating it if this machine has not done so yet.
+    """Paths of a built-in set, which is generated if it is not in the cache yet.
 
-    Several processes may ask at once: one generates, the others wait. The folder appears under its
-    name only when it is whole.
+    If several processes call at the same time, one generates and the others wait. The folder
+    appears under its name only when it is complete.
 
     Args:
         name: a key of `SHAPES_SETS`.
@@ -83,17 +83,17 @@ def get_shapes(name: str) -> tuple[Path, Path]:
     folder = get_cache_folder() / f"{name}-v{VERSION}"
     if not (folder / ANNOTATION_FILE).is_file():
         with file_lock(str(folder)):
-            # Another process may have been faster while this one waited.
+            # Another process may have generated it while this one waited.
             if not (folder / ANNOTATION_FILE).is_file():
                 _generate_whole(name, folder)
     return folder / ANNOTATION_FILE, folder / IMAGE_FOLDER
 
 
 def generate_shapes(shapes: ShapesSet, folder: Path, description: str = "drawing") -> None:
-    """Write a set's JSON and PNG files into a folder.
+    """Write a set's JSON and PNG files into an existing folder.
 
     Args:
-        shapes: what to draw.
+        shapes: the set.
         folder: an existing folder.
         description: for the progress bar.
     """
@@ -110,18 +110,18 @@ def generate_shapes(shapes: ShapesSet, folder: Path, description: str = "drawing
 
 
 def draw_shapes_image(shapes: ShapesSet, index: int) -> Scene:
-    """Image `index` of a set, on its own."""
+    """Image `index` of a set, independent of the others."""
     return draw_scene(shapes.style, np.random.default_rng([shapes.seed, index]))
 
 
 def _generate_whole(name: str, folder: Path) -> None:
-    # The lock is ours, so a part that lies here is of a process that was killed.
+    # This process holds the lock, so leftovers come from a process that was killed.
     for left_over in [*folder.parent.glob(f".{folder.name}-*"), folder]:
         shutil.rmtree(left_over, ignore_errors=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         generate_shapes(SHAPES_SETS[name], part, f"drawing {name}")
-        part.chmod(0o755)  # mkdtemp's 0700 would shut out others who share the cache
+        part.chmod(0o755)  # mkdtemp's 0700 would lock out others who share the cache
         os.rename(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Augmentations that Detectron2 lacks, and which of them a config asks for.
+"""Augmentations that Detectron2 lacks, and the choice between them by the config.
 
-H W image size.
+C channels, H W image size.
 """
 
 from __future__ import annotations
@@ -8,26 +8,26 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
-from instancezoo.errors import ConfigError
+from instancezoo.modeling.input_size import read_fixed_heights, read_fixed_size
 
 
 def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
-    """Build the resize of a config: to one size, or with the aspect ratio kept.
+    """Build the resize of a config: to a fixed size, or with the aspect ratio kept.
 
     Args:
-        cfg: reads INPUT.FIXED_SIZE and INPUT.FIXED_HEIGHTS_TRAIN, or INPUT.MIN_SIZE_*,
-            INPUT.MAX_SIZE_* and INPUT.MIN_SIZE_TRAIN_SAMPLING where there is no fixed size.
-        is_train: which of the two of each key is read.
+        cfg: its INPUT.FIXED_SIZE and INPUT.FIXED_HEIGHTS_TRAIN are read, or without a fixed size
+            INPUT.MIN_SIZE_*, INPUT.MAX_SIZE_* and INPUT.MIN_SIZE_TRAIN_SAMPLING.
+        is_train: choose the *_TRAIN keys over the *_TEST keys.
 
     Raises:
-        ConfigError: INPUT.FIXED_SIZE or INPUT.FIXED_HEIGHTS_TRAIN is no pair of positive numbers.
+        ConfigError: INPUT.FIXED_SIZE or INPUT.FIXED_HEIGHTS_TRAIN is not two positive numbers.
     """
-    size = read_pair(cfg, "FIXED_SIZE")
-    heights = read_pair(cfg, "FIXED_HEIGHTS_TRAIN")
+    size, heights = read_fixed_size(cfg), read_fixed_heights(cfg)
     if size is not None and heights is not None and is_train:
         return StretchToRandomHeight(heights, size[1])
     if size is not None:
@@ -38,8 +38,24 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     return T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
 
+def make_model_input(image: NDArray[Any], resize: T.Augmentation) -> dict[str, Any]:
+    """A model's input for inference on one image, in Detectron2's format.
+
+    Args:
+        image: (H, W, C) uint8 in the channel order of the model.
+        resize: from `build_resize`.
+
+    Returns:
+        `image`, (C, H', W') float in [0, 255], resized; `height` and `width` of `image` before.
+    """
+    height, width = image.shape[:2]
+    resized = resize.get_transform(image).apply_image(image)
+    pixels = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
+    return {"image": pixels, "height": height, "width": width}
+
+
 class StretchToRandomHeight(T.Augmentation):
-    """Resize to one width and a random height, whatever the aspect ratio.
+    """Resize to a fixed width and a random height; the aspect ratio is not kept.
 
     Args:
         heights: lowest and highest height in pixels, both included.
@@ -52,17 +68,8 @@ class StretchToRandomHeight(T.Augmentation):
         self.width = width
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:
-        """Draw the height for an image (H, W, C)."""
+        """Sample the height for an image (H, W, C)."""
         low, high = self.heights
-        height = int(np.random.randint(low, high + 1))  # noqa: NPY002  (what Detectron2 draws from)
+        # From the global generator, as Detectron2's augmentations do.
+        height = int(np.random.randint(low, high + 1))  # noqa: NPY002
         return T.ResizeTransform(*image.shape[:2], height, self.width)
-
-
-def read_pair(cfg: CfgNode, key: str) -> tuple[int, int] | None:
-    """Two numbers of pixels, or None where `INPUT[key]` is empty. Raises `ConfigError`."""
-    values = tuple(cfg.INPUT[key])
-    if not values:
-        return None
-    if len(values) != 2 or not all(isinstance(n, int) and n > 0 for n in values):
-        raise ConfigError(f"INPUT.{key} is {values}; it must be () or two positive whole numbers")
-    return values[0], values[1]

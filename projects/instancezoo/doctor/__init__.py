@@ -1,25 +1,19 @@
 """Checks of a config and its data before a GPU hour is spent.
 
-A method adds its own check with `register_check` in a module that its package imports.
+Here are the framework and what concerns every method; `diagnose.py`, above the methods, adds their
+own checks from their records.
 """
 
-from . import (  # noqa: F401  (register)
-    checks_data,
-    checks_grids,
-    checks_model,
-    checks_objects,
-    checks_schedule,
-)
+from . import checks_data, checks_model, checks_objects, checks_schedule  # noqa: F401  (register)
 from .context import Context, DatasetFacts
-from .diagnose import diagnose
-from .findings import Finding, Severity, format_findings, register_check
+from .findings import Check, Finding, Severity, format_findings, register_check
 
 __all__ = [
+    "Check",
     "Context",
     "DatasetFacts",
     "Finding",
     "Severity",
-    "diagnose",
     "format_findings",
     "register_check",
 ]

@@ -6,15 +6,13 @@ Legend: M objects, A anchors of one grid cell.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
-
-from instancezoo.fcos.detector import OneStageDetector
-from instancezoo.solo.solo import SOLO
 
 from .context import Context
 from .findings import Finding, ok, register_check, warning
@@ -106,11 +104,8 @@ def check_levels(context: Context) -> Iterator[Finding]:
 @register_check("detections")
 def check_detection_limit(context: Context) -> Iterator[Finding]:
     """Objects per image against the most detections that an image may have."""
-    key, limit = "TEST.DETECTIONS_PER_IMAGE", context.cfg.TEST.DETECTIONS_PER_IMAGE
-    if isinstance(context.model, SOLO):
-        key, limit = f"{context.solo_key}.MAX_PER_IMG", context.model.decode.max_per_img
-    if isinstance(context.model, OneStageDetector):
-        key, limit = "MODEL.FCOS.POST_NMS_TOPK_TEST", context.cfg.MODEL.FCOS.POST_NMS_TOPK_TEST
+    key = context.detection_limit
+    limit = reduce(getattr, key.split("."), context.cfg)
     for facts in context.datasets:
         counts = facts.objects_per_image
         largest = int(counts.max(initial=0))

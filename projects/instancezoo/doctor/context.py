@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.data.coco_dataset import AnnotationReport
-from instancezoo.data.transforms import read_pair
+from instancezoo.modeling.input_size import read_fixed_heights, read_fixed_size
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,13 @@ class Context:
         cfg: a full config whose class counts follow the data.
         datasets: those that could be read.
         num_gpus: processes that share a batch.
+        detection_limit: key of the largest number of detections per image.
     """
 
     cfg: Any
     datasets: list[DatasetFacts]
     num_gpus: int = 1
+    detection_limit: str = "TEST.DETECTIONS_PER_IMAGE"
     model_error: Exception | None = field(default=None, init=False)
 
     @property
@@ -157,17 +159,11 @@ class Context:
 
     def _find_train_size(self, choose: Callable[[list[int]], int]) -> InputSize:
         node = self.cfg.INPUT
-        fixed = read_pair(self.cfg, "FIXED_SIZE")
-        heights = read_pair(self.cfg, "FIXED_HEIGHTS_TRAIN")
+        fixed = read_fixed_size(self.cfg)
+        heights = read_fixed_heights(self.cfg)
         if fixed is not None and heights is not None:
             fixed = choose([heights[0], sum(heights) // 2, heights[1]]), fixed[1]
         return InputSize(choose(sorted(node.MIN_SIZE_TRAIN)), int(node.MAX_SIZE_TRAIN), fixed)
-
-    @property
-    def solo_key(self) -> str:
-        """Where the keys of a SOLO-family model stand."""
-        is_second = self.cfg.MODEL.META_ARCHITECTURE.startswith("SOLOv2")
-        return "MODEL.SOLOV2" if is_second else "MODEL.SOLO"
 
     @cached_property
     def model(self) -> nn.Module | None:

@@ -11,9 +11,11 @@ from instancezoo.config import CfgNode, follow_dataset, get_cfg
 from instancezoo.data.coco_dataset import DatasetError, check_coco
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ZooError
+from instancezoo.method import find_method
+from instancezoo.methods import METHODS
 
 from .context import Context, DatasetFacts
-from .findings import Finding, Severity, run_checks
+from .findings import CHECKS, Check, Finding, Severity, run_checks
 
 
 def diagnose(
@@ -45,7 +47,10 @@ def diagnose(
             follow_dataset(cfg, len(facts[0].category_names), facts[0].name)
         except ZooError as problem:
             findings.append(_fail("classes", problem, "see above"))
-    return findings + run_checks(Context(cfg, facts, num_gpus))
+    context = Context(cfg, facts, num_gpus)
+    if owner := find_method(METHODS, cfg):
+        context.detection_limit = owner.detection_limit
+    return findings + run_checks(context, _list_checks(cfg))
 
 
 def read_dataset(name: str, is_train: bool) -> DatasetFacts:
@@ -89,6 +94,15 @@ def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
     if not cfg.DATASETS.TRAIN:
         failures.append(_fail("data set", ZooError("DATASETS.TRAIN is empty"), "name a data set"))
     return facts, failures
+
+
+def _list_checks(cfg: CfgNode) -> dict[str, Check]:
+    """Checks for every method, then those of the methods that a config uses."""
+    checks = dict(CHECKS)
+    for method in METHODS:
+        if method.is_used(cfg):
+            checks |= method.doctor_checks
+    return checks
 
 
 def _fail(check: str, problem: Exception, remedy: str) -> Finding:

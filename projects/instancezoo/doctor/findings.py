@@ -1,10 +1,10 @@
-"""What a check says, and the list of all checks."""
+"""What a check says, and the list of the checks that concern every method."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from .context import Context
@@ -55,7 +55,7 @@ def error(message: str, remedy: str) -> Finding:
 
 
 def register_check(name: str) -> Callable[[Check], Check]:
-    """Decorator that adds a function `Context -> findings` to all checks.
+    """Decorator that adds a function `Context -> findings` to the checks for every method.
 
     Args:
         name: one or two words, shown in front of its findings.
@@ -73,11 +73,11 @@ def register_check(name: str) -> Callable[[Check], Check]:
     return add
 
 
-def run_checks(context: Context) -> list[Finding]:
-    """Run every registered check."""
+def run_checks(context: Context, checks: Mapping[str, Check]) -> list[Finding]:
+    """Run checks, given by the names that their findings take."""
     return [
         dataclasses.replace(finding, check=name)
-        for name, check in CHECKS.items()
+        for name, check in checks.items()
         for finding in check(context)
     ]
 

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from instancezoo.errors import ZooError, check_choice
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_key, find_usable
 
 BACKENDS = ("hotcoco", "pycocotools")
 IOU_TYPES = ("bbox", "segm")
@@ -112,11 +112,9 @@ def evaluate_results(
     """
     if not isinstance(ground_truth, GroundTruth):
         ground_truth = GroundTruth.read(ground_truth)
-    form = "segmentation" if iou_type == "segm" else "bbox"
     measured = (
         {**result, "area": measure_result(result, iou_type)}
-        for result in _iterate_results(results)
-        if form in result
+        for result in find_usable(_iterate_results(results), iou_type)
     )
     annotations = ground_truth.select(iou_type)
     return evaluate_by_area(ground_truth, annotations, measured, iou_type, backend, max_dets)
@@ -222,7 +220,7 @@ def _write_as_dataset(
     iou_type: BoxOrMask,
 ) -> None:
     """Write detections as a COCO data set, one by one, for both backends to read."""
-    form = "segmentation" if iou_type == "segm" else "bbox"
+    keys = ("category_id", "score", "area", find_key(iou_type))
     images = _list_images(ground_truth, numbers)
     head = {"images": images, "categories": ground_truth.categories}
     with path.open("w", encoding="utf-8") as file:
@@ -230,8 +228,7 @@ def _write_as_dataset(
         # from 1: pycocotools takes 0 for "no match"
         for number, result in enumerate(results, start=1):
             _check_result(result, ground_truth, iou_type)
-            row = {key: result[key] for key in ("category_id", "score", "area", form)}
-            row["image_id"] = numbers[result["image_id"]]
+            row = {key: result[key] for key in keys} | {"image_id": numbers[result["image_id"]]}
             file.write("," * (number > 1) + json.dumps({**row, "id": number, "iscrowd": 0}))
         file.write("]}")
 

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_codec
 
-from instancezoo.evaluation.ground_truth import GroundTruth, segmentation_to_rle
+from instancezoo.data.coco_masks import segmentation_to_rle
+from instancezoo.evaluation.ground_truth import GroundTruth
 from instancezoo.evaluation.matching import match_detections
 
 # Contours may be so far apart, as a share of the image's diagonal (Perazzi et al.).

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask as mask_codec
-
+from instancezoo.data.coco_masks import measure_object
 from instancezoo.errors import ZooError
 
 BoxOrMask = str  # "bbox" or "segm", COCO's names
@@ -81,27 +82,23 @@ class GroundTruth:
 
         The file's own ids may repeat or start at 0, which pycocotools takes for "no match".
         """
-        form = "segmentation" if iou_type == "segm" else "bbox"
         keys = ("image_id", "category_id", "iscrowd", "area", "bbox", "segmentation", "attributes")
-        usable = (
-            annotation
-            for annotations in self.annotations.values()
-            for annotation in annotations
-            if annotation.get(form)
-        )
+        annotations = itertools.chain.from_iterable(self.annotations.values())
         return [
             {"id": number} | {key: annotation[key] for key in keys if key in annotation}
-            for number, annotation in enumerate(usable, start=1)
+            for number, annotation in enumerate(find_usable(annotations, iou_type), start=1)
         ]
 
 
-def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Any COCO segmentation (polygons, plain or compressed run lengths) as compressed RLE."""
-    if isinstance(segmentation, list):
-        return mask_codec.merge(mask_codec.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_codec.frPyObjects(segmentation, height, width)
-    return segmentation
+def find_key(iou_type: BoxOrMask) -> str:
+    """Key of what an IoU type compares, in annotations and results."""
+    return "segmentation" if iou_type == "segm" else "bbox"
+
+
+def find_usable(entries: Iterable[dict[str, Any]], iou_type: BoxOrMask) -> Iterator[dict[str, Any]]:
+    """Those annotations or results that have what an IoU type compares, one by one."""
+    key = find_key(iou_type)
+    return (entry for entry in entries if entry.get(key))
 
 
 def _read_json(path: Path) -> Any:
@@ -117,14 +114,5 @@ def _read_json(path: Path) -> Any:
 def _complete(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
     complete = {**annotation, "iscrowd": int(annotation.get("iscrowd") or 0)}
     if complete.get("area") is None:
-        complete["area"] = _measure_area(annotation, image)
+        complete["area"] = measure_object(annotation, image["height"], image["width"])
     return complete
-
-
-def _measure_area(annotation: dict[str, Any], image: dict[str, Any]) -> float:
-    segmentation = annotation.get("segmentation")
-    if segmentation:
-        rle = segmentation_to_rle(segmentation, image["height"], image["width"])
-        return float(mask_codec.area(rle))
-    _, _, width, height = annotation.get("bbox") or (0.0, 0.0, 0.0, 0.0)
-    return float(width * height)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_codec
 
-from instancezoo.evaluation.ground_truth import BoxOrMask, segmentation_to_rle
+from instancezoo.data.coco_masks import segmentation_to_rle
+from instancezoo.evaluation.ground_truth import BoxOrMask, find_key
 
 # A detection that overlaps no object more than this is on background.
 BACKGROUND_IOU = 0.1
@@ -67,7 +68,7 @@ def compute_ious(
     Returns:
         (D, G) float64; 0 for objects that have no box or no mask.
     """
-    form = "segmentation" if iou_type == "segm" else "bbox"
+    form = find_key(iou_type)
     ious = np.zeros((len(results), len(annotations)))
     usable = [index for index, annotation in enumerate(annotations) if annotation.get(form)]
     if not results or not usable:

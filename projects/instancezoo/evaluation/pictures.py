@@ -16,8 +16,9 @@ import pycocotools.mask as mask_codec
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+from instancezoo.data.coco_masks import segmentation_to_rle
 from instancezoo.data.images import ImageError, read_image
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, segmentation_to_rle
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_usable
 from instancezoo.evaluation.matching import Matches, match_detections
 from instancezoo.evaluation.results import ResultsFile
 from instancezoo.progress import track
@@ -152,8 +153,7 @@ def draw_comparison(
 def _match(
     ground_truth: GroundTruth, image_id: Any, results: list[dict[str, Any]], iou_type: BoxOrMask
 ) -> Matches:
-    form = "segmentation" if iou_type == "segm" else "bbox"
-    results = [result for result in results if form in result]
+    results = list(find_usable(results, iou_type))
     annotations = ground_truth.annotations_of(image_id)
     return match_detections(results, annotations, iou_type, ground_truth.images[image_id])
 

@@ -15,7 +15,7 @@ from instancezoo.evaluation.average_precision import (
     Evaluation,
     evaluate_by_area,
 )
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_usable
 from instancezoo.evaluation.matching import find_owners
 from instancezoo.evaluation.results import ResultsFile
 
@@ -36,10 +36,7 @@ def tabulate_classes(evaluation: Evaluation, ground_truth: GroundTruth) -> list[
         {
             "class": category["name"],
             "objects": counts[category["id"]],
-            "AP": evaluation.ap(index=index),
-            "AP50": evaluation.ap(0.5, index=index),
-            "AP75": evaluation.ap(0.75, index=index),
-            "AR": evaluation.average_recall(index=index),
+            **_list_scores(evaluation, index=index),
         }
         for index, category in enumerate(ground_truth.categories)
     ]
@@ -52,10 +49,7 @@ def tabulate_sizes(evaluation: Evaluation, ground_truth: GroundTruth) -> list[Ro
         {
             "size": name,
             "objects": int(((areas >= low) & (areas <= high)).sum()),
-            "AP": evaluation.ap(area=name),
-            "AP50": evaluation.ap(0.5, area=name),
-            "AP75": evaluation.ap(0.75, area=name),
-            "AR": evaluation.average_recall(area=name),
+            **_list_scores(evaluation, area=name),
         }
         for name, (low, high) in _AREA_LIMITS.items()
     ]
@@ -93,10 +87,7 @@ def tabulate_attributes(
             {
                 "attribute": attribute,
                 "objects": sum(_has(annotation, attribute) for annotation in objects),
-                "AP": evaluation.ap(),
-                "AP50": evaluation.ap(0.5),
-                "AP75": evaluation.ap(0.75),
-                "AR": evaluation.average_recall(),
+                **_list_scores(evaluation),
             }
         )
     return rows
@@ -111,12 +102,20 @@ def format_table(rows: list[Row]) -> str:
     return tabulate(shown, headers="keys", floatfmt=".1f", numalign="right", missingval="-")
 
 
+def _list_scores(evaluation: Evaluation, area: str = "all", index: int | None = None) -> Row:
+    return {
+        "AP": evaluation.ap(None, area, index),
+        "AP50": evaluation.ap(0.5, area, index),
+        "AP75": evaluation.ap(0.75, area, index),
+        "AR": evaluation.average_recall(None, area, index),
+    }
+
+
 def _charge_results(
     ground_truth: GroundTruth, results: ResultsFile, iou_type: BoxOrMask, attribute: str
 ) -> Iterator[dict[str, Any]]:
-    form = "segmentation" if iou_type == "segm" else "bbox"
-    for image_id, rows in results:
-        rows = [row for row in rows if form in row]
+    for image_id, found in results:
+        rows = list(find_usable(found, iou_type))
         annotations = ground_truth.annotations_of(image_id)
         owners = find_owners(rows, annotations, iou_type, ground_truth.images[image_id])
         for row, owner in zip(rows, owners, strict=True):

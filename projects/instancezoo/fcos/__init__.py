@@ -1,9 +1,31 @@
 """FCOS; importing it registers the detector and its proposal generator."""
 
-from . import convert  # noqa: F401  (registers the layouts of published checkpoints)
-from .config import add_fcos_config
-from .detector import FCOS as FCOSDetector
-from .detector import OneStageDetector
-from .fcos import FCOS
+from typing import Any
 
-__all__ = ["FCOS", "FCOSDetector", "OneStageDetector", "add_fcos_config"]
+from instancezoo.layers.nms import nms_per_class
+from instancezoo.method import Method, set_score_thresh
+
+from .config import add_fcos_config, translate_fcos_keys
+from .convert import LAYOUTS
+from .detector import FCOS, OneStageDetector
+from .fcos import FCOSProposals
+
+
+def _set_score_thresh(model: Any, value: float) -> None:
+    set_score_thresh(model.proposal_generator, value)
+
+
+METHOD = Method(
+    name="FCOS",
+    registry_names=("FCOS", "OneStageDetector"),
+    add_config=add_fcos_config,
+    translate=translate_fcos_keys,
+    layouts=LAYOUTS,
+    detection_limit="MODEL.FCOS.POST_NMS_TOPK_TEST",
+    score_keys=("MODEL.FCOS.INFERENCE_TH_TEST",),
+    set_score_thresh=_set_score_thresh,
+    constant_parts=("backbone", "proposal_generator.fcos_head"),
+    stages={nms_per_class: "box NMS"},
+)
+
+__all__ = ["FCOS", "METHOD", "FCOSProposals", "OneStageDetector", "add_fcos_config"]

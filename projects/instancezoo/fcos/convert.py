@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from instancezoo.checkpoint import Layout, register_layout
 from instancezoo.checkpoint.layouts import resnet_rows
-from instancezoo.checkpoint.rename import Row
+from instancezoo.checkpoint.rename import Layout, Row
 
 ADELAIDET_LICENCE = "2-clause BSD for non-commercial purposes (AdelaiDet)"
 ORIGINAL_LICENCE = "2-clause BSD for academic use (tianzhi0549/FCOS)"
@@ -43,20 +42,20 @@ _NETWORKS = {
     "RT_R_50_FPN_4x_bn_head": ((_LEVEL_NORM,), (_P6, _BLOCK, _DCN), _RESNET),
 }
 
-for _name, (_must, _must_not, _shapes) in _NETWORKS.items():
-    register_layout(
-        Layout(
-            name=f"AdelaiDet FCOS {_name}",
-            method="FCOS",
-            config=f"fcos/fcos_{_name}",
-            licence=ADELAIDET_LICENCE,
-            rows=ADELAIDET_ROWS,
-            unused=UNUSED,
-            must=(f"{HEAD}.cls_logits.weight", "backbone.fpn_lateral3.weight", *_must),
-            must_not=(*_must_not, *_OTHER_METHODS),
-            shapes=_shapes,
-        )
+_ADELAIDET_LAYOUTS = tuple(
+    Layout(
+        name=f"AdelaiDet FCOS {name}",
+        method="FCOS",
+        config=f"fcos/fcos_{name}",
+        licence=ADELAIDET_LICENCE,
+        rows=ADELAIDET_ROWS,
+        unused=UNUSED,
+        must=(f"{HEAD}.cls_logits.weight", "backbone.fpn_lateral3.weight", *must),
+        must_not=(*must_not, *_OTHER_METHODS),
+        shapes=shapes,
     )
+    for name, (must, must_not, shapes) in _NETWORKS.items()
+)
 
 
 def original_rows(prefix: str) -> tuple[Row, ...]:
@@ -83,20 +82,22 @@ def original_rows(prefix: str) -> tuple[Row, ...]:
 
 _7TH, _BODY = "**backbone.body.layer3.6.conv1.weight", "**backbone.body.layer1.0.conv2.weight"
 
-for _name, _must, _must_not, _shapes in (
-    ("R_50_FPN_1x", (), (_7TH,), {_BODY: (64, 64, 3, 3)}),
-    ("R_101_FPN_2x", (_7TH,), (), {_BODY: (64, 64, 3, 3)}),
-    ("X_101_32x8d_FPN_2x", (_7TH,), (), {_BODY: (256, 8, 3, 3)}),
-):
-    register_layout(
-        Layout(
-            name=f"tianzhi0549/FCOS {_name}",
-            method="FCOS",
-            config=f"fcos/fcos_{_name}",
-            licence=ORIGINAL_LICENCE,
-            rows=(*original_rows(""), *original_rows("module.")),
-            must=("**rpn.head.cls_logits.weight", "**rpn.head.bbox_tower.0.weight", *_must),
-            must_not=_must_not,
-            shapes=_shapes,
-        )
+_ORIGINAL_LAYOUTS = tuple(
+    Layout(
+        name=f"tianzhi0549/FCOS {name}",
+        method="FCOS",
+        config=f"fcos/fcos_{name}",
+        licence=ORIGINAL_LICENCE,
+        rows=(*original_rows(""), *original_rows("module.")),
+        must=("**rpn.head.cls_logits.weight", "**rpn.head.bbox_tower.0.weight", *must),
+        must_not=must_not,
+        shapes=shapes,
     )
+    for name, must, must_not, shapes in (
+        ("R_50_FPN_1x", (), (_7TH,), {_BODY: (64, 64, 3, 3)}),
+        ("R_101_FPN_2x", (_7TH,), (), {_BODY: (64, 64, 3, 3)}),
+        ("X_101_32x8d_FPN_2x", (_7TH,), (), {_BODY: (256, 8, 3, 3)}),
+    )
+)
+
+LAYOUTS = (*_ADELAIDET_LAYOUTS, *_ORIGINAL_LAYOUTS)

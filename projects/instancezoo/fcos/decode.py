@@ -28,14 +28,14 @@ class DecodeSettings:
         thresh_with_quality: the threshold is on probability times quality.
         num_candidates: the best of each level that enter NMS.
         nms_thresh: IoU above which the better box of a class suppresses the other.
-        num_detections: the best of an image that are kept; equal ones may make it more.
+        max_per_image: the best of an image that are kept; equal ones may make it more.
     """
 
     score_thresh: float = 0.05
     thresh_with_quality: bool = False
     num_candidates: int = 1000
     nms_thresh: float = 0.6
-    num_detections: int = 100
+    max_per_image: int = 100
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def detect(
         (x and y in pixels) and `fpn_levels`; and with a top module `top_feat` (T each).
     """
     sizes = outputs.map_sizes
-    points, stride_of_points = list_points(sizes, strides, outputs.class_logits[0].device)
+    points, stride_of_points = list_points(sizes, strides, outputs.cls_logits[0].device)
     lengths = torch.tensor([height * width for height, width in sizes], device=points.device)
     levels = torch.arange(len(lengths), device=points.device).repeat_interleave(lengths)  # (P,)
     found = keep_best_of_levels(find_candidates(outputs, settings), levels, settings.num_candidates)
@@ -109,7 +109,7 @@ def detect(
 
 def find_candidates(outputs: FCOSOutputs, settings: DecodeSettings) -> Candidates:
     """Every point and class above the threshold."""
-    probs = flatten_levels(outputs.class_logits).float().sigmoid()  # (N, P, K)
+    probs = flatten_levels(outputs.cls_logits).float().sigmoid()  # (N, P, K)
     scores = probs * flatten_levels(outputs.quality_logits).float().sigmoid()
     compared = scores if settings.thresh_with_quality else probs
     image, point, classes = (compared > settings.score_thresh).nonzero(as_tuple=True)
@@ -141,7 +141,7 @@ def _suppress(
     """Detections among the candidates of one image, which `chosen` names."""
     boxes, scores = fields["pred_boxes"][chosen], fields["scores"][chosen]
     kept = nms_per_class(boxes, scores, fields["pred_classes"][chosen], settings.nms_thresh)
-    if len(kept) > settings.num_detections:
-        kept = kept[scores[kept] >= scores[kept[settings.num_detections - 1]]]
+    if len(kept) > settings.max_per_image:
+        kept = kept[scores[kept] >= scores[kept[settings.max_per_image - 1]]]
     values = {name: field[chosen[kept]] for name, field in fields.items()}
     return Instances(image_size, pred_boxes=Boxes(values.pop("pred_boxes")), **values)

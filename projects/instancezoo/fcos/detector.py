@@ -7,7 +7,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork
 
-from instancezoo.errors import ZooError
+from instancezoo.modeling.objects import check_ground_truth
+
+from .config import translate_fcos_keys
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,15 +32,17 @@ class OneStageDetector(ProposalNetwork):
             clipped to the image, and no masks.
         """
         if self.training:
-            for image in batched_inputs:
-                if "instances" not in image:
-                    raise ZooError(
-                        f"image {image.get('file_name', '?')} has no 'instances' to train on; "
-                        "use a mapper that is built with is_train=True"
-                    )
+            check_ground_truth(batched_inputs)
             return super().forward(batched_inputs)
         results = super().forward(batched_inputs)
         return [{"instances": result["proposals"]} for result in results]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        cfg = cfg.clone()
+        cfg.defrost()
+        translate_fcos_keys(cfg)  # keys that were set one by one, not merged
+        return super().from_config(cfg)
 
 
 @META_ARCH_REGISTRY.register()

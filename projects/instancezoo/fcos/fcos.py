@@ -13,44 +13,53 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
-from instancezoo.errors import ZooError, check_choice, check_numbers
+from instancezoo.errors import ZooError
+from instancezoo.layers.losses import class_focal_loss
+from instancezoo.modeling.dense import DenseMethod
 from instancezoo.modeling.distributed import average_over_ranks
-from instancezoo.modeling.levels import check_levels, flatten_levels
-from instancezoo.modeling.towers import check_group_norm
+from instancezoo.modeling.levels import flatten_levels
+from instancezoo.modeling.point_assignment import PointSpec
 
-from .config import FCOS_LIMITS
+from .config import check_fcos_config
 from .decode import DecodeSettings, detect
-from .head import NORMS, FCOSHead, FCOSOutputs, build_head
-from .losses import BOX_LOSSES, compare_distances, compute_box_loss
-from .targets import PointSpec, PointTargets, assign_targets
+from .head import FCOSHead, FCOSOutputs, build_head
+from .losses import (
+    BOX_LOSSES,
+    BOX_QUALITIES,
+    CLASS_NORMALIZERS,
+    compare_distances,
+    compute_box_loss,
+)
+from .targets import PointTargets, assign_targets
 
-BOX_QUALITIES = ("ctrness", "iou")
-CLASS_NORMALIZERS = ("fg", "moving_fg", "all")
-# Of the running average of the number of positive points.
+# Running average of the number of positive points.
 _MOMENTUM, _INITIAL_AVERAGE = 0.9, 100.0
 _SMALLEST_WEIGHT = 1e-6
 
 
-@PROPOSAL_GENERATOR_REGISTRY.register()
-class FCOS(nn.Module):
+class FCOSProposals(DenseMethod[FCOSOutputs, PointTargets]):
     """Detects boxes on feature maps; alone, or as the first stage of other methods.
 
     Args:
         fcos_head: see `FCOSHead`.
         in_features: names of the L maps that the head gets, finest first.
-        points: which points answer for which objects.
+        points: which points are positive for which objects.
         num_classes: K.
         focal_alpha, focal_gamma: of the class loss.
         class_weight: of the class loss.
         class_normalizer: what the class loss is divided by, one of `CLASS_NORMALIZERS`.
         box_loss: one of `BOX_LOSSES`.
         box_quality: what the quality branch learns, one of `BOX_QUALITIES`.
-        decode, decode_train: thresholds of inference, and of proposals in training.
+        decode_settings, decode_settings_train: thresholds of inference, and of proposals in
+            training.
         yield_proposal: whether to detect in training.
+
+    Raises:
+        ValueError: unknown normalizer, box loss or quality.
     """
 
     moving_num_foreground: Tensor  # ()
@@ -69,14 +78,18 @@ class FCOS(nn.Module):
         class_normalizer: str = "fg",
         box_loss: str = "giou",
         box_quality: str = "ctrness",
-        decode: DecodeSettings,
-        decode_train: DecodeSettings,
+        decode_settings: DecodeSettings,
+        decode_settings_train: DecodeSettings,
         yield_proposal: bool = False,
     ) -> None:
         super().__init__()
-        check_choice("MODEL.FCOS.BOX_QUALITY", box_quality, BOX_QUALITIES)
-        check_choice("MODEL.FCOS.LOSS_NORMALIZER_CLS", class_normalizer, CLASS_NORMALIZERS)
-        check_choice("MODEL.FCOS.LOC_LOSS_TYPE", box_loss, BOX_LOSSES)
+        for value, choices in (
+            (class_normalizer, CLASS_NORMALIZERS),
+            (box_loss, BOX_LOSSES),
+            (box_quality, BOX_QUALITIES),
+        ):
+            if value not in choices:
+                raise ValueError(f"'{value}' is none of: {', '.join(choices)}")
         self.fcos_head = fcos_head
         self.in_features = list(in_features)
         self.points = points
@@ -84,37 +97,13 @@ class FCOS(nn.Module):
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.class_weight, self.class_normalizer = class_weight, class_normalizer
         self.box_loss, self.box_quality = box_loss, box_quality
-        self.decode, self.decode_train = decode, decode_train
+        self.decode_settings = decode_settings
+        self.decode_settings_train = decode_settings_train
         self.yield_proposal = yield_proposal
         if class_normalizer == "moving_fg":
             # Saved, so that a resumed run goes on as it would have; published files have none.
             average = torch.tensor(_INITIAL_AVERAGE)
             self.register_buffer("moving_num_foreground", average)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        node = cfg.MODEL.FCOS
-        check_levels(node, "MODEL.FCOS", input_shape)
-        check_numbers("MODEL.FCOS", node, FCOS_LIMITS)
-        return {
-            "fcos_head": _build_head(cfg, input_shape[node.IN_FEATURES[0]].channels),
-            "in_features": node.IN_FEATURES,
-            "points": PointSpec(
-                strides=list(node.FPN_STRIDES),
-                sizes_of_interest=list(node.SIZES_OF_INTEREST),
-                radius=node.POS_RADIUS if node.CENTER_SAMPLE else None,
-            ),
-            "num_classes": node.NUM_CLASSES,
-            "focal_alpha": node.LOSS_ALPHA,
-            "focal_gamma": node.LOSS_GAMMA,
-            "class_weight": node.LOSS_WEIGHT_CLS,
-            "class_normalizer": node.LOSS_NORMALIZER_CLS,
-            "box_loss": node.LOC_LOSS_TYPE,
-            "box_quality": node.BOX_QUALITY,
-            "decode": _read_decode_settings(node, "TEST"),
-            "decode_train": _read_decode_settings(node, "TRAIN"),
-            "yield_proposal": node.YIELD_PROPOSAL,
-        }
 
     def forward(
         self,
@@ -132,19 +121,16 @@ class FCOS(nn.Module):
             top_module: one more layer on the box tower; its values travel with each detection.
 
         Returns:
-            Detections as `detect` gives them (in training only with `yield_proposal`), and in
+            Detections as `decode` gives them (in training only with `yield_proposal`), and in
             training the losses.
         """
         outputs = self.predict(features, top_module)
         if not self.training:
-            return detect(outputs, images.image_sizes, self.points.strides, self.decode), {}
+            return self.decode(outputs, images), {}
         if gt_instances is None:
             raise ZooError("training needs 'instances'; use a mapper built with is_train=True")
-        losses = self.losses(outputs, self.assign(outputs, gt_instances))
-        if not self.yield_proposal:
-            return [], losses
-        sizes, strides = images.image_sizes, self.points.strides
-        return detect(outputs, sizes, strides, self.decode_train), losses
+        losses = self.losses(outputs, self.assign(outputs, images, gt_instances))
+        return self.decode(outputs, images) if self.yield_proposal else [], losses
 
     def predict(
         self, features: dict[str, Tensor], top_module: nn.Module | None = None
@@ -152,9 +138,11 @@ class FCOS(nn.Module):
         """Maps of the head."""
         return self.fcos_head([features[name] for name in self.in_features], top_module)
 
-    def assign(self, outputs: FCOSOutputs, gt_instances: list[Instances]) -> PointTargets:
-        """What each point has to predict."""
-        return assign_targets(gt_instances, outputs.map_sizes, self.points, self.num_classes)
+    def assign(
+        self, outputs: FCOSOutputs, images: ImageList, ground_truth: list[Instances]
+    ) -> PointTargets:
+        """What each point has to predict; see `assign_targets`, masks are not needed."""
+        return assign_targets(ground_truth, outputs.map_sizes, self.points, self.num_classes)
 
     def losses(self, outputs: FCOSOutputs, targets: PointTargets) -> dict[str, Tensor]:
         """`loss_fcos_cls`, `loss_fcos_loc`, and `loss_fcos_ctr` or `loss_fcos_iou` (equation 2)."""
@@ -180,11 +168,8 @@ class FCOS(nn.Module):
         return losses
 
     def _class_loss(self, outputs: FCOSOutputs, classes: Tensor, num_positive: Tensor) -> Tensor:
-        logits = flatten_levels(outputs.class_logits).float()  # (N, P, K)
-        one_hot = classes[..., None] == torch.arange(self.num_classes, device=classes.device)
-        total = sigmoid_focal_loss(
-            logits, one_hot.float(), alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
-        )
+        logits = flatten_levels(outputs.cls_logits)  # (N, P, K)
+        total = class_focal_loss(logits, classes, alpha=self.focal_alpha, gamma=self.focal_gamma)
         return self.class_weight * total / self._normalize_classes(classes, num_positive)
 
     def _normalize_classes(self, classes: Tensor, num_positive: Tensor) -> Tensor:
@@ -196,23 +181,49 @@ class FCOS(nn.Module):
             return average.clone()
         return num_positive
 
+    def decode(self, outputs: FCOSOutputs, images: ImageList) -> list[Instances]:
+        """Detections after NMS; see `detect`. In training by thresholds of their own."""
+        settings = self.decode_settings_train if self.training else self.decode_settings
+        return detect(outputs, images.image_sizes, self.points.strides, settings)
 
-def _build_head(cfg: CfgNode, channels: int) -> FCOSHead:
-    node = cfg.MODEL.FCOS
-    check_choice("MODEL.FCOS.NORM", node.NORM, NORMS)
-    check_group_norm(node.NORM, {"MODEL.FPN.OUT_CHANNELS": channels})
-    version = "v2" if cfg.MODEL.RESNETS.DEFORM_MODULATED else "v1"
-    return build_head(
-        channels,
-        len(node.IN_FEATURES),
-        num_classes=node.NUM_CLASSES,
-        num_convs=(node.NUM_SHARE_CONVS, node.NUM_CLS_CONVS, node.NUM_BOX_CONVS),
-        norm=node.NORM,
-        deformable=version if node.USE_DEFORMABLE else "",
-        use_scale=node.USE_SCALE,
-        prior_prob=node.PRIOR_PROB,
-        keep_box_features=node.YIELD_BOX_FEATURES,
-    )
+    def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
+        """Scale the boxes to the original image and clip them; empty ones are left out."""
+        return detector_postprocess(candidates, height, width)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        check_fcos_config(cfg, input_shape)
+        node = cfg.MODEL.FCOS
+        version = "v2" if cfg.MODEL.RESNETS.DEFORM_MODULATED else "v1"
+        return {
+            "fcos_head": build_head(
+                input_shape[node.IN_FEATURES[0]].channels,
+                len(node.IN_FEATURES),
+                num_classes=node.NUM_CLASSES,
+                num_convs=(node.NUM_SHARE_CONVS, node.NUM_CLS_CONVS, node.NUM_BOX_CONVS),
+                norm=node.NORM,
+                deformable=version if node.USE_DEFORMABLE else "",
+                use_scale=node.USE_SCALE,
+                prior_prob=node.PRIOR_PROB,
+                keep_box_features=node.YIELD_BOX_FEATURES,
+            ),
+            "in_features": node.IN_FEATURES,
+            "points": PointSpec(
+                strides=list(node.FPN_STRIDES),
+                sizes_of_interest=list(node.SIZES_OF_INTEREST),
+                radius=node.POS_RADIUS if node.CENTER_SAMPLE else None,
+            ),
+            "num_classes": node.NUM_CLASSES,
+            "focal_alpha": node.LOSS_ALPHA,
+            "focal_gamma": node.LOSS_GAMMA,
+            "class_weight": node.LOSS_WEIGHT_CLS,
+            "class_normalizer": node.LOSS_NORMALIZER_CLS,
+            "box_loss": node.LOC_LOSS_TYPE,
+            "box_quality": node.BOX_QUALITY,
+            "decode_settings": _read_decode_settings(node, "TEST"),
+            "decode_settings_train": _read_decode_settings(node, "TRAIN"),
+            "yield_proposal": node.YIELD_PROPOSAL,
+        }
 
 
 def _read_decode_settings(node: CfgNode, phase: str) -> DecodeSettings:
@@ -221,5 +232,11 @@ def _read_decode_settings(node: CfgNode, phase: str) -> DecodeSettings:
         thresh_with_quality=node.THRESH_WITH_CTR,
         num_candidates=node[f"PRE_NMS_TOPK_{phase}"],
         nms_thresh=node.NMS_TH,
-        num_detections=node[f"POST_NMS_TOPK_{phase}"],
+        max_per_image=node[f"POST_NMS_TOPK_{phase}"],
     )
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+def FCOS(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> FCOSProposals:
+    """Build `FCOSProposals`, by the name that MODEL.PROPOSAL_GENERATOR.NAME has for it."""
+    return FCOSProposals(cfg, input_shape)

@@ -1,4 +1,4 @@
-"""Overlap of boxes that are given by distances from one point, and losses of it.
+"""Losses of boxes that are given by distances from one point, and which losses there are.
 
 Legend: R positive points.
 """
@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from instancezoo.errors import check_choice
-
 BOX_LOSSES = ("giou", "iou", "linear_iou")
+# What the quality branch learns.
+BOX_QUALITIES = ("ctrness", "iou")
+# What the class loss is divided by.
+CLASS_NORMALIZERS = ("fg", "moving_fg", "all")
 # Keeps the logarithm of an IoU finite.
 _SMOOTHING = 1.0
 
@@ -52,14 +54,15 @@ def compute_box_loss(overlap: Overlap, kind: str) -> Tensor:
         (R,), not negative.
 
     Raises:
-        ConfigError: unknown kind.
+        ValueError: unknown kind.
     """
-    check_choice("MODEL.FCOS.LOC_LOSS_TYPE", kind, BOX_LOSSES)
     if kind == "giou":
         return 1 - overlap.giou
     if kind == "iou":
         return -overlap.iou.log()
-    return 1 - overlap.iou
+    if kind == "linear_iou":
+        return 1 - overlap.iou
+    raise ValueError(f"box loss '{kind}' is none of: {', '.join(BOX_LOSSES)}")
 
 
 def _measure_area(distances: Tensor) -> Tensor:

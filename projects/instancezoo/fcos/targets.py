@@ -13,29 +13,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
-from instancezoo.modeling.levels import locate_all_points
-from instancezoo.modeling.point_assignment import assign_points, split_sizes
-
-
-@dataclass(frozen=True)
-class PointSpec:
-    """What divides the work among points.
-
-    Attributes:
-        strides: L numbers of pixels.
-        sizes_of_interest: L - 1 pixels; between two of them lies the largest distance to a side of
-            the box that a level answers for.
-        radius: of centre sampling, in strides; None without it.
-    """
-
-    strides: Sequence[int]
-    sizes_of_interest: Sequence[float]
-    radius: float | None = 1.5
-
-    @property
-    def size_ranges(self) -> list[tuple[float, float]]:
-        """L pairs, both ends included."""
-        return split_sizes(self.sizes_of_interest)
+from instancezoo.modeling.levels import locate_points
+from instancezoo.modeling.objects import join_objects
+from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 
 @dataclass(frozen=True)
@@ -73,28 +53,25 @@ def assign_targets(
         spec: see `PointSpec`.
         num_classes: K.
     """
-    boxes = torch.cat([instances.gt_boxes.tensor for instances in ground_truth])
-    classes = torch.cat([instances.gt_classes for instances in ground_truth])
-    counts = torch.tensor([len(instances) for instances in ground_truth], device=boxes.device)
+    objects = join_objects(ground_truth)
+    boxes = objects.boxes
     instance = assign_points(
         torch.cat([find_centers(instances) for instances in ground_truth]),
         boxes,
         (boxes[:, 2:] - boxes[:, :2]).prod(dim=1),
-        torch.arange(len(counts), device=boxes.device).repeat_interleave(counts),
-        num_images=len(ground_truth),
+        objects.image,
+        spec,
+        num_images=objects.num_images,
         map_sizes=map_sizes,
-        strides=spec.strides,
-        size_ranges=spec.size_ranges,
-        radius=spec.radius,
     )  # (N, P)
     image, point = (instance >= 0).nonzero(as_tuple=True)
     chosen = instance[image, point]
-    classes_of_points = torch.full_like(instance, num_classes)
-    classes_of_points[image, point] = classes[chosen]
+    classes = torch.full_like(instance, num_classes)
+    classes[image, point] = objects.classes[chosen]
     points, strides = list_points(map_sizes, spec.strides, boxes.device)
     distances = measure_distances(points[point], boxes[chosen]) / strides[point, None]
     centerness = compute_centerness(distances)
-    return PointTargets(classes_of_points, image, point, chosen, distances, centerness)
+    return PointTargets(classes, image, point, chosen, distances, centerness)
 
 
 def find_centers(instances: Instances) -> Tensor:
@@ -117,7 +94,7 @@ def list_points(
     map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Points of all levels, (P, 2) x and y in pixels, and the stride of each, (P,)."""
-    points = locate_all_points(map_sizes, strides, device)
+    points = locate_points(map_sizes, strides, device)
     lengths = torch.tensor([height * width for height, width in map_sizes], device=device)
     return points, points.new_tensor(strides).repeat_interleave(lengths)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
+
+from instancezoo.files import PartialFile, open_atomically
 
 # Labels on thumbnails cannot be read: smaller images are drawn this large.
 MIN_PICTURE_SIZE = 480
@@ -38,9 +39,8 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     done, content = cv2.imencode(path.suffix, np.ascontiguousarray(picture[:, :, ::-1]))
     if not done:
         raise OSError(f"{path}: a picture of {picture.shape[1]}x{picture.shape[0]} does not encode")
-    partial = _partial_path(path)
-    partial.write_bytes(content.tobytes())
-    partial.replace(path)
+    with open_atomically(path) as file:
+        file.write(content.tobytes())
 
 
 class VideoDrawing:
@@ -53,7 +53,7 @@ class VideoDrawing:
     """
 
     def __init__(self, path: Path, fps: float, metadata: Any) -> None:
-        self._path = path
+        self._file = PartialFile(path, path.suffix)  # OpenCV picks the container by the suffix
         self._fps = fps
         self._drawing = VideoVisualizer(metadata)
         self._writer: cv2.VideoWriter | None = None
@@ -73,20 +73,16 @@ class VideoDrawing:
 
     def close(self, keep: bool) -> None:
         """Finish; the video takes its name if `keep`, else it is removed."""
-        if self._writer is None:
-            return
-        self._writer.release()
-        partial = _partial_path(self._path)
-        if keep:
-            partial.replace(self._path)
-        else:
-            partial.unlink(missing_ok=True)
+        if self._writer is not None:
+            self._writer.release()
+        self._file.close(keep=keep and self._writer is not None)
 
     def _open(self, width: int, height: int) -> cv2.VideoWriter:
         codec = cv2.VideoWriter.fourcc(*CODEC)
-        writer = cv2.VideoWriter(str(_partial_path(self._path)), codec, self._fps, (width, height))
+        writer = cv2.VideoWriter(str(self._file.hidden), codec, self._fps, (width, height))
         if not writer.isOpened():
-            raise OSError(f"{self._path}: this OpenCV cannot write {CODEC} {width}x{height}")
+            path = self._file.path
+            raise OSError(f"{path}: this OpenCV cannot write {CODEC} {width}x{height}")
         return writer
 
 
@@ -103,8 +99,3 @@ def _as_array(masks: Any) -> np.ndarray:
         rles[:] = masks
         return rles
     return masks.numpy()
-
-
-def _partial_path(path: Path) -> Path:
-    # the suffix stays: OpenCV picks the container by it
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")

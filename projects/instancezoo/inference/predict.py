@@ -13,7 +13,8 @@ import torch
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 
-from instancezoo.data.mappers import read_image
+from instancezoo.data.images import read_image
+from instancezoo.errors import first_line
 from instancezoo.progress import track
 
 from .coco_json import PredictionsFile, open_predictions
@@ -73,7 +74,7 @@ def predict_inputs(
             try:
                 predict(item.path, target if with_pictures else None)
             except _FileError as error:
-                failures.append(Failure(item.path, _shorten(error)))
+                failures.append(Failure(item.path, first_line(error)))
     return failures
 
 
@@ -166,7 +167,3 @@ def _decode_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
         if not found:
             return
         yield frame[:, :, ::-1]  # RGB
-
-
-def _shorten(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

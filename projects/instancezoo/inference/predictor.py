@@ -10,8 +10,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
-from instancezoo.data.transforms import build_resize
+from instancezoo.data.transforms import build_resize, make_model_input
 from instancezoo.errors import ZooError
+from instancezoo.modeling.masks import select_rows
 
 
 class ImagePredictor:
@@ -50,21 +51,15 @@ class ImagePredictor:
             Instances on the CPU in the frame of `image`, scores at least `confidence`; its
             `pred_masks` has the form that MODEL.MASK_OUTPUT names.
         """
-        height, width = image.shape[:2]
-        resized = self._resize.get_transform(image).apply_image(image)
-        pixels = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
         with torch.no_grad():
-            outputs = self.model([{"image": pixels, "height": height, "width": width}])
+            outputs = self.model([make_model_input(image, self._resize)])
         return keep_confident(outputs[0]["instances"].to("cpu"), self.confidence)
 
 
 def keep_confident(instances: Instances, confidence: float) -> Instances:
     """The instances whose score is at least `confidence`; masks may be a tensor or RLE dicts."""
     kept = (instances.scores >= confidence).nonzero().flatten()
-    fields = {
-        name: [value[i] for i in kept.tolist()] if isinstance(value, list) else value[kept]
-        for name, value in instances.get_fields().items()
-    }
+    fields = {name: select_rows(value, kept) for name, value in instances.get_fields().items()}
     return Instances(instances.image_size, **fields)
 
 

@@ -1,11 +1,35 @@
-"""Losses that fvcore lacks (focal loss comes from there).
+"""Losses that several methods share.
 
-Legend: R rows (one per predicted mask), P pixels.
+Legend: N images, P points (or pixels of a mask), K classes, R rows (one per predicted mask).
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def class_focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of one class or none per point, summed (RetinaNet, section 3).
+
+    Args:
+        logits: (N, P, K), any float; computed in fp32.
+        classes: (N, P) long, in [0, K]; K is background.
+        alpha: weight of the positive class, in [0, 1].
+        gamma: exponent of the modulating factor.
+
+    Returns:
+        () fp32.
+    """
+    one_hot = F.one_hot(classes, logits.shape[2] + 1)[..., :-1].float()  # (N, P, K)
+    return sigmoid_focal_loss(logits.float(), one_hot, alpha=alpha, gamma=gamma, reduction="sum")
+
+
+def zero_of_parameters(module: nn.Module) -> Tensor:
+    """A zero that depends on every parameter, so that a batch without objects reaches them all."""
+    return 0.0 * sum((parameter.sum() for parameter in module.parameters()), torch.zeros(()))
 
 
 def dice_loss(mask_probs: Tensor, targets: Tensor, eps: float = 1e-3) -> Tensor:

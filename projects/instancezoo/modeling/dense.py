@@ -1,33 +1,91 @@
-"""Skeleton of one-stage models whose masks cover the whole image.
+"""One-stage methods: the contract of four verbs, and the skeleton of those with image-wide masks.
 
-Detectron2's `DenseDetector` ends by pasting box-sized masks; here masks end in `ImageMasks`.
+    outputs = head(features)                     training: losses(outputs, assign(outputs, ...))
+                                                 inference: postprocess(decode(outputs, ...), ...)
+
+Detectron2's `DenseDetector` ends by pasting box-sized masks; here masks end in a compact form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import move_device_like
-from detectron2.modeling import Backbone
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
+from detectron2.modeling import Backbone, build_backbone
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from instancezoo.modeling.masks import boxes_from_masks, masks_for_output
+from instancezoo.modeling.input_size import pad_images, read_fixed_size, stretch_image
+from instancezoo.modeling.masks import boxes_from_masks, masks_for_output, select_rows
+from instancezoo.modeling.objects import collect_ground_truth
+
+Outputs = TypeVar("Outputs")  # what a method's head returns
+Targets = TypeVar("Targets")  # what its outputs are compared with
 
 
-class DenseSegmenter(nn.Module):
-    """Normalise, pad, backbone, head, then `losses` or `inference`; a method fills in those two.
+class DenseMethod(nn.Module, Generic[Outputs, Targets]):
+    """What a one-stage method has to say, with the same signatures for all of them."""
+
+    def assign(self, outputs: Outputs, images: ImageList, ground_truth: list[Instances]) -> Targets:
+        """Training targets of a batch.
+
+        Args:
+            outputs: what the head returned; only the sizes of its maps are read.
+            images: the padded batch.
+            ground_truth: N Instances with `gt_boxes`, `gt_classes` and, for methods with masks,
+                `gt_masks` (BitMasks).
+        """
+        raise NotImplementedError
+
+    def losses(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Named losses; finite and connected to every parameter, also without objects."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Outputs, images: ImageList) -> list[Instances]:
+        """Candidates in the frame of the network input.
+
+        Returns:
+            N Instances with `scores` and `pred_classes`, `pred_masks` (a compact form) if the
+            method has masks, and `pred_boxes` if it predicts boxes. A method that suppresses
+            duplicates in this frame has done so; one that needs the original size does it in
+            `postprocess`.
+        """
+        raise NotImplementedError
+
+    def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
+        """Bring one image's candidates to their final form and size.
+
+        Args:
+            candidates: as `decode` returns them.
+            height, width: size of the original image in pixels.
+
+        Returns:
+            Instances with `pred_boxes`, `scores`, `pred_classes` and, if the method has masks,
+            `pred_masks`.
+        """
+        raise NotImplementedError
+
+
+class DenseSegmenter(DenseMethod[Outputs, Targets]):
+    """Stretch, normalise, pad, backbone, head; the method fills in the four verbs.
 
     Args:
         backbone: Detectron2 backbone.
-        head: takes the list of feature maps, returns whatever the method's two functions take.
+        head: takes the list of feature maps, returns the method's `Outputs`.
         in_features: names of the backbone's outputs that the head gets, finest first.
         pixel_mean, pixel_std: per channel, in the channel order of the input.
         mask_output: "bitmask" (bool tensor) or "rle" (COCO RLE dicts).
         keep_empty_masks: whether detections whose mask has no pixel stay in the result.
+        input_size: height and width in pixels that every image is stretched to in inference; None
+            leaves images as they come (the mapper has resized those of training).
+        size_divisibility: padded sides are multiples of this; None takes what the backbone needs.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
@@ -39,6 +97,8 @@ class DenseSegmenter(nn.Module):
         pixel_std: Sequence[float],
         mask_output: str = "bitmask",
         keep_empty_masks: bool = False,
+        input_size: tuple[int, int] | None = None,
+        size_divisibility: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -46,12 +106,25 @@ class DenseSegmenter(nn.Module):
         self.in_features = list(in_features)
         self.mask_output = mask_output
         self.keep_empty_masks = keep_empty_masks
+        self.input_size = input_size
+        self.size_divisibility = size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments that all methods share; a method adds its head, features and settings."""
+        return {
+            "backbone": build_backbone(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "mask_output": cfg.MODEL.MASK_OUTPUT,
+            "input_size": read_fixed_size(cfg),
+        }
+
     @property
     def device(self) -> torch.device:
-        return self.pixel_mean.device  # type: ignore[return-value]
+        return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Train or infer on a batch in Detectron2's format.
@@ -63,75 +136,46 @@ class DenseSegmenter(nn.Module):
 
         Returns:
             In training a dict of losses, else a list of `{"instances": Instances}`.
+
+        Raises:
+            ZooError: an image without ground truth in training.
         """
+        if not self.training and self.input_size is not None:
+            batched_inputs = [stretch_image(image, self.input_size) for image in batched_inputs]
         images = self.preprocess(batched_inputs)
         features = self.backbone(images.tensor)
-        outputs = self.head([features[name] for name in self.in_features])
+        outputs: Outputs = self.head([features[name] for name in self.in_features])
         if self.training:
-            return self.losses(outputs, images, self._collect_ground_truth(batched_inputs))
+            ground_truth = collect_ground_truth(batched_inputs, self.device)
+            return self.losses(outputs, self.assign(outputs, images, ground_truth))
         results = []
-        for detections, image in zip(self.inference(outputs, images), batched_inputs, strict=True):
-            height = image.get("height", detections.image_size[0])
-            width = image.get("width", detections.image_size[1])
-            results.append({"instances": self.finish(detections, height, width)})
+        for candidates, image in zip(self.decode(outputs, images), batched_inputs, strict=True):
+            height = image.get("height", candidates.image_size[0])
+            width = image.get("width", candidates.image_size[1])
+            results.append({"instances": self.postprocess(candidates, height, width)})
         return results
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them with zeros to one size."""
         images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
-        return ImageList.from_tensors(
-            [(image - self.pixel_mean) / self.pixel_std for image in images],
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
+        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        return pad_images(normalised, self.backbone, self.size_divisibility)
 
-    def losses(
-        self, outputs: Any, images: ImageList, ground_truth: list[Instances]
-    ) -> dict[str, Tensor]:
-        """Named losses of a batch; finite and connected to every parameter, also without objects.
-
-        Args:
-            outputs: what the head returned.
-            images: the padded batch.
-            ground_truth: N Instances with `gt_boxes`, `gt_classes`, `gt_masks` (BitMasks).
-        """
-        raise NotImplementedError
-
-    def inference(self, outputs: Any, images: ImageList) -> list[Instances]:
-        """Detections of a batch.
-
-        Args:
-            outputs: what the head returned.
-            images: the padded batch.
-
-        Returns:
-            N Instances with `scores`, `pred_classes`, `pred_masks` (a compact form) and, if the
-            method predicts them, `pred_boxes` in the frame of the network input.
-        """
-        raise NotImplementedError
-
-    def finish(self, detections: Instances, height: int, width: int) -> Instances:
-        """Bring one image's detections to their final form and size.
-
-        Args:
-            detections: as `inference` returns them.
-            height, width: size of the original image in pixels.
-
-        Returns:
-            Instances with `pred_boxes`, `scores`, `pred_classes`, `pred_masks`.
-        """
-        masks = masks_for_output(detections.pred_masks, height, width, self.mask_output)
+    def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
+        """See `DenseMethod.postprocess`. Boxes that the method predicts are scaled and clipped,
+        else they are those around the masks."""
+        masks = masks_for_output(candidates.pred_masks, height, width, self.mask_output)
         tight = boxes_from_masks(masks).to(self.device)
         boxes = Boxes(tight)
-        if detections.has("pred_boxes"):
-            boxes = detections.pred_boxes.clone()
-            boxes.scale(width / detections.image_size[1], height / detections.image_size[0])
+        if candidates.has("pred_boxes"):
+            boxes = candidates.pred_boxes.clone()
+            boxes.scale(width / candidates.image_size[1], height / candidates.image_size[0])
             boxes.clip((height, width))
-        scores, classes = detections.scores, detections.pred_classes
+        scores, classes = candidates.scores, candidates.pred_classes
         if not self.keep_empty_masks:
             kept = (tight[:, 2] > tight[:, 0]).nonzero().squeeze(1)
             boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
-            masks = [masks[i] for i in kept.tolist()] if isinstance(masks, list) else masks[kept]
+            masks = select_rows(masks, kept)
         return Instances(
             (height, width),
             pred_boxes=boxes,
@@ -139,27 +183,3 @@ class DenseSegmenter(nn.Module):
             pred_classes=classes,
             pred_masks=masks,
         )
-
-    def _collect_ground_truth(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
-        ground_truth = []
-        for image in batched_inputs:
-            if "instances" not in image:
-                raise ValueError(
-                    f"image {image.get('file_name', '?')} has no 'instances' to train on; "
-                    "use a mapper that is built with is_train=True"
-                )
-            instances = image["instances"].to(self.device)
-            masks = instances.gt_masks if instances.has("gt_masks") else None
-            if isinstance(masks, PolygonMasks):
-                masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-                instances.gt_masks = masks.to(self.device)
-            elif masks is None:
-                # Detectron2's mapper leaves the field out where there is nothing to annotate.
-                if len(instances):
-                    raise ValueError(
-                        f"image {image.get('file_name', '?')} has {len(instances)} objects without "
-                        "masks; the annotations need 'segmentation', and the config MODEL.MASK_ON"
-                    )
-                instances.gt_masks = BitMasks(torch.zeros(0, *instances.image_size)).to(self.device)
-            ground_truth.append(instances)
-        return ground_truth

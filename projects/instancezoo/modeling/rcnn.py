@@ -6,14 +6,34 @@ from typing import Any
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_postprocess
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
 
 from instancezoo.modeling.masks import BoxMasks, masks_for_output
 
 
+class BatchImages(ImageList):
+    """The images of a batch, with the records that they come from.
+
+    ROI heads get them as `images`, in training and in inference, and so see what else the batch
+    holds: labels such as `sem_seg`, as the mapper leaves them (neither padded nor moved).
+
+    Args:
+        tensor: (N, C, H, W).
+        image_sizes: height and width of each image without padding.
+        records: N dicts in Detectron2's format.
+    """
+
+    def __init__(
+        self, tensor: Tensor, image_sizes: list[tuple[int, int]], records: list[dict[str, Any]]
+    ) -> None:
+        super().__init__(tensor, image_sizes)
+        self.records = records
+
+
 @META_ARCH_REGISTRY.register()
 class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
-    """`GeneralizedRCNN` whose masks end in `BoxMasks`; everything else is inherited.
+    """`GeneralizedRCNN` whose masks end in `BoxMasks`, and whose ROI heads see the whole batch.
 
     Args:
         mask_output: "bitmask" (bool tensor, as Detectron2 gives) or "rle" (COCO RLE dicts).
@@ -28,6 +48,11 @@ class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         return {**super().from_config(cfg), "mask_output": cfg.MODEL.MASK_OUTPUT}
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> BatchImages:
+        """Normalise and pad the images; training and inference hand the result to the ROI heads."""
+        images = super().preprocess_image(batched_inputs)
+        return BatchImages(images.tensor, images.image_sizes, batched_inputs)
 
     def inference(
         self,

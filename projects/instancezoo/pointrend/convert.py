@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from instancezoo.checkpoint import Layout, register_layout
 from instancezoo.checkpoint.mmdetection import BACKBONES, UNUSED, pyramid_rows
-from instancezoo.checkpoint.rename import Row
+from instancezoo.checkpoint.rename import Layout, Row
 
 _DETECTRON2_LICENCE = "CC BY-SA 3.0 (Detectron2's PointRend project)"
 _MMDET_LICENCE = "Apache-2.0 (MMDetection)"
@@ -34,58 +33,61 @@ _CONFIGS = {
     "pointrend/pointrend_X_101_32x8d_FPN_3x": (True, 256),
 }
 
-for _config, (_deep, _width) in _CONFIGS.items():
-    _is_cityscapes = _config.endswith("cityscapes")
-    register_layout(
-        Layout(
-            name=f"Detectron2 {_config.rsplit('/', 1)[-1].removesuffix('_3x')}",
-            method="PointRend",
-            config=_config,
-            licence=_DETECTRON2_LICENCE,
-            rows=_DETECTRON2_ROWS,
-            unused=("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.**"),
-            must=(
-                "proposal_generator.rpn_head.conv.weight",
-                "roi_heads.box_predictor.cls_score.weight",
-                _OUTPUT,
-                *((_RES4_7TH_BLOCK,) if _deep else ()),
-            ),
-            must_not=() if _deep else (_RES4_7TH_BLOCK,),
-            shapes={
-                _WIDTH: (_width, 64, 1, 1),
-                **({_OUTPUT: _CITYSCAPES_OUTPUT} if _is_cityscapes else {}),
-            },
-            other_shapes={} if _is_cityscapes or _deep else {_OUTPUT: _CITYSCAPES_OUTPUT},
-        )
+
+def _make_layout(config: str, is_deep: bool, width: int) -> Layout:
+    is_cityscapes = config.endswith("cityscapes")
+    return Layout(
+        name=f"Detectron2 {config.rsplit('/', 1)[-1].removesuffix('_3x')}",
+        method="PointRend",
+        config=config,
+        licence=_DETECTRON2_LICENCE,
+        rows=_DETECTRON2_ROWS,
+        unused=("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.**"),
+        must=(
+            "proposal_generator.rpn_head.conv.weight",
+            "roi_heads.box_predictor.cls_score.weight",
+            _OUTPUT,
+            *((_RES4_7TH_BLOCK,) if is_deep else ()),
+        ),
+        must_not=() if is_deep else (_RES4_7TH_BLOCK,),
+        shapes={
+            _WIDTH: (width, 64, 1, 1),
+            **({_OUTPUT: _CITYSCAPES_OUTPUT} if is_cityscapes else {}),
+        },
+        other_shapes={} if is_cityscapes or is_deep else {_OUTPUT: _CITYSCAPES_OUTPUT},
     )
 
-register_layout(
-    Layout(
-        name="MMDetection point_rend_r50_caffe_fpn",
-        method="PointRend",
-        config="pointrend/pointrend_R_50_FPN_3x",
-        licence=_MMDET_LICENCE,
-        must=(
-            *BACKBONES["R_50"].must,
-            "roi_head.bbox_head.fc_reg.weight",
-            "roi_head.mask_head.downsample_conv.conv.weight",
-            "roi_head.point_head.fc_logits.weight",
-        ),
-        must_not=BACKBONES["R_50"].must_not,
-        unused=UNUSED,
-        rows=(
-            *pyramid_rows(finest_level=2),
-            ("rpn_head.rpn_conv.*", "proposal_generator.rpn_head.conv.*"),
-            ("rpn_head.rpn_cls.*", "proposal_generator.rpn_head.objectness_logits.*"),
-            ("rpn_head.rpn_reg.*", "proposal_generator.rpn_head.anchor_deltas.*"),
-            ("roi_head.bbox_head.shared_fcs.{k}.*", "roi_heads.box_head.fc{k+1}.*"),
-            ("roi_head.bbox_head.fc_cls.*", "roi_heads.box_predictor.cls_score.*"),
-            ("roi_head.bbox_head.fc_reg.*", "roi_heads.box_predictor.bbox_pred.*"),
-            ("roi_head.mask_head.downsample_conv.conv.*", f"{_COARSE}.reduce_spatial_dim_conv.*"),
-            ("roi_head.mask_head.fcs.{k}.*", f"{_COARSE}.fc{{k+1}}.*"),
-            ("roi_head.mask_head.fc_logits.*", f"{_COARSE}.prediction.*"),
-            ("roi_head.point_head.fcs.{k}.conv.*", f"{_POINT}.fc{{k+1}}.*"),
-            ("roi_head.point_head.fc_logits.*", f"{_POINT}.predictor.*"),
-        ),
-    )
+
+_MMDET_LAYOUT = Layout(
+    name="MMDetection point_rend_r50_caffe_fpn",
+    method="PointRend",
+    config="pointrend/pointrend_R_50_FPN_3x",
+    licence=_MMDET_LICENCE,
+    must=(
+        *BACKBONES["R_50"].must,
+        "roi_head.bbox_head.fc_reg.weight",
+        "roi_head.mask_head.downsample_conv.conv.weight",
+        "roi_head.point_head.fc_logits.weight",
+    ),
+    must_not=BACKBONES["R_50"].must_not,
+    unused=UNUSED,
+    rows=(
+        *pyramid_rows(finest_level=2),
+        ("rpn_head.rpn_conv.*", "proposal_generator.rpn_head.conv.*"),
+        ("rpn_head.rpn_cls.*", "proposal_generator.rpn_head.objectness_logits.*"),
+        ("rpn_head.rpn_reg.*", "proposal_generator.rpn_head.anchor_deltas.*"),
+        ("roi_head.bbox_head.shared_fcs.{k}.*", "roi_heads.box_head.fc{k+1}.*"),
+        ("roi_head.bbox_head.fc_cls.*", "roi_heads.box_predictor.cls_score.*"),
+        ("roi_head.bbox_head.fc_reg.*", "roi_heads.box_predictor.bbox_pred.*"),
+        ("roi_head.mask_head.downsample_conv.conv.*", f"{_COARSE}.reduce_spatial_dim_conv.*"),
+        ("roi_head.mask_head.fcs.{k}.*", f"{_COARSE}.fc{{k+1}}.*"),
+        ("roi_head.mask_head.fc_logits.*", f"{_COARSE}.prediction.*"),
+        ("roi_head.point_head.fcs.{k}.conv.*", f"{_POINT}.fc{{k+1}}.*"),
+        ("roi_head.point_head.fc_logits.*", f"{_POINT}.predictor.*"),
+    ),
+)
+
+LAYOUTS = (
+    *(_make_layout(config, *network) for config, network in _CONFIGS.items()),
+    _MMDET_LAYOUT,
 )

@@ -1,10 +1,10 @@
 """SOLOv2 whose masks are refined at points: PointRend for a model without regions.
 
 A detection's mask gives the box in which it is refined, and its logit at a point is the coarse
-prediction there. The point head also sees the pyramid's finest map and the unified mask feature.
+prediction there. The point head also reads the pyramid's finest map and the unified mask feature.
 
 Legend: N images, R rows (object and cell) in training and detections in inference, P points,
-C channels of the fine maps, E of the mask feature, h w its size, S grid side.
+C channels of the fine maps, D channels of the mask feature, H W its size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError
+from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.points import (
     PointSampler,
     choose_points,
@@ -27,26 +27,27 @@ from instancezoo.layers.points import (
     place_points,
     sample_masks,
 )
-from instancezoo.modeling.levels import flatten_levels, level_offsets
 from instancezoo.modeling.masks import BoxMasks, boxes_from_masks
-from instancezoo.solo.targets import CellTargets, Objects
-from instancezoo.solov2.head import SOLOv2Head
-from instancezoo.solov2.solov2 import SOLOv2
+from instancezoo.modeling.objects import index_images
+from instancezoo.solo.solo import GridTargets
+from instancezoo.solov2.head import SOLOv2Head, build_head_parts
+from instancezoo.solov2.masks import KernelMasks
+from instancezoo.solov2.solov2 import SOLOv2, read_solov2_arguments
 
+from .config import check_solov2_pointrend_config
 from .head import build_point_head
 from .settings import SubdivisionSettings, TrainingPoints
-from .targets import compute_point_loss
+from .targets import compute_point_loss, sample_labels
 
-# Logits of probabilities nearer to 0 or 1 are not told apart in fp32; the point head sees none.
+# Limit of the point head's coarse logits; beyond it fp32 probabilities are too coarse near 1.
 _LARGEST_LOGIT = 12.0
 
 
 class RefinedOutputs(NamedTuple):
-    """`SOLOv2Outputs`, and the maps that the point head reads beside the mask feature."""
+    """`GridOutputs` of SOLOv2, and the maps that the point head reads beside the mask feature."""
 
-    cate_logits: list[Tensor]
-    kernels: list[Tensor]
-    mask_feature: Tensor
+    cls_logits: list[Tensor]
+    masks: KernelMasks
     fine: list[Tensor]
 
 
@@ -54,7 +55,7 @@ class RefinedSOLOv2Head(SOLOv2Head):
     """SOLOv2's head with a point head.
 
     Args:
-        point_head: takes C + E fine channels and one coarse logit.
+        point_head: takes C + D fine channels and one coarse logit.
         point_levels: indices of the pyramid's levels that it reads.
         kwargs: those of `SOLOv2Head`.
     """
@@ -68,33 +69,15 @@ class RefinedSOLOv2Head(SOLOv2Head):
 
     def forward(self, pyramid: list[Tensor]) -> Any:
         """Feature maps p2 .. p6, each (N, C, H, W)."""
-        outputs = super().forward(pyramid)
-        return RefinedOutputs(*outputs, [pyramid[index] for index in self.point_levels])
+        outputs: Any = super().forward(pyramid)
+        fine = [pyramid[index] for index in self.point_levels]
+        return RefinedOutputs(outputs.cls_logits, outputs.masks, fine)
 
-    def predict_points(self, features: Tensor, coarse: Tensor) -> Tensor:
-        """Logits (R, P) of features (R, P, C + E) and coarse logits (R, P)."""
+    def predict_points(self, fine: Tensor, mask_feature: Tensor, coarse: Tensor) -> Tensor:
+        """Logits (R, P) of features (R, P, C), (R, P, D) and coarse logits (R, P)."""
         coarse = coarse.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)[..., None]
-        classes = torch.zeros(len(features), dtype=torch.long, device=features.device)
-        return self.point_head(features, coarse, classes)
-
-
-class FinePoints:
-    """What the point head calls fine: features at points of a batch's images.
-
-    Args:
-        outputs: of the head.
-        strides: of the fine maps, and last of the mask feature.
-    """
-
-    def __init__(self, outputs: RefinedOutputs, strides: Sequence[int]) -> None:
-        *fine_strides, mask_stride = strides
-        self.fine = PointSampler(outputs.fine, fine_strides)
-        self.mask_feature = PointSampler([outputs.mask_feature], [mask_stride])
-
-    def __call__(self, owners: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) images and (R, P, 2) pixels -> (R, P, C + E) features, and (R, P, E) of these."""
-        mask_feature = self.mask_feature(owners, points)
-        return torch.cat([self.fine(owners, points), mask_feature], dim=2), mask_feature
+        classes = torch.zeros(len(fine), dtype=torch.long, device=fine.device)
+        return self.point_head(torch.cat([fine, mask_feature], dim=2), coarse, classes)
 
 
 @META_ARCH_REGISTRY.register()
@@ -103,12 +86,14 @@ class SOLOv2PointRend(SOLOv2):
 
     Args:
         point_strides: strides of the maps that the point head reads; the mask feature's is last.
-        training_points: how points are drawn.
+        training_points: numbers of points.
         subdivision: how masks are refined.
-        max_rows: of a batch's pairs of object and cell at most so many, drawn anew in every step,
-            train the point head.
+        max_rows: maximum number of (object, cell) pairs of a batch that train the point head; a
+            random choice in every step.
         kwargs: those of `SOLOv2`.
     """
+
+    head: RefinedSOLOv2Head
 
     @configurable
     def __init__(
@@ -128,132 +113,104 @@ class SOLOv2PointRend(SOLOv2):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        arguments = super().from_config(cfg)
+        arguments = read_solov2_arguments(cfg)
+        check_solov2_pointrend_config(cfg)
         shapes = arguments["backbone"].output_shape()
         names = [*cfg.MODEL.POINT_HEAD.IN_FEATURES, cfg.MODEL.SOLOV2.MASK_IN_FEATURES[0]]
         return {
             **arguments,
+            "head": build_refined_head(cfg),
             "point_strides": [int(shapes[name].stride) for name in names],
             "training_points": TrainingPoints.from_config(cfg),
             "subdivision": SubdivisionSettings.from_config(cfg),
         }
 
-    @classmethod
-    def build_head(cls, cfg: CfgNode) -> nn.Module:
-        node, names = cfg.MODEL.SOLOV2, list(cfg.MODEL.POINT_HEAD.IN_FEATURES)
-        levels = list(node.INSTANCE_IN_FEATURES)
-        missing = [name for name in names if name not in levels]
-        if missing or not names:
-            raise ConfigError(
-                f"MODEL.POINT_HEAD.IN_FEATURES is {tuple(names)}; it must name some of "
-                f"MODEL.SOLOV2.INSTANCE_IN_FEATURES {levels}"
-            )
-        channels = len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS
-        return RefinedSOLOv2Head(
-            point_head=build_point_head(
-                cfg,
-                ShapeSpec(channels=channels),
-                coarse_channels=1,
-                num_outputs=1,
-                start_from_coarse=True,
-            ),
-            point_levels=[levels.index(name) for name in names],
-            **cls.head_arguments(cfg),
-        )
-
-    def compare(self, outputs: Any, objects: Objects, targets: CellTargets) -> dict[str, Tensor]:
+    def losses(self, outputs: Any, targets: GridTargets) -> dict[str, Tensor]:
         """The losses of SOLOv2, and `loss_mask_point`."""
-        losses = super().compare(outputs, objects, targets)
-        losses["loss_mask_point"] = self.point_loss(outputs, objects, targets)
-        return losses
+        losses = super().losses(outputs, targets)
+        return {**losses, "loss_mask_point": self.point_loss(outputs, targets)}
 
-    def point_loss(self, outputs: RefinedOutputs, objects: Objects, targets: CellTargets) -> Tensor:
+    def point_loss(self, outputs: RefinedOutputs, targets: GridTargets) -> Tensor:
         """Cross-entropy at points that cover the objects, most where their masks are uncertain."""
-        rows = torch.randperm(len(targets.image), device=targets.image.device)[: self.max_rows]
+        objects, cells = targets
+        rows = torch.randperm(len(cells.image), device=cells.image.device)[: self.max_rows]
         if not len(rows):
-            return 0.0 * sum(parameter.sum() for parameter in self.head.point_head.parameters())
-        owners, instance = targets.image[rows], targets.instance[rows]
-        offsets = torch.tensor(level_offsets(self.grid.num_grids), device=rows.device)
-        cells = offsets[targets.level[rows]] + targets.cell[rows]
-        kernels = flatten_levels(outputs.kernels)[owners, cells]  # (R, E)
+            return zero_of_parameters(self.head.point_head)
+        owners, instance = cells.image[rows], cells.instance[rows]
+        kernels = outputs.masks.kernels[owners, cells.cell[rows]]  # (R, D)
         boxes = self.add_margin(objects.boxes[instance])
 
-        fine = FinePoints(outputs, self.point_strides)
-        candidates, fresh = self.training_points.draw(len(rows), rows.device)
+        fine, mask_feature = self.make_samplers(outputs)
+        candidates, fresh = self.training_points.sample(len(rows), rows.device)
         with torch.no_grad():
-            found = fine.mask_feature(owners, place_points(candidates, boxes))
-            uncertainty = measure_uncertainty(apply_kernels(found, kernels))
+            features = mask_feature(owners, place_points(candidates, boxes))
+            uncertainty = measure_uncertainty(apply_kernels(features, kernels))
         count = self.training_points.num_uncertain
         points = place_points(choose_points(candidates, uncertainty, fresh, count), boxes)
-        features, mask_feature = fine(owners, points)
-        logits = self.head.predict_points(features, apply_kernels(mask_feature, kernels))
-        return compute_point_loss(logits, read_labels(objects.masks, instance, points))
+        features = mask_feature(owners, points)
+        coarse = apply_kernels(features, kernels)
+        logits = self.head.predict_points(fine(owners, points), features, coarse)
+        return compute_point_loss(logits, sample_labels(objects.masks, instance, points))
 
-    def inference(self, outputs: Any, images: ImageList) -> list[Instances]:
-        """See `DenseSegmenter.inference`; masks lie on a grid over a box around each."""
-        results = super().inference(outputs, images)
-        masks = torch.cat([found.pred_masks.scores for found in results])  # (R, h, w)
+    def decode(self, outputs: Any, images: ImageList) -> list[Instances]:
+        """Detections of SOLOv2, with masks on a grid over a box around each."""
+        results = super().decode(outputs, images)
+        masks = torch.cat([found.pred_masks.scores for found in results])  # (R, H, W)
         counts = [len(found) for found in results]
-        owners = torch.arange(len(results), device=masks.device).repeat_interleave(
-            torch.tensor(counts, device=masks.device)
-        )
-        stride = self.point_strides[-1]
-        boxes = boxes_from_masks(masks > self.decode.mask_thr).to(masks.device) * stride
-        boxes = self.add_margin(boxes)
-        fine, coarse_logits = FinePoints(outputs, self.point_strides), masks.logit(eps=1e-6)
+        owners = index_images(counts, masks.device)
+        stride, thresh = self.point_strides[-1], self.decode_settings.mask_thresh
+        boxes = self.add_margin(boxes_from_masks(masks > thresh).to(masks.device) * stride)
+        fine, mask_feature = self.make_samplers(outputs)
+        coarse_logits = masks.logit(eps=1e-6)
 
         def evaluate(rows: Tensor, points: Tensor) -> Tensor:
-            points = place_points(points, boxes[rows])
-            features, _ = fine(owners[rows], points)
+            points, images = place_points(points, boxes[rows]), owners[rows]
             # Interpolating the map of logits is the same as applying the kernel at the point.
             coarse = sample_masks(coarse_logits, rows, points / stride)
-            return self.head.predict_points(features, coarse)
+            return self.head.predict_points(
+                fine(images, points), mask_feature(images, points), coarse
+            )
 
         probs = self.subdivision.render(evaluate, len(masks), masks.device).sigmoid()
-        for found, scores, place in zip(
-            results, probs.split(counts), boxes.split(counts), strict=True
-        ):
-            found.pred_masks = BoxMasks(scores, place, self.decode.mask_thr)
+        rendered = zip(results, probs.split(counts), boxes.split(counts), strict=True)
+        for found, scores, place in rendered:
+            found.pred_masks = BoxMasks(scores, place, thresh)
         return results
 
-    def finish(self, detections: Instances, height: int, width: int) -> Instances:
-        """See `DenseSegmenter.finish`."""
-        masks, (input_height, input_width) = detections.pred_masks, detections.image_size
+    def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
+        """See `DenseMethod.postprocess`; boxes of the masks are scaled to the original image."""
+        masks, (input_height, input_width) = candidates.pred_masks, candidates.image_size
         scale = masks.boxes.new_tensor([width / input_width, height / input_height] * 2)
-        fields = {
-            **detections.get_fields(),
-            "pred_masks": BoxMasks(masks.scores, masks.boxes * scale, masks.threshold),
-        }
-        return super().finish(Instances(detections.image_size, **fields), height, width)
+        scaled = Instances(candidates.image_size, **candidates.get_fields())
+        scaled.pred_masks = BoxMasks(masks.scores, masks.boxes * scale, masks.threshold)
+        return super().postprocess(scaled, height, width)
+
+    def make_samplers(self, outputs: RefinedOutputs) -> tuple[PointSampler, PointSampler]:
+        """Samplers of the fine maps and of the mask feature, at points in pixels."""
+        *strides, mask_stride = self.point_strides
+        mask_feature = PointSampler([outputs.masks.mask_feature], [mask_stride])
+        return PointSampler(outputs.fine, strides), mask_feature
 
     def add_margin(self, boxes: Tensor) -> Tensor:
-        """Boxes (R, 4) with one cell of the mask map more on each side: a mask may grow."""
+        """Enlarge boxes (R, 4) by one cell of the mask map on each side: a mask may grow."""
         margin = self.point_strides[-1]
         return boxes.float() + boxes.new_tensor([-margin, -margin, margin, margin])
 
 
+def build_refined_head(cfg: CfgNode) -> RefinedSOLOv2Head:
+    """SOLOv2's head with the point head of `cfg.MODEL.POINT_HEAD`."""
+    node, names = cfg.MODEL.SOLOV2, cfg.MODEL.POINT_HEAD.IN_FEATURES
+    shape = ShapeSpec(channels=len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS)
+    return RefinedSOLOv2Head(
+        point_head=build_point_head(
+            cfg, shape, coarse_channels=1, num_outputs=1, start_from_coarse=True
+        ),
+        point_levels=[list(node.INSTANCE_IN_FEATURES).index(name) for name in names],
+        **build_head_parts(cfg),
+    )
+
+
 def apply_kernels(features: Tensor, kernels: Tensor) -> Tensor:
-    """SOLOv2's dynamic convolution at points: (R, P, E) and (R, E) -> (R, P) fp32 logits."""
+    """SOLOv2's dynamic convolution at points: (R, P, D) and (R, D) -> (R, P) fp32 logits."""
     with torch.autocast(features.device.type, enabled=False):
         return (features.float() @ kernels.float()[:, :, None])[:, :, 0]
-
-
-def read_labels(masks: Sequence[Tensor], instance: Tensor, points: Tensor) -> Tensor:
-    """Soft labels at points.
-
-    Args:
-        masks: of N images, (M, H, W) bool each.
-        instance: (R,) long, the object of each row, counted over all images.
-        points: (R, P, 2), in pixels.
-
-    Returns:
-        (R, P) fp32 in [0, 1].
-    """
-    labels = points.new_zeros(points.shape[:2])
-    start = 0
-    for own in masks:
-        is_here = (instance >= start) & (instance < start + len(own))
-        rows = is_here.nonzero().squeeze(1)
-        labels[rows] = sample_masks(own, instance[rows] - start, points[rows])
-        start += len(own)
-    return labels

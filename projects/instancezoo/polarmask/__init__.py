@@ -1,7 +1,21 @@
 """PolarMask; importing it registers the method."""
 
-from . import convert  # noqa: F401  (registers the layouts of published checkpoints)
-from .config import add_polarmask_config
+from instancezoo.layers.nms import nms_per_class
+from instancezoo.method import Method
+
+from .config import add_polarmask_config, translate_polarmask_keys
+from .convert import LAYOUTS
+from .mapper import PolarMaskMapper
 from .polarmask import PolarMask
 
-__all__ = ["PolarMask", "add_polarmask_config"]
+METHOD = Method(
+    name="PolarMask",
+    registry_names=("PolarMask",),
+    add_config=add_polarmask_config,
+    translate=translate_polarmask_keys,
+    layouts=LAYOUTS,
+    score_keys=("MODEL.POLARMASK.SCORE_THRESH_TEST",),
+    stages={nms_per_class: "box NMS"},
+)
+
+__all__ = ["METHOD", "PolarMask", "PolarMaskMapper", "add_polarmask_config"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from instancezoo.checkpoint import Layout, register_layout
 from instancezoo.checkpoint.mmdetection import (
     BACKBONES,
     UNUSED,
@@ -12,7 +11,7 @@ from instancezoo.checkpoint.mmdetection import (
     conv_rows,
     pyramid_rows,
 )
-from instancezoo.checkpoint.rename import Row
+from instancezoo.checkpoint.rename import Layout, Row
 
 
 def make_vector(scalar: Tensor) -> Tensor:
@@ -56,19 +55,22 @@ _ROWS: tuple[Row, ...] = (
     ("bbox_head.scales_mask.{l}.scale", "head.scales_ray.{l}.scale", make_vector),
 )
 
-for _backbone in ("R_50", "R_101", "X_101_64x4d", "R_50_DCN", "R_101_DCN", "X_101_64x4d_DCN"):
-    _is_deformable = _backbone.endswith("_DCN")
-    _signature = BACKBONES[_backbone] + (_DCN_HEAD if _is_deformable else _PLAIN_HEAD)
-    register_layout(
-        Layout(
-            name=f"xieenze/PolarMask {_backbone}",
-            method="PolarMask",
-            config=f"polarmask/polarmask_{_backbone}_FPN_1x",
-            licence=_LICENCE,
-            rows=(*_ROWS, *(_FLAT_ROWS if _is_deformable else _PLAIN_ROWS)),
-            unused=UNUSED,
-            must=_signature.must,
-            must_not=_signature.must_not,
-            shapes=_signature.shapes,
-        )
+
+def _make_layout(backbone: str) -> Layout:
+    is_deformable = backbone.endswith("_DCN")
+    signature = BACKBONES[backbone] + (_DCN_HEAD if is_deformable else _PLAIN_HEAD)
+    return Layout(
+        name=f"xieenze/PolarMask {backbone}",
+        method="PolarMask",
+        config=f"polarmask/polarmask_{backbone}_FPN_1x",
+        licence=_LICENCE,
+        rows=(*_ROWS, *(_FLAT_ROWS if is_deformable else _PLAIN_ROWS)),
+        unused=UNUSED,
+        must=signature.must,
+        must_not=signature.must_not,
+        shapes=signature.shapes,
     )
+
+
+_BACKBONES = ("R_50", "R_101", "X_101_64x4d", "R_50_DCN", "R_101_DCN", "X_101_64x4d_DCN")
+LAYOUTS = tuple(map(_make_layout, _BACKBONES))

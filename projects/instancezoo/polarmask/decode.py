@@ -1,6 +1,6 @@
 """From the head's maps to detections at the original size (section 3.1, inference).
 
-Legend: N images, L levels, P locations of all levels, K classes, R rays, M candidates,
+Legend: N images, L levels, P points of all levels, K classes, R rays, M candidates,
 H W map size.
 """
 
@@ -27,20 +27,20 @@ _FARTHEST = 1e6
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Settings of inference, named as their config keys.
+    """Settings of inference.
 
     Attributes:
-        topk_candidates: locations of each level that are looked at.
+        num_candidates: points of each level that are compared with the threshold, best first.
         score_thresh: of the class probability.
         centerness_offset: score = probability * (centerness + this).
         nms_box: "branch" or "polygon".
         nms_thresh: IoU.
         max_per_image: detections.
         plus_one: boxes are inclusive pixel corners.
-        output_plus_one: boxes are handed out in Detectron2's frame all the same.
+        output_plus_one: boxes are returned in Detectron2's frame all the same.
     """
 
-    topk_candidates: int = 1000
+    num_candidates: int = 1000
     score_thresh: float = 0.05
     centerness_offset: float = 0.5
     nms_box: str = "branch"
@@ -56,7 +56,7 @@ def find_candidates(
     image_sizes: Sequence[tuple[int, int]],
     settings: DecodeSettings,
 ) -> list[Instances]:
-    """(location, class) pairs above the threshold; NMS is for `select_detections`.
+    """(point, class) pairs above the threshold; NMS is for `select_detections`.
 
     Args:
         outputs: maps of L levels.
@@ -73,18 +73,18 @@ def find_candidates(
     above = found.probs > settings.score_thresh
     results = []
     for index, (height, width) in enumerate(image_sizes):
-        location, classes = above[index].nonzero(as_tuple=True)
-        points = found.points[index, location]  # (M, 2)
+        chosen, classes = above[index].nonzero(as_tuple=True)
+        points = found.points[index, chosen]  # (M, 2)
         last = points.new_tensor([width - 1, height - 1])
-        vertices = polygon_from_rays(points, found.rays[index, location])  # (M, R, 2)
+        vertices = polygon_from_rays(points, found.rays[index, chosen])  # (M, R, 2)
         candidates = Instances(
             (height, width),
-            scores=scores[index, location, classes],
+            scores=scores[index, chosen, classes],
             pred_classes=classes,
             pred_masks=VertexMasks(torch.minimum(vertices.clamp(min=0), last)),
         )
         if outputs.boxes:
-            distances = found.boxes[index, location]  # (M, 4)
+            distances = found.boxes[index, chosen]  # (M, 4)
             corners = torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
             limit = last.repeat(2) + int(not settings.plus_one)
             candidates.pred_boxes = Boxes(torch.minimum(corners.clamp(min=0), limit))
@@ -119,18 +119,18 @@ def select_detections(
     compared = boxes + one_more if settings.plus_one else boxes
     kept = nms_per_class(compared, candidates.scores, candidates.pred_classes, settings.nms_thresh)
     kept = kept[: settings.max_per_image]
-    handed_out = compared if settings.output_plus_one else boxes
+    returned = compared if settings.output_plus_one else boxes
     return Instances(
         (height, width),
-        pred_boxes=Boxes(handed_out[kept]),
+        pred_boxes=Boxes(returned[kept]),
         scores=candidates.scores[kept],
         pred_classes=candidates.pred_classes[kept],
         pred_masks=VertexMasks(vertices[kept]),
     )
 
 
-class _Locations(NamedTuple):
-    """Predictions of some locations of every image, in fp32.
+class _Predictions(NamedTuple):
+    """Predictions of some points of every image, in fp32.
 
     Attributes:
         probs: (N, P, K), probabilities.
@@ -149,21 +149,21 @@ class _Locations(NamedTuple):
 
 def _gather_best(
     outputs: PolarMaskOutputs, strides: Sequence[int], settings: DecodeSettings
-) -> _Locations:
-    """The best locations of each level by their best class, all levels in one row."""
+) -> _Predictions:
+    """The best points of each level by their best class, all levels in one row."""
     levels = [
-        _keep_best(_read_level(outputs, level, stride), settings.topk_candidates)
+        _keep_best(_read_level(outputs, level, stride), settings.num_candidates)
         for level, stride in enumerate(strides)
     ]
-    return _Locations(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
+    return _Predictions(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
 
 
-def _read_level(outputs: PolarMaskOutputs, level: int, stride: int) -> _Locations:
+def _read_level(outputs: PolarMaskOutputs, level: int, stride: int) -> _Predictions:
     logits = outputs.cls_logits[level]
-    points = locate_points((logits.shape[2], logits.shape[3]), stride, logits.device)
+    points = locate_points([outputs.map_sizes[level]], [stride], logits.device)
     rays = flatten_levels([outputs.rays[level]])  # (N, H*W, R)
     boxes = flatten_levels([outputs.boxes[level]]) if outputs.boxes else rays[:, :, :0]
-    return _Locations(
+    return _Predictions(
         probs=flatten_levels([logits.float().sigmoid()]),
         centerness=flatten_levels([outputs.ctr_logits[level].float().sigmoid()]),
         points=points.expand(len(logits), -1, -1),
@@ -172,9 +172,9 @@ def _read_level(outputs: PolarMaskOutputs, level: int, stride: int) -> _Location
     )
 
 
-def _keep_best(locations: _Locations, limit: int) -> _Locations:
-    if locations.probs.shape[1] <= limit:
-        return locations
-    quality = (locations.probs * locations.centerness).amax(dim=2)
+def _keep_best(points: _Predictions, limit: int) -> _Predictions:
+    if points.probs.shape[1] <= limit:
+        return points
+    quality = (points.probs * points.centerness).amax(dim=2)
     best = quality.topk(limit).indices[..., None]  # (N, limit, 1)
-    return _Locations(*(rows.gather(1, best.expand(-1, -1, rows.shape[2])) for rows in locations))
+    return _Predictions(*(rows.gather(1, best.expand(-1, -1, rows.shape[2])) for rows in points))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from instancezoo.modeling.levels import list_map_sizes
 from instancezoo.modeling.towers import Scale
 
 
@@ -28,9 +29,14 @@ class PolarMaskOutputs(NamedTuple):
     boxes: list[Tensor]
     rays: list[Tensor]
 
+    @property
+    def map_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each level's maps."""
+        return list_map_sizes(self.cls_logits)
+
 
 class PolarMaskHead(nn.Module):
-    """Class, centerness, box and rays of every location; one head for all levels.
+    """Class, centerness, box and rays of every point; one head for all levels.
 
     Args:
         cls_tower, mask_tower: convolutions, (N, C, H, W) -> (N, C, H, W).

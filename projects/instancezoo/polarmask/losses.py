@@ -1,6 +1,6 @@
-"""Losses of positive locations (section 3.3).
+"""Losses of positive points (section 3.3).
 
-Legend: Q positives, R rays.
+Legend: Q positive points, R rays.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Smallest overlap that the logarithm of the box loss sees.
 _MIN_IOU = 1e-6
-# Keeps 0 / 0 away where no location has any weight.
+# Keeps 0 / 0 away where no point has any weight.
 _MIN_WEIGHT = 1e-6
 
 
@@ -29,7 +29,7 @@ def polar_iou_loss(rays: Tensor, targets: Tensor) -> Tensor:
 
 
 def box_iou_loss(boxes: Tensor, targets: Tensor, plus_one: bool = True) -> Tensor:
-    """Minus the logarithm of the IoU of two boxes around one location (UnitBox).
+    """Minus the logarithm of the IoU of two boxes around one point (UnitBox).
 
     Args:
         boxes: (Q, 4) predicted distances to left, top, right, bottom in pixels.

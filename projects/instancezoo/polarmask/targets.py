@@ -1,6 +1,6 @@
-"""Ground truth to training targets: which locations answer, and with which rays (section 3.2).
+"""Ground truth to training targets: which points are positive, with which rays (section 3.2).
 
-Legend: N images, M instances of all images, L levels, P locations of all levels, Q positives,
+Legend: N images, M instances of all images, L levels, P points of all levels, Q positive points,
 K classes, R rays.
 """
 
@@ -21,18 +21,17 @@ from instancezoo.layers.polar import (
     fill_missed_rays,
     intersect_rays,
 )
-from instancezoo.modeling.levels import locate_all_points
-from instancezoo.modeling.point_assignment import assign_points, split_sizes
+from instancezoo.modeling.levels import locate_points
+from instancezoo.modeling.objects import Objects, join_objects
+from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 
 @dataclass(frozen=True)
 class TargetRules:
-    """How targets are made, named as the config keys.
+    """How targets are made.
 
     Attributes:
-        strides: L strides in pixels.
-        sizes_of_interest: L - 1 limits in pixels between the levels' ranges.
-        center_radius: in strides; 0 for every location inside the box.
+        points: which points are positive for which objects.
         center: "mass" or "box".
         num_rays: R.
         ray_targets: "nearest_bin" or "intersection".
@@ -41,9 +40,7 @@ class TargetRules:
         plus_one: boxes are inclusive pixel corners.
     """
 
-    strides: Sequence[int]
-    sizes_of_interest: Sequence[float]
-    center_radius: float = 1.5
+    points: PointSpec
     center: str = "mass"
     num_rays: int = 36
     ray_targets: str = "nearest_bin"
@@ -51,38 +48,25 @@ class TargetRules:
     fill_missed_rays: bool = False
     plus_one: bool = True
 
-    @property
-    def size_ranges(self) -> list[tuple[float, float]]:
-        """L pairs, lowest and highest distance in pixels, both included."""
-        return split_sizes(self.sizes_of_interest)
-
 
 @dataclass(frozen=True)
-class Objects:
-    """Ground truth of a batch in one piece; instances without a pixel are left out.
+class PolarObjects(Objects):
+    """Ground truth of a batch, without masks; instances without a pixel are left out.
 
     Attributes:
-        boxes: (M, 4) XYXY in the frame of `TargetRules.plus_one`.
-        classes: (M,) long.
         borders: of M instances.
-        image: (M,) long.
-        num_images: N.
     """
 
-    boxes: Tensor
-    classes: Tensor
     borders: Borders
-    image: Tensor
-    num_images: int
 
 
 @dataclass(frozen=True)
 class PolarTargets:
-    """What the head should say.
+    """Classes of all points, and what the positive ones have to predict.
 
     Attributes:
         classes: (N, P) long; K where there is no object.
-        positions: (Q,) long, positive locations, counted over all images.
+        positions: (Q,) long, positive points, counted over all images.
         boxes: (Q, 4) distances to left, top, right, bottom in pixels.
         rays: (Q, R) distances in pixels.
         centerness: (Q,) in [0, 1].
@@ -95,7 +79,7 @@ class PolarTargets:
     centerness: Tensor
 
 
-def gather_objects(ground_truth: Sequence[Instances], plus_one: bool) -> Objects:
+def gather_objects(ground_truth: Sequence[Instances], plus_one: bool) -> PolarObjects:
     """Join the objects of a batch.
 
     Args:
@@ -103,40 +87,35 @@ def gather_objects(ground_truth: Sequence[Instances], plus_one: bool) -> Objects
             (BitMasks), or `gt_borders` that a mapper has found in the masks.
         plus_one: boxes become first and last pixel, within the image.
     """
-    boxes, borders = [], []
-    for instances in ground_truth:
-        height, width = instances.image_size
-        box = instances.gt_boxes.tensor.float()
-        if plus_one:
-            last = box.new_tensor([width - 1, height - 1]).repeat(2)
-            box = torch.minimum((box - box.new_tensor([0, 0, 1, 1])).clamp(min=0), last)
-        boxes.append(box)
-        has_borders = instances.has("gt_borders")
-        borders.append(
-            instances.gt_borders if has_borders else find_borders(instances.gt_masks.tensor.bool())
-        )
-    joined = torch.cat(boxes)
-    device = joined.device
-    counts = torch.tensor([len(box) for box in boxes], device=device)
-    image = torch.arange(len(boxes), device=device).repeat_interleave(counts)
-    lengths = torch.cat([part.offsets.diff() for part in borders]).to(device)  # (M,)
+    objects = join_objects(ground_truth)
+    boxes = objects.boxes.float()
+    if plus_one:
+        sizes = boxes.new_tensor([x.image_size for x in ground_truth])  # (N, 2) height, width
+        last = (sizes.flip(1) - 1)[objects.image].repeat(1, 2)
+        boxes = torch.minimum((boxes - boxes.new_tensor([0, 0, 1, 1])).clamp(min=0), last)
+    parts = [
+        x.gt_borders if x.has("gt_borders") else find_borders(x.gt_masks.tensor)
+        for x in ground_truth
+    ]
+    lengths = torch.cat([part.offsets.diff() for part in parts]).to(boxes.device)  # (M,)
     # An instance may have vanished when its mask was scaled down.
     kept = (lengths > 0).nonzero().squeeze(1)
-    return Objects(
-        boxes=joined[kept],
-        classes=torch.cat([instances.gt_classes for instances in ground_truth])[kept],
+    return PolarObjects(
+        boxes=boxes[kept],
+        classes=objects.classes[kept],
+        image=objects.image[kept],
+        masks=[],
+        num_images=objects.num_images,
         borders=Borders(
-            torch.cat([part.points for part in borders]).to(device),
+            torch.cat([part.points for part in parts]).to(boxes.device),
             F.pad(lengths[kept].cumsum(0), (1, 0)),
-            torch.cat([part.centers for part in borders]).to(device)[kept],
+            torch.cat([part.centers for part in parts]).to(boxes.device)[kept],
         ),
-        image=image[kept],
-        num_images=len(boxes),
     )
 
 
 def make_targets(
-    objects: Objects,
+    objects: PolarObjects,
     map_sizes: Sequence[tuple[int, int]],
     rules: TargetRules,
     *,
@@ -157,16 +136,14 @@ def make_targets(
         boxes,
         _measure_areas(boxes, rules.plus_one),
         objects.image,
+        rules.points,
         num_images=objects.num_images,
         map_sizes=map_sizes,
-        strides=rules.strides,
-        size_ranges=rules.size_ranges,
-        radius=rules.center_radius or None,
     ).flatten()  # (N * P,)
-    locations = locate_all_points(map_sizes, rules.strides, boxes.device)  # (P, 2)
+    all_points = locate_points(map_sizes, rules.points.strides, boxes.device)  # (P, 2)
     positions = (owners >= 0).nonzero().squeeze(1)
     owner = owners[positions]
-    points = locations[positions % len(locations)]  # (Q, 2)
+    points = all_points[positions % len(all_points)]  # (Q, 2)
     rays = _make_rays(points.long(), owner, borders, rules)
     classes = torch.full_like(owners, num_classes)
     classes[positions] = objects.classes[owner]
@@ -180,7 +157,7 @@ def make_targets(
 
 
 def polar_centerness(rays: Tensor) -> Tensor:
-    """How evenly the contour lies around a location: sqrt(min / max) of its rays (section 3.2).
+    """How evenly the contour lies around a point: sqrt(min / max) of its rays (section 3.2).
 
     Args:
         rays: (Q, R) pixels.
@@ -189,7 +166,7 @@ def polar_centerness(rays: Tensor) -> Tensor:
         (Q,) in [0, 1].
     """
     shortest, longest = rays.aminmax(dim=1)
-    # A contour of one pixel at the location itself has no length at all.
+    # A contour of one pixel at the point itself has no length at all.
     return (shortest / longest.clamp(min=MISSED)).sqrt()
 
 

@@ -1,41 +1,50 @@
 """From category maps and mask scores to detections (SOLO, section 3.3.3; SOLOv2, section 3.3).
 
-Full-resolution masks never appear here, and soft masks only a chunk at a time: what lives through
-Matrix NMS are packed bits on the stride-4 map.
+No mask has full resolution here, and soft masks exist for a chunk of cells at a time: Matrix NMS
+works on packed bits on the stride-4 map.
 
-Legend: N images, L levels, S grid side, K classes, Q cells, M candidates, H W stride-4 map size.
+Legend: N images, L levels, S grid side, K classes, P cells, M candidates or detections, B bytes of
+a row, H W stride-4 map size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.mass_centers import count_pixels
 from instancezoo.layers.nms import matrix_nms, pack_masks, point_nms
 from instancezoo.modeling.levels import flatten_levels
 
-# (Q,) ascending cell indices -> (Q, H, W) mask probabilities
-MaskProbs = Callable[[Tensor], Tensor]
-# Bytes of soft masks that may live at once; a pixel takes some eight with its intermediates.
-DEFAULT_BUDGET = 64 * 2**20
+from .masks import CellMasks
+
+# Of soft masks and their intermediates.
 _BYTES_PER_PIXEL = 8
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Thresholds of inference, named as their config keys."""
+    """Thresholds of inference.
 
-    score_thr: float = 0.1
-    mask_thr: float = 0.5
-    nms_pre: int = 500
+    Attributes:
+        score_thresh: candidates have a higher probability.
+        mask_thresh: mask pixels have a higher probability.
+        num_candidates: maximum number that enters Matrix NMS.
+        nms_kernel, nms_sigma: see `matrix_nms`.
+        update_thresh: minimum score after Matrix NMS.
+        max_per_image: maximum number of detections.
+    """
+
+    score_thresh: float = 0.1
+    mask_thresh: float = 0.5
+    num_candidates: int = 500
     nms_kernel: str = "gaussian"
     nms_sigma: float = 2.0
-    update_thr: float = 0.05
-    max_per_img: int = 100
+    update_thresh: float = 0.05
+    max_per_image: int = 100
 
 
 @dataclass(frozen=True)
@@ -57,22 +66,23 @@ class Candidates:
     packed_masks: Tensor
 
 
-def compute_cell_probs(cate_logits: list[Tensor]) -> Tensor:
+def compute_cell_probs(cls_logits: list[Tensor]) -> Tensor:
     """Probability of each class in each cell; 0 where a neighbour is better.
 
     Args:
-        cate_logits: L tensors (N, K, S, S).
+        cls_logits: L tensors (N, K, S, S).
 
     Returns:
         (N, cells of all levels, K) fp32.
     """
-    return flatten_levels([point_nms(logits.float().sigmoid()) for logits in cate_logits])
+    return flatten_levels([point_nms(logits.float().sigmoid()) for logits in cls_logits])
 
 
 def rank_candidates(
     probs: Tensor,
     strides: Tensor,
-    mask_probs: MaskProbs,
+    cell_masks: CellMasks,
+    image: int,
     settings: DecodeSettings,
     budget: int = DEFAULT_BUDGET,
 ) -> Candidates:
@@ -81,42 +91,42 @@ def rank_candidates(
     Args:
         probs: (cells, K) from `compute_cell_probs`.
         strides: (cells,) stride of each cell's level; masks must have more pixels than that.
-        mask_probs: gives the soft masks of cells.
+        cell_masks: of the batch.
+        image: index in the batch.
         settings: thresholds.
         budget: bytes that soft masks may take at once.
     """
-    position, classes = (probs > settings.score_thr).nonzero(as_tuple=True)
+    position, classes = (probs > settings.score_thresh).nonzero(as_tuple=True)
     # Classes of one cell share its mask: each mask is made once.
     cells, owner = position.unique(return_inverse=True)
-    packed, areas, totals = _pack_soft_masks(cells, mask_probs, settings.mask_thr, budget)
-    kept = (areas > strides[cells])[owner].nonzero().squeeze(1)
-    position, classes, owner = position[kept], classes[kept], owner[kept]
-    maskness = totals[owner] / areas[owner]  # mean probability inside the mask
-    scores, order = (probs[position, classes] * maskness).sort(descending=True, stable=True)
-    scores, order = scores[: settings.nms_pre], order[: settings.nms_pre]
+    packed, areas, totals = _pack_soft_masks(cell_masks, image, cells, settings.mask_thresh, budget)
+    is_large = areas > strides[cells]
+    maskness = totals / areas  # mean probability inside the mask; NaN for an empty one
+    scores = probs[position, classes] * maskness[owner]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[is_large[owner[order]]][: settings.num_candidates]
     owner = owner[order]
-    return Candidates(position[order], classes[order], scores, areas[owner], packed[owner])
+    return Candidates(position[order], classes[order], scores[order], areas[owner], packed[owner])
 
 
 def select_detections(
-    candidates: Candidates, mask_probs: MaskProbs, settings: DecodeSettings
+    candidates: Candidates, cell_masks: CellMasks, image: int, settings: DecodeSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Matrix NMS, thresholds, and the soft masks of what is left.
 
     Args:
         candidates: from `rank_candidates`.
-        mask_probs: gives the soft masks of cells.
-        settings: thresholds.
+        cell_masks, image, settings: those that `rank_candidates` got.
 
     Returns:
         scores (M,) descending, classes (M,) long, soft masks (M, H, W).
     """
     scores = suppress(candidates, settings)
-    kept = (scores >= settings.update_thr).nonzero().squeeze(1)
-    scores, order = scores[kept].sort(descending=True, stable=True)
-    order = kept[order][: settings.max_per_img]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= settings.update_thresh][: settings.max_per_image]
     cells, owner = candidates.cells[order].unique(return_inverse=True)
-    return scores[: settings.max_per_img], candidates.classes[order], mask_probs(cells)[owner]
+    masks = cell_masks.probs(image, cells)[owner]
+    return scores[order], candidates.classes[order], masks
 
 
 def suppress(candidates: Candidates, settings: DecodeSettings) -> Tensor:
@@ -132,17 +142,17 @@ def suppress(candidates: Candidates, settings: DecodeSettings) -> Tensor:
 
 
 def _pack_soft_masks(
-    cells: Tensor, mask_probs: MaskProbs, threshold: float, budget: int
+    cell_masks: CellMasks, image: int, cells: Tensor, threshold: float, budget: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per cell: packed mask (Q, H, B), area (Q,) long, sum of probabilities inside it (Q,)."""
-    # An empty call costs nothing and tells the size of the map.
-    height, width = mask_probs(cells[:0]).shape[1:]
+    """Per cell: packed mask (P, H, B), area (P,) long, sum of probabilities inside it (P,)."""
+    # A call without cells costs nothing and gives the size of the map.
+    height, width = cell_masks.probs(image, cells[:0]).shape[1:]
     packed = cells.new_zeros((len(cells), height, -(-width // 8)), dtype=torch.uint8)
     areas, totals = cells.new_zeros(len(cells)), cells.new_zeros(len(cells), dtype=torch.float32)
     chunk = max(1, budget // (_BYTES_PER_PIXEL * height * width))
     for start in range(0, len(cells), chunk):
         some = slice(start, start + chunk)
-        probs = mask_probs(cells[some])
+        probs = cell_masks.probs(image, cells[some])
         masks = probs > threshold
         packed[some] = pack_masks(masks)
         areas[some] = count_pixels(masks)[1].sum(dim=1)

@@ -6,48 +6,26 @@ Legend: N images, C channels, H W map size of a level, L levels, S grid side, K 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from instancezoo.layers.coords import append_coordinates
+from instancezoo.modeling.towers import build_prediction, build_tower
 
-
-class SOLOOutputs(NamedTuple):
-    """Maps of all levels.
-
-    Attributes:
-        cate_logits: L tensors (N, K, S, S).
-        mask_features: L tensors (N, C, 2H, 2W), input of the output convolutions.
-    """
-
-    cate_logits: list[Tensor]
-    mask_features: list[Tensor]
-
-
-class DecoupledOutputs(NamedTuple):
-    """Maps of all levels.
-
-    Attributes:
-        cate_logits: L tensors (N, K, S, S).
-        x_logits: L tensors (N, S, 2H, 2W), one channel per grid column.
-        y_logits: L tensors (N, S, 2H, 2W), one channel per grid row.
-    """
-
-    cate_logits: list[Tensor]
-    x_logits: list[Tensor]
-    y_logits: list[Tensor]
+from .config import DCN_VERSIONS
+from .masks import DecoupledMasks, GridOutputs, SOLOMasks, resize_map
 
 
 class CategoryBranch(nn.Module):
-    """What each cell holds.
+    """Category of each cell.
 
     Args:
-        tower: convolutions, one after the other.
+        tower: convolutions in a row.
         predict: last convolution, to K channels.
         num_grids: L grid sides.
-        resize_before: number of the tower's convolution before which maps become S x S.
+        resize_before: index of the tower's convolution before which maps are resized to S x S.
     """
 
     def __init__(
@@ -91,25 +69,12 @@ class SOLOHead(nn.Module):
         self.mask_tower = mask_tower
         self.mask_predict = mask_predict
 
-    def forward(self, pyramid: list[Tensor]) -> SOLOOutputs:
+    def forward(self, pyramid: list[Tensor]) -> GridOutputs:
         """Feature maps p2 .. p6, each (N, C, H, W)."""
         levels = rearrange_levels(pyramid)
         features = [double_map(self.mask_tower(append_coordinates(level))) for level in levels]
-        return SOLOOutputs(self.cate_branch(levels), features)
-
-    def predict_masks(self, mask_features: Tensor, level: int, cells: Tensor) -> Tensor:
-        """Mask logits of chosen cells: only their output channels are computed.
-
-        Args:
-            mask_features: (N, C, 2H, 2W) of this level.
-            level: its index.
-            cells: (n,) long, indices within the level.
-
-        Returns:
-            (N, n, 2H, 2W).
-        """
-        conv: Any = self.mask_predict[level]
-        return F.conv2d(mask_features, conv.weight[cells], conv.bias[cells])
+        masks = SOLOMasks(features, self.mask_predict, self.cate_branch.num_grids)
+        return GridOutputs(self.cate_branch(levels), masks)
 
 
 class DecoupledSOLOHead(nn.Module):
@@ -136,7 +101,7 @@ class DecoupledSOLOHead(nn.Module):
         self.predict_x = predict_x
         self.predict_y = predict_y
 
-    def forward(self, pyramid: list[Tensor]) -> DecoupledOutputs:
+    def forward(self, pyramid: list[Tensor]) -> GridOutputs:
         """Feature maps p2 .. p6, each (N, C, H, W)."""
         levels = rearrange_levels(pyramid)
         x_logits, y_logits = [], []
@@ -147,7 +112,7 @@ class DecoupledSOLOHead(nn.Module):
             ]
             x_logits.append(self.predict_x[index](features[0]))
             y_logits.append(self.predict_y[index](features[-1]))
-        return DecoupledOutputs(self.cate_branch(levels), x_logits, y_logits)
+        return GridOutputs(self.cate_branch(levels), DecoupledMasks(x_logits, y_logits))
 
 
 def rearrange_levels(pyramid: list[Tensor]) -> list[Tensor]:
@@ -159,15 +124,14 @@ def rearrange_levels(pyramid: list[Tensor]) -> list[Tensor]:
     Returns:
         L tensors of strides 8, 8, 16, 32, 32.
     """
-    finest = pyramid[0]
-    height, width = finest.shape[2:]
-    halved = resize_map(finest, (height // 2, width // 2))
-    enlarged = resize_map(pyramid[-1], (pyramid[-2].shape[2], pyramid[-2].shape[3]))
-    return [halved, *pyramid[1:-1], enlarged]
+    height, width = pyramid[0].shape[2:]
+    halved = resize_map(pyramid[0], (height // 2, width // 2))
+    return [halved, *pyramid[1:-1], resize_map(pyramid[-1], pyramid[-2].shape[2:])]
 
 
-def rearrange_strides(strides: Sequence[int]) -> list[int]:
-    """Strides of `rearrange_levels`' output, given those of its input."""
+def rearrange_strides(names: Sequence[str], shapes: dict[str, ShapeSpec]) -> list[int]:
+    """Strides of the re-arranged levels of a pyramid of named backbone outputs."""
+    strides = [int(shapes[name].stride) for name in names]
     return [2 * strides[0], *strides[1:-1], strides[-2]]
 
 
@@ -177,8 +141,57 @@ def double_map(features: Tensor) -> Tensor:
     return resize_map(features, (2 * height, 2 * width))
 
 
-def resize_map(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (N, C, H, W), half-pixel centres, without antialiasing."""
-    if tuple(features.shape[2:]) == tuple(size):
-        return features
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+def build_solo_head(cfg: CfgNode) -> SOLOHead:
+    """SOLO's head from `cfg.MODEL.SOLO`."""
+    node, in_channels = cfg.MODEL.SOLO, cfg.MODEL.FPN.OUT_CHANNELS
+    predict = nn.ModuleList(
+        build_prediction(node.INSTANCE_CHANNELS, side * side, kernel_size=1, prior=node.PRIOR_PROB)
+        for side in node.NUM_GRIDS
+    )
+    return SOLOHead(
+        cate_branch=_build_category_branch(node, in_channels),
+        mask_tower=build_grid_tower(node, in_channels + 2),
+        mask_predict=predict,
+    )
+
+
+def build_decoupled_head(cfg: CfgNode) -> DecoupledSOLOHead:
+    """Decoupled SOLO's head from `cfg.MODEL.SOLO`."""
+    node, in_channels = cfg.MODEL.SOLO, cfg.MODEL.FPN.OUT_CHANNELS
+    axes = ["xy"] if node.SHARED_MASK_TOWER else ["x", "y"]
+    towers = {name: build_grid_tower(node, in_channels + len(name)) for name in axes}
+    predict_x, predict_y = (
+        nn.ModuleList(
+            build_prediction(node.INSTANCE_CHANNELS, side, prior=node.PRIOR_PROB)
+            for side in node.NUM_GRIDS
+        )
+        for _ in "xy"
+    )
+    return DecoupledSOLOHead(
+        cate_branch=_build_category_branch(node, in_channels),
+        mask_towers=nn.ModuleDict(towers),
+        predict_x=predict_x,
+        predict_y=predict_y,
+    )
+
+
+def build_grid_tower(node: CfgNode, in_channels: int) -> nn.Sequential:
+    """A tower from a node with the keys of `add_grid_keys`."""
+    return build_tower(
+        in_channels,
+        node.INSTANCE_CHANNELS,
+        node.NUM_INSTANCE_CONVS,
+        norm=node.NORM,
+        deformable=DCN_VERSIONS[node.TYPE_DCN] if node.USE_DCN_IN_INSTANCE else "",
+        deformable_last_only=node.DCN_LAST_CONV_ONLY,
+    )
+
+
+def _build_category_branch(node: CfgNode, in_channels: int) -> CategoryBranch:
+    predict = build_prediction(node.INSTANCE_CHANNELS, node.NUM_CLASSES, prior=node.PRIOR_PROB)
+    return CategoryBranch(
+        tower=build_grid_tower(node, in_channels),
+        predict=predict,
+        num_grids=node.NUM_GRIDS,
+        resize_before=node.CATE_DOWN_POS,
+    )

@@ -1,7 +1,7 @@
-"""Which grid cells answer for which objects (SOLO, section 3.3.1), and their mask targets.
+"""Which grid cells predict which objects (SOLO, section 3.3.1), and their mask targets.
 
 Legend: N images, L levels, M objects of all images, R rows, S grid side, K classes, H W size.
-A row is one (object, cell) pair; an object that several cells answer for has several rows.
+A row is one (object, cell) pair; an object that several cells predict has several rows.
 """
 
 from __future__ import annotations
@@ -16,47 +16,46 @@ from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
 from instancezoo.modeling.levels import level_offsets, match_scale_ranges
+from instancezoo.modeling.objects import Objects, join_objects
 
+RESIZE_RULES = ("padded", "opencv")
 # Most cells that an object's centre region may take on each side of its centre cell.
 _REACH = 1
 # OpenCV keeps interpolation weights as multiples of 1 / 2048.
 _OPENCV_ONE = 2048
-# Bytes of masks that are reduced at once: what is in between of more leaves a processor's cache.
+# Bytes of masks that are reduced at once; with more the intermediates leave a processor's cache.
 _CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Objects:
-    """Ground truth of a batch in one piece.
+class GridObjects(Objects):
+    """Ground truth of a batch on the canvas that the grid divides.
 
     Attributes:
-        boxes: (M, 4) XYXY in pixels of the network input.
-        classes: (M,) long.
-        masks: of each image (objects in it, height, width) bool, without padding.
-        image: (M,) long, ascending.
         canvas: height and width of the padded batch.
+        resize_rule: how masks are reduced, see `reduce_masks`.
     """
 
-    boxes: Tensor
-    classes: Tensor
-    masks: list[Tensor]
-    image: Tensor
     canvas: tuple[int, int]
+    resize_rule: str = "padded"
 
 
 @dataclass(frozen=True)
 class GridSpec:
-    """What divides the work among cells.
+    """Which cells predict which objects.
 
     Attributes:
         num_grids: L grid sides S.
-        scale_ranges: L pairs, lowest and highest object size in pixels, both included.
-        center_fraction: share of the box around the mass centre whose cells are positive.
+        scale_ranges: L pairs, smallest and largest object size in pixels, both included.
+        center_fraction: epsilon, share of the box around the mass centre whose cells are positive.
+        one_object_per_cell: if True, only the last of the objects that claim a cell has a mask
+            loss there (SOLO), else all have (SOLOv2). The cell's class is the last one's in both.
     """
 
     num_grids: Sequence[int]
     scale_ranges: Sequence[Sequence[float]]
     center_fraction: float = 0.2
+    one_object_per_cell: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ class CellTargets:
     """Rows in the order level, object, cell, and the class of every cell.
 
     Attributes:
-        image, level, cell, instance: (R,) long. `cell` counts within the level, row-major;
-            `instance` counts the objects of all images.
-        classes: (N, cells of all levels) long; K where a cell answers for nothing.
+        image, level, cell, instance: (R,) long. `cell` is an index over all levels, row-major
+            within a level; `instance` counts the objects of all images.
+        classes: (N, cells of all levels) long; K where a cell predicts nothing.
         num_positive: (), number of distinct positive cells.
     """
 
@@ -78,59 +77,40 @@ class CellTargets:
     num_positive: Tensor
 
 
-def gather_objects(ground_truth: Sequence[Instances], canvas: tuple[int, int]) -> Objects:
-    """Join the objects of a batch. Masks are not copied: padding them would take the most time.
-
-    Args:
-        ground_truth: N Instances with `gt_boxes`, `gt_classes`, `gt_masks` (BitMasks).
-        canvas: height and width of the padded batch.
-    """
-    masks = [instances.gt_masks.tensor.bool() for instances in ground_truth]
-    counts = torch.tensor([len(mask) for mask in masks], device=masks[0].device)
-    return Objects(
-        boxes=torch.cat([instances.gt_boxes.tensor for instances in ground_truth]),
-        classes=torch.cat([instances.gt_classes for instances in ground_truth]),
-        masks=masks,
-        image=torch.arange(len(masks), device=counts.device).repeat_interleave(counts),
-        canvas=canvas,
-    )
+def gather_objects(
+    ground_truth: Sequence[Instances], canvas: tuple[int, int], resize_rule: str = "padded"
+) -> GridObjects:
+    """Join the objects of a batch, see `join_objects` and `GridObjects`."""
+    joined = vars(join_objects(ground_truth))
+    return GridObjects(**joined, canvas=canvas, resize_rule=resize_rule)
 
 
-def assign_cells(
-    objects: Objects,
-    grid: GridSpec,
-    *,
-    num_classes: int,
-    one_object_per_cell: bool,
-) -> CellTargets:
+def assign_cells(objects: GridObjects, grid: GridSpec, *, num_classes: int) -> CellTargets:
     """Find the cells around each object's mass centre on the levels of its size.
 
     Args:
         objects: ground truth of the batch.
         grid: see `GridSpec`.
         num_classes: K.
-        one_object_per_cell: whether only the last of the objects that claim a cell keeps its row
-            (SOLO), or all do (SOLOv2). The cell's class is the last one's in both.
     """
     parts = [find_mass_centers(masks) for masks in objects.masks]
     centers, pixels = (torch.cat(part) for part in zip(*parts, strict=True))
     canvas = centers.new_tensor(objects.canvas).flip(0)
     rows = claim_cells(objects.boxes, centers, canvas, grid)
     rows = rows[(pixels > 0)[rows[:, 1]]]  # an empty mask has no centre
-    level, instance = rows[:, 0], rows[:, 1]
-    sides = torch.tensor(grid.num_grids, device=rows.device)
-    cell = rows[:, 2] * sides[level] + rows[:, 3]
+    level, instance, cell = rows.unbind(dim=1)
     image = objects.image[instance]
 
-    *starts, num_cells = level_offsets(grid.num_grids)
-    position = image * num_cells + torch.tensor(starts, device=rows.device)[level] + cell
+    num_cells = level_offsets(grid.num_grids)[-1]
+    position = image * num_cells + cell
     is_last = find_last_claims(position)
-    num_images = len(objects.masks)
-    classes = position.new_full((num_images * num_cells,), num_classes)
+    classes = position.new_full((objects.num_images * num_cells,), num_classes)
     classes[position[is_last]] = objects.classes[instance[is_last]]
-    if one_object_per_cell:
+    if grid.one_object_per_cell:
         image, level, cell, instance = (part[is_last] for part in (image, level, cell, instance))
-    return CellTargets(image, level, cell, instance, classes.view(num_images, -1), is_last.sum())
+    return CellTargets(
+        image, level, cell, instance, classes.view(objects.num_images, -1), is_last.sum()
+    )
 
 
 def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) -> Tensor:
@@ -143,16 +123,16 @@ def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) 
         grid: see `GridSpec`.
 
     Returns:
-        (R, 4) long: level, object, grid row, grid column, in that order.
+        (R, 3) long, sorted: level, object, index of the cell over all levels.
     """
     extent = boxes[:, 2:].float() - boxes[:, :2].float()  # (M, 2) width, height
     ranges = extent.new_tensor(grid.scale_ranges).view(-1, 2)
     on_level = match_scale_ranges(extent.prod(dim=1).clamp(min=0).sqrt(), ranges)  # (M, L)
     half = 0.5 * grid.center_fraction * extent
-    last = torch.tensor(grid.num_grids, device=boxes.device)[:, None] - 1  # (L, 1)
+    sides = torch.tensor(grid.num_grids, device=boxes.device)
     center = _find_cell(centers / canvas, grid.num_grids)  # (M, L, 2) column, row
     low = _find_cell((centers - half) / canvas, grid.num_grids).clamp(min=0)
-    high = torch.minimum(_find_cell((centers + half) / canvas, grid.num_grids), last)
+    high = torch.minimum(_find_cell((centers + half) / canvas, grid.num_grids), sides[:, None] - 1)
 
     steps = torch.arange(-_REACH, _REACH + 1, device=boxes.device)
     candidates = center[..., None] + steps  # (M, L, 2, 3)
@@ -160,16 +140,16 @@ def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) 
     chosen = inside[:, :, 1, :, None] & inside[:, :, 0, None, :]  # (M, L, 3, 3) row, column
     chosen &= on_level[:, :, None, None]
     level, instance, row, column = chosen.transpose(0, 1).nonzero(as_tuple=True)
-    row = candidates[instance, level, 1, row]
-    column = candidates[instance, level, 0, column]
-    return torch.stack([level, instance, row, column], dim=1)
+    row, column = candidates[instance, level, 1, row], candidates[instance, level, 0, column]
+    starts = torch.tensor(level_offsets(grid.num_grids), device=boxes.device)
+    return torch.stack([level, instance, starts[level] + row * sides[level] + column], dim=1)
 
 
 def find_last_claims(position: Tensor) -> Tensor:
-    """Of the rows that claim one cell the last: objects come in annotation order.
+    """Mark the last of the rows that claim one cell; objects come in annotation order.
 
     Args:
-        position: (R,) long, a number for each cell.
+        position: (R,) long, a number that identifies the cell.
 
     Returns:
         (R,) bool.
@@ -187,14 +167,13 @@ def _find_cell(position: Tensor, num_grids: Sequence[int]) -> Tensor:
     return torch.div(position[:, None], cells[:, None], rounding_mode="floor").long()
 
 
-def reduce_masks(objects: Objects, stride: int, rule: str = "padded") -> Tensor:
+def reduce_masks(objects: GridObjects, stride: int) -> Tensor:
     """Ground-truth masks at a map's resolution, padded with zeros at the bottom and the right.
 
     Args:
-        objects: ground truth of the batch.
+        objects: ground truth of the batch; `resize_rule` is "padded", the 2 x 2 rule on the
+            canvas, or "opencv", OpenCV's resize of the mask without padding.
         stride: pixels per map position, even.
-        rule: "padded", the 2 x 2 rule on the canvas, or "opencv", OpenCV's resize of the mask
-            without padding (see `MODEL.SOLO.TARGET_RESIZE`).
 
     Returns:
         (M, H / stride, W / stride) bool.
@@ -202,9 +181,9 @@ def reduce_masks(objects: Objects, stride: int, rule: str = "padded") -> Tensor:
     Raises:
         ValueError: unknown rule.
     """
-    if rule not in ("padded", "opencv"):
-        raise ValueError(f"TARGET_RESIZE is '{rule}'; it must be 'padded' or 'opencv'")
-    reduce = reduce_by_center_pixels if rule == "padded" else reduce_as_opencv
+    if objects.resize_rule not in RESIZE_RULES:
+        raise ValueError(f"resize rule '{objects.resize_rule}' is none of {RESIZE_RULES}")
+    reduce = reduce_by_center_pixels if objects.resize_rule == "padded" else reduce_as_opencv
     height, width = (side // stride for side in objects.canvas)
     reduced = objects.image.new_zeros((len(objects.image), height, width), dtype=torch.bool)
     size = max(1, _CHUNK_BYTES // max(1, objects.canvas[0] * objects.canvas[1]))
@@ -234,7 +213,7 @@ def reduce_by_center_pixels(masks: Tensor, stride: int) -> Tensor:
 
 
 def reduce_as_opencv(masks: Tensor, stride: int) -> Tensor:
-    """What `cv2.resize` (uint8, INTER_LINEAR) makes of 0/1 masks whose size need not divide.
+    """Result of `cv2.resize` (uint8, INTER_LINEAR) for 0/1 masks of any size.
 
     Args:
         masks: (M, H, W) bool.
@@ -245,14 +224,10 @@ def reduce_as_opencv(masks: Tensor, stride: int) -> Tensor:
     """
     rows, row_weights = _list_opencv_taps(masks.shape[1], stride, masks.device)
     columns, column_weights = _list_opencv_taps(masks.shape[2], stride, masks.device)
-    taken = masks[:, rows]  # (M, 2, h, W)
-    left, right = (
-        taken.index_select(3, column) * weight
-        for column, weight in zip(columns, column_weights, strict=True)
-    )
-    horizontal = (left + right) >> 4  # (M, 2, h, w)
-    upper, lower = (horizontal * row_weights[..., None] >> 16).unbind(dim=1)
-    return (upper + lower + 2) >> 2 > 0
+    pairs = masks[:, rows][..., columns]  # (M, 2, h, 2, w)
+    horizontal = (pairs * column_weights).sum(dim=3, dtype=torch.int32) >> 4
+    vertical = (horizontal * row_weights[..., None] >> 16).sum(dim=1)  # (M, h, w)
+    return (vertical + 2) >> 2 > 0
 
 
 def _list_opencv_taps(size: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -260,8 +235,7 @@ def _list_opencv_taps(size: int, stride: int, device: torch.device) -> tuple[Ten
     num_out = int(size / stride + 0.5)
     positions = torch.arange(num_out, device=device, dtype=torch.float64)
     source = ((positions + 0.5) * (size / max(num_out, 1)) - 0.5).float().clamp(0, size - 1)
-    first = source.floor()
+    first = source.long()
     share = source - first
     weights = torch.stack([1 - share, share]).mul(_OPENCV_ONE).round().int()
-    first = first.long()
     return torch.stack([first, (first + 1).clamp(max=size - 1)]), weights

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from instancezoo.checkpoint import Layout, register_layout
 from instancezoo.checkpoint.mmdetection import Signature, conv_rows
-from instancezoo.checkpoint.rename import Row
-from instancezoo.solo.convert import register_family
+from instancezoo.checkpoint.rename import Layout, Row
+from instancezoo.solo.convert import make_family
 
 _FULL = {
     "R_50": "solov2/solov2_R_50_FPN_3x",
@@ -27,64 +26,60 @@ _NAMES = {
     + ("mask_head.mask_feature_head", "conv_pred"),
 }
 
-for _source, (_head, _tower, _cate, _kernel, _branch, _predict) in _NAMES.items():
-    _rows: tuple[Row, ...] = (
-        *conv_rows(f"{_head}.{_tower}.{{i}}", "head.cate_tower.{i}"),
-        *conv_rows(f"{_head}.kernel_convs.{{i}}", "head.kernel_tower.{i}"),
-        (f"{_head}.{_cate}.*", "head.cate_predict.*"),
-        (f"{_head}.{_kernel}.*", "head.kernel_predict.*"),
-        *conv_rows(
-            f"{_branch}.convs_all_levels.{{i}}.conv{{j}}", "head.mask_branch.levels.{i}.{j}"
-        ),
-        *conv_rows(f"{_branch}.{_predict}", "head.mask_branch.predict"),
+
+def _make_layouts(source: str) -> list[Layout]:
+    head, tower, cate, kernel, branch, predict = _NAMES[source]
+    rows: tuple[Row, ...] = (
+        *conv_rows(f"{head}.{tower}.{{i}}", "head.cate_tower.{i}"),
+        *conv_rows(f"{head}.kernel_convs.{{i}}", "head.kernel_tower.{i}"),
+        (f"{head}.{cate}.*", "head.cate_predict.*"),
+        (f"{head}.{kernel}.*", "head.kernel_predict.*"),
+        *conv_rows(f"{branch}.convs_all_levels.{{i}}.conv{{j}}", "head.mask_branch.levels.{i}.{j}"),
+        *conv_rows(f"{branch}.{predict}", "head.mask_branch.predict"),
     )
-    for _configs, _width in ((_FULL, _FULL_WIDTH), (_LIGHT, _LIGHT_WIDTH)):
-        _kernel_weight = f"{_head}.{_kernel}.weight"
-        register_family(
-            _source,
-            "SOLOv2",
-            _configs,
-            Signature((_kernel_weight,), (), {_kernel_weight: (None, _width, None, None)}),
-            _rows,
-        )
+    weight = f"{head}.{kernel}.weight"
+    layouts = []
+    for configs, width in ((_FULL, _FULL_WIDTH), (_LIGHT, _LIGHT_WIDTH)):
+        signature = Signature((weight,), (), {weight: (None, width, None, None)})
+        layouts += make_family(source, "SOLOv2", configs, signature, rows)
+    return layouts
+
 
 _7TH_BLOCK = "backbone.bottom_up.res4.6.conv1.weight"
-# In AdelaiDet a tower is a flat list of convolution, norm, ReLU; its index divides by three.
-_TOWER_ROWS: tuple[Row, ...] = tuple(
-    row
-    for tower in ("cate_tower", "kernel_tower")
-    for i in range(4)
-    for row in (
-        (f"ins_head.{tower}.{3 * i}.weight", f"head.{tower}.{i}.weight"),
-        (f"ins_head.{tower}.{3 * i + 1}.*", f"head.{tower}.{i}.norm.*"),
+_ADELAIDET_ROWS: tuple[Row, ...] = (
+    ("backbone.**", "backbone.**"),
+    # A tower is a flat list of convolution, norm, ReLU.
+    *(
+        row
+        for tower in ("cate_tower", "kernel_tower")
+        for i in range(4)
+        for row in (
+            (f"ins_head.{tower}.{3 * i}.weight", f"head.{tower}.{i}.weight"),
+            (f"ins_head.{tower}.{3 * i + 1}.*", f"head.{tower}.{i}.norm.*"),
+        )
+    ),
+    ("ins_head.cate_pred.*", "head.cate_predict.*"),
+    ("ins_head.kernel_pred.*", "head.kernel_predict.*"),
+    ("mask_head.convs_all_levels.{i}.conv{j}.0.weight", "head.mask_branch.levels.{i}.{j}.weight"),
+    ("mask_head.convs_all_levels.{i}.conv{j}.1.*", "head.mask_branch.levels.{i}.{j}.norm.*"),
+    ("mask_head.conv_pred.0.weight", "head.mask_branch.predict.weight"),
+    ("mask_head.conv_pred.1.*", "head.mask_branch.predict.norm.*"),
+)
+_ADELAIDET_LAYOUTS = tuple(
+    Layout(
+        name=f"AdelaiDet SOLOv2_R{depth}_3x",
+        method="SOLOv2",
+        config=f"solov2/solov2_R_{depth}_FPN_3x_adelaidet",
+        licence="2-clause BSD for non-commercial purposes (AdelaiDet)",
+        must=("ins_head.cate_tower.0.weight", "ins_head.kernel_pred.weight", *must),
+        must_not=must_not,
+        unused=("pixel_mean", "pixel_std"),
+        rows=_ADELAIDET_ROWS,
     )
+    for depth, must, must_not in ((50, (), (_7TH_BLOCK,)), (101, (_7TH_BLOCK,), ()))
 )
 
-for _depth, _must, _must_not in ((50, (), (_7TH_BLOCK,)), (101, (_7TH_BLOCK,), ())):
-    register_layout(
-        Layout(
-            name=f"AdelaiDet SOLOv2_R{_depth}_3x",
-            method="SOLOv2",
-            config=f"solov2/solov2_R_{_depth}_FPN_3x_adelaidet",
-            licence="2-clause BSD for non-commercial purposes (AdelaiDet)",
-            must=("ins_head.cate_tower.0.weight", "ins_head.kernel_pred.weight", *_must),
-            must_not=_must_not,
-            unused=("pixel_mean", "pixel_std"),
-            rows=(
-                ("backbone.**", "backbone.**"),
-                *_TOWER_ROWS,
-                ("ins_head.cate_pred.*", "head.cate_predict.*"),
-                ("ins_head.kernel_pred.*", "head.kernel_predict.*"),
-                (
-                    "mask_head.convs_all_levels.{i}.conv{j}.0.weight",
-                    "head.mask_branch.levels.{i}.{j}.weight",
-                ),
-                (
-                    "mask_head.convs_all_levels.{i}.conv{j}.1.*",
-                    "head.mask_branch.levels.{i}.{j}.norm.*",
-                ),
-                ("mask_head.conv_pred.0.weight", "head.mask_branch.predict.weight"),
-                ("mask_head.conv_pred.1.*", "head.mask_branch.predict.norm.*"),
-            ),
-        )
-    )
+LAYOUTS = (
+    *(layout for source in _NAMES for layout in _make_layouts(source)),
+    *_ADELAIDET_LAYOUTS,
+)

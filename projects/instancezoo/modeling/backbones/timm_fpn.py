@@ -5,7 +5,6 @@ Legend: N images, C channels, H W map size.
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
@@ -15,7 +14,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import Tensor, nn
 
-from instancezoo.errors import ZooError
+from instancezoo.errors import ZooError, first_line, suggest
+from instancezoo.modeling.fpn import build_fpn
 
 from .timm_weights import HUB, import_timm, load_timm_weights, squash_name
 
@@ -47,14 +47,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     top_block = LastLevelMaxPool()
     largest_stride = bottom_up.output_shape()[in_features[-1]].stride
     top_block.in_feature = f"p{int(math.log2(largest_stride))}"
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=in_features,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return build_fpn(cfg, bottom_up, top_block)
 
 
 class TimmBackbone(Backbone):
@@ -141,13 +134,12 @@ def _create_extractor(
 def _create_model(name: str, **kwargs: Any) -> nn.Module:
     timm = import_timm()
     if ":" not in name and not timm.is_model(name):  # hf-hub:... is timm's to resolve
-        nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        hint = suggest(name, timm.list_models(), cutoff=0.4, most=3)
         raise ZooError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no '{name}'{hint}")
     try:
         return timm.create_model(name, features_only=True, **kwargs)
     except Exception as error:  # timm and the hub's client raise nearly anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if kwargs["pretrained"]:
             raise ZooError(
                 f"weights of timm model '{name}' cannot be had from its hub: {reason}. "

@@ -1,0 +1,14 @@
+"""All methods; importing this module registers them in Detectron2's registries."""
+
+from instancezoo import fcos, mask_rcnn, pointrend, polarmask, solo, solov2
+from instancezoo.method import Method
+
+# The one line that a method adds outside its own folders.
+METHODS: list[Method] = [
+    mask_rcnn.METHOD,
+    solo.METHOD,
+    solov2.METHOD,
+    fcos.METHOD,
+    polarmask.METHOD,
+    pointrend.METHOD,
+]

@@ -1,0 +1,105 @@
+"""Objects of a batch: checked ground truth of each image, and all of them in one piece.
+
+Legend: N images, M instances of all images, H W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.structures import BitMasks, Instances, PolygonMasks
+from torch import Tensor
+
+from instancezoo.errors import ZooError
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Ground truth of a batch in one piece. Masks are not copied: padding them is slow.
+
+    Attributes:
+        boxes: (M, 4) XYXY in pixels of the network input.
+        classes: (M,) long.
+        image: (M,) long, ascending, in [0, N).
+        masks: N tensors (instances of the image, H, W) bool, without padding; empty list if the
+            ground truth has no `BitMasks`.
+        num_images: N.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    image: Tensor
+    masks: list[Tensor]
+    num_images: int
+
+
+def join_objects(ground_truth: Sequence[Instances]) -> Objects:
+    """Join the objects of a batch.
+
+    Args:
+        ground_truth: N Instances with `gt_boxes`, `gt_classes` and, if any, `gt_masks`.
+    """
+    boxes = torch.cat([instances.gt_boxes.tensor for instances in ground_truth])
+    masks = [x.gt_masks if x.has("gt_masks") else None for x in ground_truth]
+    bitmasks = [x.tensor.bool() for x in masks if isinstance(x, BitMasks)]
+    return Objects(
+        boxes=boxes,
+        classes=torch.cat([instances.gt_classes for instances in ground_truth]),
+        image=index_images([len(instances) for instances in ground_truth], boxes.device),
+        masks=bitmasks if len(bitmasks) == len(masks) else [],
+        num_images=len(ground_truth),
+    )
+
+
+def index_images(counts: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """Image of each row where the rows of N images follow each other: (sum of `counts`,) long."""
+    repeats = torch.tensor(counts, dtype=torch.long, device=device)
+    return torch.arange(len(counts), device=device).repeat_interleave(repeats)
+
+
+def check_ground_truth(batched_inputs: list[dict[str, Any]]) -> None:
+    """Raise `ZooError` for an image of a training batch without `instances`."""
+    for image in batched_inputs:
+        if "instances" not in image:
+            raise ZooError(
+                f"image {image.get('file_name', '?')} has no 'instances' to train on; "
+                "use a mapper that is built with is_train=True"
+            )
+
+
+def collect_ground_truth(
+    batched_inputs: list[dict[str, Any]], device: torch.device
+) -> list[Instances]:
+    """Ground truth of a batch on a device, with masks as bit masks.
+
+    Args:
+        batched_inputs: N dicts in Detectron2's format.
+        device: of the result.
+
+    Returns:
+        N Instances with `gt_boxes`, `gt_classes` and `gt_masks` (BitMasks).
+
+    Raises:
+        ZooError: an image has no `instances`, or objects without masks.
+    """
+    check_ground_truth(batched_inputs)
+    ground_truth = []
+    for image in batched_inputs:
+        instances = image["instances"].to(device)
+        masks = instances.gt_masks if instances.has("gt_masks") else None
+        if isinstance(masks, PolygonMasks):
+            masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+            instances.gt_masks = masks.to(device)
+        elif masks is None:
+            # Detectron2's mapper leaves the field out where there is nothing to annotate.
+            if len(instances):
+                raise ZooError(
+                    f"image {image.get('file_name', '?')} has {len(instances)} objects without "
+                    "masks; the annotations need 'segmentation', and the config MODEL.MASK_ON"
+                )
+            instances.gt_masks = BitMasks(torch.zeros(0, *instances.image_size)).to(device)
+        ground_truth.append(instances)
+    return ground_truth
