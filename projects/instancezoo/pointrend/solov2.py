@@ -10,6 +10,7 @@ C channels of the fine maps, D channels of the mask feature, H W its size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -164,11 +165,11 @@ class SOLOv2PointRend(SOLOv2):
         coarse_logits = masks.logit(eps=1e-6)
 
         def evaluate(rows: Tensor, points: Tensor) -> Tensor:
-            points, images = place_points(points, boxes[rows]), owners[rows]
+            points, image = place_points(points, boxes[rows]), owners[rows]
             # Interpolating the map of logits is the same as applying the kernel at the point.
             coarse = sample_masks(coarse_logits, rows, points / stride)
             return self.head.predict_points(
-                fine(images, points), mask_feature(images, points), coarse
+                fine(image, points), mask_feature(image, points), coarse
             )
 
         probs = self.subdivision.render(evaluate, len(masks), masks.device).sigmoid()
@@ -182,7 +183,7 @@ class SOLOv2PointRend(SOLOv2):
         masks, (input_height, input_width) = candidates.pred_masks, candidates.image_size
         scale = masks.boxes.new_tensor([width / input_width, height / input_height] * 2)
         scaled = Instances(candidates.image_size, **candidates.get_fields())
-        scaled.pred_masks = BoxMasks(masks.scores, masks.boxes * scale, masks.threshold)
+        scaled.pred_masks = replace(masks, boxes=masks.boxes * scale)
         return super().postprocess(scaled, height, width)
 
     def make_samplers(self, outputs: RefinedOutputs) -> tuple[PointSampler, PointSampler]:
