@@ -38,24 +38,28 @@ def check_category(entry: Any) -> Entry:
 def check_image(entry: Any) -> Entry:
     """An image's id, file name and size; the file itself is not touched."""
     _need(entry, "id", "file_name", "height", "width")
-    clean = {"id": _read_own_id(entry)}
-    clean |= {key: _read_int(entry[key]) for key in ("height", "width")}
-    pixels = clean["height"] * clean["width"]
-    if min(clean["height"], clean["width"]) <= 0 or pixels >= MAX_PIXELS:
+    image_id, height, width = (
+        _read_own_id(entry),
+        _read_int(entry["height"]),
+        _read_int(entry["width"]),
+    )
+    if min(height, width) <= 0 or height * width >= MAX_PIXELS:
         raise BadEntry(Problem.BAD_SIZE)
-    return clean | {"file_name": _read_text(entry["file_name"])}
+    file_name = _read_text(entry["file_name"])
+    return {"id": image_id, "height": height, "width": width, "file_name": file_name}
 
 
-def find_file_problem(path: str, height: int, width: int) -> Problem | None:
-    """What is wrong with an image file, from its header alone."""
+def find_file_problem(image_root: str, entry: Entry) -> Problem | None:
+    """Check the file of a clean image entry, by its header alone; None if it is good."""
+    path, expected = os.path.join(image_root, entry["file_name"]), (entry["width"], entry["height"])
     if not os.path.isfile(path):
         return Problem.MISSING_FILE
     try:
         with Image.open(path) as image:
-            size = _read_size(image, expected=(width, height))
+            size = _read_size(image, expected)
     except Exception:  # Pillow's readers raise nearly anything on broken files
         return Problem.UNREADABLE_FILE
-    return None if size == (width, height) else Problem.WRONG_SIZE
+    return None if size == expected else Problem.WRONG_SIZE
 
 
 def check_annotation(
@@ -82,8 +86,10 @@ def check_annotation(
     bbox, repairs = _check_box(entry["bbox"], height, width)
     segmentation, mask_repairs = check_segmentation(entry["segmentation"], height, width)
     area, area_repairs = _check_area(entry.get("area"), segmentation, height, width)
-    iscrowd = _read_flag(entry.get("iscrowd", 0))
-    clean = {"bbox": bbox, "segmentation": segmentation, "area": area, "iscrowd": iscrowd}
+    iscrowd = entry.get("iscrowd", 0)
+    if iscrowd not in (0, 1):  # nor False or True
+        raise BadEntry(Problem.WRONG_TYPE)
+    clean = {"bbox": bbox, "segmentation": segmentation, "area": area, "iscrowd": int(iscrowd)}
     repairs += mask_repairs + area_repairs
     if not are_whole_numbers(entry, *ids, "iscrowd"):
         repairs.append(Problem.NORMALISED)
@@ -136,12 +142,6 @@ def _read_int(value: Any) -> int:
         raise BadEntry(Problem.NOT_FINITE)
     # 3.0 is an id that passed through a table of floats.
     if value != int(value) or abs(value) >= MAX_ID:
-        raise BadEntry(Problem.WRONG_TYPE)
-    return int(value)
-
-
-def _read_flag(value: Any) -> int:
-    if value not in (0, 1):  # False and True are too
         raise BadEntry(Problem.WRONG_TYPE)
     return int(value)
 

@@ -129,8 +129,6 @@ def load_metadata(name: str) -> Metadata:
 def register_shapes() -> None:
     """Register the built-in sets; each is generated on first use."""
     for name, shapes in SHAPES_SETS.items():
-        if name in DatasetCatalog:
-            continue
         classes = list(shapes.style.classes)
         _register(
             name,
