@@ -206,10 +206,8 @@ def _walk(entries: list[Any]) -> Iterator[tuple[int | str, Any]]:
 
 def _check_list(content: dict[str, Any], key: str, report: AnnotationReport) -> dict[int, Entry]:
     """Clean categories or images by id."""
-    noun, check, numbers = {
-        "categories": ("category", check_category, ("id",)),
-        "images": ("image", check_image, ("id", "height", "width")),
-    }[key]
+    checks = {"categories": ("category", check_category), "images": ("image", check_image)}
+    noun, check = checks[key]
     clean: dict[int, Entry] = {}
     for label, entry in _walk(content[key]):
         try:
@@ -220,7 +218,7 @@ def _check_list(content: dict[str, Any], key: str, report: AnnotationReport) -> 
             report.dropped[f"{noun} with {bad.problem}"].append(label)
             continue
         clean[checked["id"]] = checked
-        if not are_whole_numbers(entry, *numbers):
+        if not are_whole_numbers(entry, checked):
             report.repaired[f"{noun} with {Problem.NORMALISED}"].append(label)
     return clean
 

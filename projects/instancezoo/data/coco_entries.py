@@ -38,11 +38,8 @@ def check_category(entry: Any) -> Entry:
 def check_image(entry: Any) -> Entry:
     """An image's id, file name and size; the file itself is not touched."""
     _need(entry, "id", "file_name", "height", "width")
-    image_id, height, width = (
-        _read_own_id(entry),
-        _read_int(entry["height"]),
-        _read_int(entry["width"]),
-    )
+    image_id = _read_own_id(entry)
+    height, width = (_read_int(entry[key]) for key in ("height", "width"))
     if min(height, width) <= 0 or height * width >= MAX_PIXELS:
         raise BadEntry(Problem.BAD_SIZE)
     file_name = _read_text(entry["file_name"])
@@ -76,34 +73,34 @@ def check_annotation(
         The clean annotation and the repairs made in it.
     """
     _need(entry, "id", "image_id", "category_id", "bbox", "segmentation")
-    ids = {"id": _read_own_id(entry)}
-    ids |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
-    if ids["image_id"] not in images:
+    clean: Entry = {"id": _read_own_id(entry)}
+    clean |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
+    if clean["image_id"] not in images:
         raise BadEntry(Problem.UNKNOWN_IMAGE)
-    if ids["category_id"] not in category_ids:
+    if clean["category_id"] not in category_ids:
         raise BadEntry(Problem.UNKNOWN_CATEGORY)
-    height, width = (images[ids["image_id"]][key] for key in ("height", "width"))
+    height, width = (images[clean["image_id"]][key] for key in ("height", "width"))
     bbox, repairs = _check_box(entry["bbox"], height, width)
     segmentation, mask_repairs = check_segmentation(entry["segmentation"], height, width)
     area, area_repairs = _check_area(entry.get("area"), segmentation, height, width)
     iscrowd = entry.get("iscrowd", 0)
     if iscrowd not in (0, 1):  # nor False or True
         raise BadEntry(Problem.WRONG_TYPE)
-    clean = {"bbox": bbox, "segmentation": segmentation, "area": area, "iscrowd": int(iscrowd)}
+    clean |= {"bbox": bbox, "segmentation": segmentation, "area": area, "iscrowd": int(iscrowd)}
     repairs += mask_repairs + area_repairs
-    if not are_whole_numbers(entry, *ids, "iscrowd"):
+    if not are_whole_numbers(entry, clean):
         repairs.append(Problem.NORMALISED)
     attributes = entry.get("attributes") or {}
     if not isinstance(attributes, dict):
         repairs.append(Problem.ATTRIBUTES_LEFT_OUT)
     elif flags := {key: value for key, value in attributes.items() if isinstance(value, bool)}:
         clean["attributes"] = flags
-    return ids | clean, repairs
+    return clean, repairs
 
 
-def are_whole_numbers(entry: Entry, *keys: str) -> bool:
-    """True if the JSON itself holds integers under these keys (not 3.0, not true)."""
-    return all(type(entry.get(key)) is int for key in keys)
+def are_whole_numbers(entry: Entry, clean: Entry) -> bool:
+    """True if the JSON itself holds integers (not 3.0, not true) where its clean entry does."""
+    return all(type(entry.get(key)) is int for key in clean if type(clean[key]) is int)
 
 
 def read_id(entry: Any) -> int | None:

@@ -69,16 +69,10 @@ SHAPES_SETS: dict[str, ShapesSet] = {
 
 
 def get_shapes(name: str) -> tuple[Path, Path]:
-    """Paths of a built-in set, which is generated if it is not in the cache yet.
+    """COCO JSON and image folder of a built-in set (`SHAPES_SETS`), generated on first use.
 
     If several processes call at the same time, one generates and the others wait. The folder
     appears under its name only when it is complete.
-
-    Args:
-        name: a key of `SHAPES_SETS`.
-
-    Returns:
-        The COCO JSON and the folder of images.
     """
     folder = get_cache_folder() / f"{name}-v{VERSION}"
     if not (folder / ANNOTATION_FILE).is_file():
@@ -90,13 +84,7 @@ def get_shapes(name: str) -> tuple[Path, Path]:
 
 
 def generate_shapes(shapes: ShapesSet, folder: Path, description: str = "drawing") -> None:
-    """Write a set's JSON and PNG files into an existing folder.
-
-    Args:
-        shapes: the set.
-        folder: an existing folder.
-        description: for the progress bar.
-    """
+    """Write a set's JSON and PNG files into an existing folder, with a progress bar."""
     (folder / IMAGE_FOLDER).mkdir()
     coco: dict[str, Any] = {
         "info": {"description": "InstanceZoo shapes", "version": str(VERSION)},

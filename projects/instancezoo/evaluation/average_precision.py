@@ -105,7 +105,9 @@ def evaluate_results(
         ground_truth = GroundTruth.read(ground_truth)
     rows = read_json(results) if isinstance(results, str | Path) else results
     key = get_key(iou_type)
-    measured = ({**row, "area": _measure(row, iou_type)} for row in rows if key in row)
+    # The RLE of masks or the box (x, y, width, height).
+    measure = mask_codec.area if iou_type == "segm" else lambda box: box[2] * box[3]
+    measured = ({**row, "area": float(measure(row[key]))} for row in rows if key in row)
     annotations = ground_truth.select(iou_type)
     return evaluate_by_area(ground_truth, annotations, measured, iou_type, backend, max_dets)
 
@@ -127,9 +129,8 @@ def evaluate_by_area(
         ground_truth: images and categories.
         annotations: objects to find, with `area`; changed in place.
         results: detections with `area`.
-        iou_type, backend, max_dets: as in `evaluate_results`.
     """
-    check_backend(backend)
+    check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
     # Numbers instead of the image ids, which may be of any type: hotcoco accepts only numbers. They
     # ascend with the ids, because the order of the images decides between equal scores.
     ids = sorted(ground_truth.images, key=lambda image_id: (isinstance(image_id, str), image_id))
@@ -146,7 +147,6 @@ def evaluate_by_area(
     keys = ("category_id", "score", "area", get_key(iou_type))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
-        # Written one by one, as a COCO data set for both backends to read.
         with path.open("w", encoding="utf-8") as file:
             file.write(json.dumps(head)[:-1] + ', "annotations": [')
             # From 1: pycocotools takes 0 for "no match".
@@ -156,48 +156,27 @@ def evaluate_by_area(
                 row |= {"id": number, "image_id": numbers[result["image_id"]], "iscrowd": 0}
                 file.write("," * (number > 1) + json.dumps(row))
             file.write("]}")
-        count = _count_by_hotcoco if backend == "hotcoco" else _count_by_pycocotools
-        counts = count({**head, "annotations": annotations}, str(path), iou_type, sorted(max_dets))
+        with contextlib.redirect_stdout(io.StringIO()):
+            dataset = {**head, "annotations": annotations}
+            evaluator = _start_evaluator(backend, dataset, str(path), iou_type)
+            evaluator.params.maxDets = sorted(max_dets)
+            evaluator.evaluate()
+            evaluator.accumulate()
+    precision, recall = (np.asarray(evaluator.eval[key]) for key in ("precision", "recall"))
     names = [category["name"] for category in ground_truth.categories]
-    precision, recall = (np.asarray(counts[key]) for key in ("precision", "recall"))
     return Evaluation(iou_type, precision, recall, names)
 
 
-def check_backend(backend: str) -> None:
-    """Raise `ConfigError` for an unknown backend."""
-    check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
-
-
-def _measure(result: dict[str, Any], iou_type: BoxOrMask) -> float:
-    if iou_type == "segm":
-        return float(mask_codec.area(result["segmentation"]))
-    return result["bbox"][2] * result["bbox"][3]
-
-
-def _count_by_hotcoco(
-    dataset: dict[str, Any], results_path: str, iou_type: BoxOrMask, max_dets: list[int]
-) -> dict[str, Any]:
-    # Its load_res() would measure the areas again.
-    evaluator = hotcoco.COCOeval(hotcoco.COCO(dataset), hotcoco.COCO(results_path), iou_type)
-    evaluator.params.max_dets = max_dets
-    evaluator.evaluate()
-    evaluator.accumulate()
-    assert evaluator.eval is not None
-    return evaluator.eval
-
-
-def _count_by_pycocotools(
-    dataset: dict[str, Any], results_path: str, iou_type: BoxOrMask, max_dets: list[int]
-) -> dict[str, Any]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = dataset
-        truth.createIndex()
-        evaluator = COCOeval(truth, COCO(results_path), iou_type)
-        evaluator.params.maxDets = max_dets
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return evaluator.eval
+def _start_evaluator(
+    backend: str, dataset: dict[str, Any], results_path: str, iou_type: BoxOrMask
+) -> Any:
+    # Both read the results as a data set, because their methods for results measure areas again.
+    if backend == "hotcoco":
+        return hotcoco.COCOeval(hotcoco.COCO(dataset), hotcoco.COCO(results_path), iou_type)
+    truth = COCO()
+    truth.dataset = dataset
+    truth.createIndex()
+    return COCOeval(truth, COCO(results_path), iou_type)
 
 
 def _check_result(result: dict[str, Any], ground_truth: GroundTruth, iou_type: BoxOrMask) -> None:

@@ -29,14 +29,7 @@ ObjectKey = tuple[Any, int]
 
 
 def extract_contour(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask that touch its background; the image border is not a contour.
-
-    Args:
-        mask: (H, W) bool or 0/1.
-
-    Returns:
-        (H, W) bool.
-    """
+    """Pixels (H, W) bool of a mask (H, W) that touch its background, not the image border."""
     filled = np.ascontiguousarray(mask, dtype=np.uint8)
     # OpenCV's erosion takes pixels outside the image for foreground.
     return (filled - cv2.erode(filled, _CROSS)).astype(bool)
@@ -72,8 +65,7 @@ def score_boundaries(
     """Boundary F-score of each object that was found.
 
     Args:
-        ground_truth: annotations with masks.
-        results: COCO results with masks.
+        ground_truth, results: annotations and COCO results with masks.
         tolerance: allowed distance, as a share of the image's diagonal; at least one pixel.
         iou_threshold: smallest mask IoU at which a detection finds an object of its class; each
             finds one object, the most confident first.

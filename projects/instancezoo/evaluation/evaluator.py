@@ -19,7 +19,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from instancezoo.evaluation.average_precision import check_backend, evaluate_results
+from instancezoo.errors import check_choice
+from instancezoo.evaluation.average_precision import BACKENDS, evaluate_results
 from instancezoo.evaluation.ground_truth import GroundTruth
 from instancezoo.evaluation.pictures import draw_pictures
 from instancezoo.evaluation.results import ResultsFile, instances_to_results
@@ -62,7 +63,7 @@ class InstanceEvaluator(DatasetEvaluator):
         num_pictures: int = 0,
         max_dets_per_image: int = 100,
     ) -> None:
-        check_backend(backend)
+        check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
         if num_pictures > 0 and output_dir is None:
             raise ValueError("pictures need a folder: set output_dir, or num_pictures=0")
         self._num_pictures = num_pictures
@@ -119,9 +120,7 @@ class InstanceEvaluator(DatasetEvaluator):
         metrics: OrderedDict[str, dict[str, float]] = OrderedDict()
         image_ids = results.image_ids()
         if not image_ids:
-            logger.warning(
-                "nothing to evaluate on '%s': no image was predicted", self._dataset_name
-            )
+            logger.warning("no image was predicted: '%s' has no metrics", self._dataset_name)
             return metrics
         if self._output_dir is not None:
             results.write_json(self._output_dir / "coco_instances_results.json")

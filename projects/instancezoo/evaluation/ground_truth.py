@@ -22,7 +22,7 @@ class GroundTruth:
 
     Attributes:
         images: image id -> COCO image record.
-        annotations: image id -> COCO annotations, each with `iscrowd` and `area`.
+        annotations: image id -> COCO annotations, each with `iscrowd`, `area` and `attributes`.
         categories: COCO categories, ascending by id.
         is_annotated: False for a test set whose file has no annotations at all.
         source: file name, for messages.
@@ -73,7 +73,7 @@ class GroundTruth:
         names = {
             name: None
             for annotation in chain.from_iterable(self.annotations.values())
-            for name, value in (annotation.get("attributes") or {}).items()
+            for name, value in annotation["attributes"].items()
             if isinstance(value, bool)
         }
         return list(names)
@@ -100,6 +100,7 @@ def get_key(iou_type: BoxOrMask) -> str:
 
 def _complete(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
     complete = {**annotation, "iscrowd": int(annotation.get("iscrowd") or 0)}
+    complete["attributes"] = annotation.get("attributes") or {}
     if complete.get("area") is None:
         if segmentation := annotation.get("segmentation"):
             complete["area"] = measure_area(segmentation, image["height"], image["width"])

@@ -56,12 +56,6 @@ def compute_ious(
 
     With a crowd region it is the share of the detection that lies inside, as in COCO.
 
-    Args:
-        ground_truth: annotations of the image, among others.
-        image_id: id of the image.
-        results: R COCO results of the image.
-        iou_type: "bbox" or "segm".
-
     Returns:
         (R, M) float64; 0 without a box or a mask.
     """
@@ -95,7 +89,10 @@ def match_detections(
     """Match every detection, from the most confident on, with the best free object of its class.
 
     Args:
-        ground_truth, image_id, results, iou_type: as in `compute_ious`.
+        ground_truth: annotations of the data set.
+        image_id: id of the image.
+        results: R COCO results of the image.
+        iou_type: "bbox" or "segm".
         iou_threshold: smallest IoU of a match.
     """
     ious = compute_ious(ground_truth, image_id, results, iou_type)

@@ -29,9 +29,8 @@ logger = logging.getLogger(__name__)
 # Candidate score thresholds for pictures; the one with the best quality over the data set is used,
 # since a fixed threshold would hide all detections of methods with low scores.
 SCORE_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-SHORT_SIDE = (360, 720)
-# Leave out all labels if there are more, since they would hide the objects.
-MAX_LABELS = 20
+SHORT_SIDE = (360, 720)  # lowest and highest, in pixels
+MAX_LABELS = 20  # draw no labels if there are more, since they would hide the objects
 _GAP, _TITLE_HEIGHT = 8, 28
 _FALSE_COLOR = (1.0, 0.0, 0.0)
 
@@ -81,7 +80,6 @@ def draw_pictures(
     An image that cannot be read is left out with a warning.
 
     Args:
-        ground_truth, results, iou_type: what to compare.
         image_root: folder that the annotation file's names are relative to.
         folder: folder for `best_01_<image id>.png`, `worst_01_<image id>.png`, ...; such pictures
             of an earlier evaluation are removed.
@@ -92,9 +90,8 @@ def draw_pictures(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("best_*.png", "worst_*.png"):
-        for old in folder.glob(pattern):
-            old.unlink()
+    for old in [*folder.glob("best_*.png"), *folder.glob("worst_*.png")]:
+        old.unlink()
     ranking = rank_images(ground_truth, results, iou_type)
     quality = dict(zip(ranking.image_ids, ranking.qualities, strict=True))
     paths = []
@@ -136,22 +133,18 @@ def draw_comparison(
     names = {category["id"]: category["name"] for category in ground_truth.categories}
     palette = [_pick_color(index) for index in range(len(annotations))]
     found = [palette[owner] if owner >= 0 else _FALSE_COLOR for owner in matches.objects]
+    num_found = int((matches.objects >= 0).sum())
+    num_false = int(((matches.objects < 0) & ~matches.is_ignored).sum())
     left = _draw_objects(
         pixels, results, found, iou_type,
         [f"{names[r['category_id']]} {100 * min(r['score'], 1):.0f}%" for r in results],
+        f"found {num_found}, false {num_false} (score >= {score_threshold:.2f})",
     )  # fmt: skip
     right = _draw_objects(
         pixels, annotations, palette, iou_type,
         [names.get(a["category_id"], "?") + " (crowd)" * a["iscrowd"] for a in annotations],
+        f"truth {matches.num_objects}, image {image_id}, {title}".rstrip(", "),
     )  # fmt: skip
-    num_found = int((matches.objects >= 0).sum())
-    num_false = int(((matches.objects < 0) & ~matches.is_ignored).sum())
-    left = _add_title(
-        left, f"found {num_found}, false {num_false} (score >= {score_threshold:.2f})"
-    )
-    right = _add_title(
-        right, f"truth {matches.num_objects}, image {image_id}, {title}".rstrip(", ")
-    )
     gap = np.full((len(left), _GAP, 3), 255, dtype=np.uint8)
     return np.concatenate([left, gap, right], axis=1)
 
@@ -169,12 +162,12 @@ def _draw_objects(
     colors: Sequence[tuple[float, float, float]],
     iou_type: BoxOrMask,
     labels: Sequence[str],
+    title: str,
 ) -> np.ndarray:
     height, width = pixels.shape[:2]
-    low, high = SHORT_SIDE
     short = min(height, width)
-    visualizer = Visualizer(pixels, scale=min(max(short, low), high) / short)
-    texts: list[str | None] = list(labels) if len(labels) <= MAX_LABELS else [None] * len(labels)
+    visualizer = Visualizer(pixels, scale=float(np.clip(short, *SHORT_SIDE)) / short)
+    texts = labels if len(labels) <= MAX_LABELS else [None] * len(labels)
     # Large ones first, or they would hide the small ones.
     for index in sorted(range(len(objects)), key=lambda i: -_box_area(objects[i])):
         item, color, text = objects[index], colors[index], texts[index]
@@ -188,7 +181,7 @@ def _draw_objects(
                 labels=None if text is None else [text],
                 assigned_colors=[color],
             )
-    return visualizer.output.get_image()
+    return _add_title(visualizer.output.get_image(), title)
 
 
 def _box_area(item: dict[str, Any]) -> float:

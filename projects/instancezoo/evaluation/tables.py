@@ -69,13 +69,12 @@ def tabulate_attributes(
     for attribute in ground_truth.attributes():
         annotations = ground_truth.select(iou_type)
         for annotation in annotations:
-            annotation["area"] = _COUNTED if _has(annotation, attribute) else _IGNORED
+            annotation["area"] = _COUNTED if annotation["attributes"].get(attribute) else _IGNORED
         marked = _mark_results(ground_truth, results, iou_type, attribute)
         evaluation = evaluate_by_area(
             ground_truth, annotations, marked, iou_type, backend, max_dets
         )
-        objects = _select_objects(ground_truth, iou_type)
-        num_objects = sum(_has(annotation, attribute) for annotation in objects)
+        num_objects = sum(a["area"] == _COUNTED and not a["iscrowd"] for a in annotations)
         rows.append({"attribute": attribute, "objects": num_objects} | evaluation.summarize())
     return rows
 
@@ -98,12 +97,8 @@ def _mark_results(
         annotations = ground_truth.annotations_of(image_id)
         owners = find_owners(ground_truth, image_id, rows, iou_type)
         for row, owner in zip(rows, owners, strict=True):
-            counts = owner < 0 or _has(annotations[owner], attribute)
+            counts = owner < 0 or annotations[owner]["attributes"].get(attribute)
             yield {**row, "area": _COUNTED if counts else _IGNORED}
-
-
-def _has(annotation: dict[str, Any], attribute: str) -> bool:
-    return bool((annotation.get("attributes") or {}).get(attribute, False))
 
 
 def _select_objects(ground_truth: GroundTruth, iou_type: BoxOrMask) -> list[dict[str, Any]]:
