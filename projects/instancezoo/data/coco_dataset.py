@@ -171,7 +171,7 @@ def read_json(source: str | os.PathLike[str]) -> Any:
         with PathManager.open(os.fspath(source), "rb") as file:
             return json.loads(file.read())
     except FileNotFoundError as error:
-        raise DatasetError(f"JSON file '{source}' does not exist") from error
+        raise DatasetError(f"JSON file '{source}' does not exist: check the path") from error
     except OSError as error:
         raise DatasetError(f"JSON file '{source}' cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:

@@ -56,6 +56,12 @@ def compute_ious(
 
     With a crowd region it is the share of the detection that lies inside, as in COCO.
 
+    Args:
+        ground_truth: annotations of the data set.
+        image_id: id of the image.
+        results: R COCO results of the image.
+        iou_type: "bbox" or "segm".
+
     Returns:
         (R, M) float64; 0 without a box or a mask.
     """
@@ -86,15 +92,7 @@ def match_detections(
     iou_type: BoxOrMask,
     iou_threshold: float = 0.5,
 ) -> Matches:
-    """Match every detection, from the most confident on, with the best free object of its class.
-
-    Args:
-        ground_truth: annotations of the data set.
-        image_id: id of the image.
-        results: R COCO results of the image.
-        iou_type: "bbox" or "segm".
-        iou_threshold: smallest IoU of a match.
-    """
+    """Match detections, the most confident first, each with the best free object of its class."""
     ious = compute_ious(ground_truth, image_id, results, iou_type)
     annotations = ground_truth.annotations_of(image_id)
     is_crowd = np.array([annotation["iscrowd"] for annotation in annotations], dtype=bool)

@@ -39,7 +39,7 @@ def instances_to_results(
         M dicts with `image_id`, `category_id`, `bbox` (XYWH), `score`, and `segmentation` of masks.
 
     Raises:
-        ZooError: a score or box is not finite, or a class is out of range.
+        ZooError: a score or box is not finite, or a class is out of range; names the image.
     """
     boxes = instances.pred_boxes.tensor.detach().float().cpu()  # NumPy knows no bfloat16
     scores = instances.scores.detach().cpu()
@@ -163,12 +163,12 @@ class ResultsFile:
         """Whole lines, about `CHUNK_BYTES` at a time, until all ranks have sent their last."""
         lines = self._lines()
         while True:
-            chunk = b""
+            chunk = bytearray()
             while len(chunk) < CHUNK_BYTES and (line := next(lines, (0, b""))[1]):
                 chunk += line
             if not any(comm.all_gather(len(chunk))):
                 return
-            yield chunk
+            yield bytes(chunk)
 
 
 def _masks_to_rle(masks: Any) -> list[dict[str, Any]]:
