@@ -3,7 +3,7 @@
     python benchmarks/ray_targets.py [--instances 40] [--rounds 7] [--threads 1] [--skip-loop]
 
 Compared in one process: the package's compiled operators, their plain versions, and the published
-rule point by point, as a Python loop over the rays of a location. All three must give the same
+rule point by point, as a Python loop over the rays of a point. All three must give the same
 values. `--skip-loop` leaves out the loop, which takes seconds.
 
 Legend: H W image size, M instances, P points, V rays.
@@ -22,17 +22,16 @@ from torch import Tensor
 
 from instancezoo.layers import extension, polar
 from instancezoo.layers.borders import find_borders
-from instancezoo.modeling.levels import locate_all_points
-from instancezoo.modeling.point_assignment import assign_points, split_sizes
+from instancezoo.modeling.levels import locate_points
+from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 HEIGHT, WIDTH = 768, 1280
 RADII = (12, 260)  # of the shapes in pixels, sampled log-uniformly
 STRIDES = (8, 16, 32, 64, 128)
-SIZE_RANGES = split_sizes((64, 128, 256, 512))
-CENTER_RADIUS = 1.5
+SPEC = PointSpec(STRIDES, (64, 128, 256, 512), radius=1.5)
 NUM_RAYS = 36
 # The published loader on 40 such shapes, as measured on a 2-core machine with one thread (PyTorch
-# 2.14, OpenCV 5.0; 373 locations, 25,800 border points). Not measured by this script.
+# 2.14, OpenCV 5.0; 373 points, 25,800 border points). Not measured by this script.
 PUBLISHED_SECONDS = 1.65
 
 
@@ -74,14 +73,12 @@ def make_targets(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         boxes,
         (boxes[:, 2:] - boxes[:, :2] + 1).prod(dim=1),
         torch.zeros(len(boxes), dtype=torch.long),
+        SPEC,
         num_images=1,
         map_sizes=map_sizes(),
-        strides=STRIDES,
-        size_ranges=SIZE_RANGES,
-        radius=CENTER_RADIUS,
     )[0]
     positive = winners >= 0
-    points = locate_all_points(map_sizes(), STRIDES)[positive].long()
+    points = locate_points(map_sizes(), STRIDES)[positive].long()
     return winners, polar.cast_ray_targets(points, winners[positive], borders, num_rays=NUM_RAYS)
 
 
@@ -95,7 +92,7 @@ def make_targets_by_rule(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The published rule written literally: dense assignment, loops over rays."""
     contours = [find_contour(mask) for mask in masks.numpy().astype(np.uint8)]
     centers = torch.tensor([find_centroid(contour) for contour in contours])
-    points = locate_all_points(map_sizes(), STRIDES)
+    points = locate_points(map_sizes(), STRIDES)
     winners = assign_densely(points, centers, boxes)
     rays = [
         cast_one_by_one(point, torch.from_numpy(contours[winner]))
@@ -125,15 +122,15 @@ def find_centroid(contour: np.ndarray) -> tuple[float, float]:
 
 
 def assign_densely(points: Tensor, centers: Tensor, boxes: Tensor) -> Tensor:
-    """All locations against all instances: (P,) winner or -1."""
+    """All points against all instances: (P,) winner or -1."""
     counts = [height * width for height, width in map_sizes()]
-    reach = CENTER_RADIUS * torch.cat(
+    reach = SPEC.radius * torch.cat(
         [torch.full((count,), float(stride)) for count, stride in zip(counts, STRIDES, strict=True)]
     )
     ranges = torch.cat(
         [
             torch.tensor(limits).float().expand(count, 2)
-            for count, limits in zip(counts, SIZE_RANGES, strict=True)
+            for count, limits in zip(counts, SPEC.size_ranges, strict=True)
         ]
     )
     low = torch.maximum(centers - reach[:, None, None], boxes[:, :2])  # (P, M, 2)
@@ -194,7 +191,7 @@ def main() -> None:
     borders = find_borders(masks)
     plain_s, (winners, rays) = measure(make_targets_plain, masks, boxes, args.rounds)
     print(
-        f"{args.instances} instances on {HEIGHT}x{WIDTH}: {len(rays)} locations, "
+        f"{args.instances} instances on {HEIGHT}x{WIDTH}: {len(rays)} points, "
         f"{len(borders.points)} border points, {args.threads} thread(s)"
     )
     results = {"plain": plain_s}

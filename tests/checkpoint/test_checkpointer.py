@@ -126,7 +126,7 @@ def test_other_class_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(CheckpointError, match="file has 80 classes, the model 4") as error:
         ZooCheckpointer(net).load(path)
     assert path in str(error.value) and "MODEL.WEIGHTS_ALLOW_PARTIAL True" in str(error.value)
-    assert "check that its --dataset was given" in str(error.value)
+    assert "--dataset" in str(error.value)
     assert is_same(weights(net), before), "a refused file changes nothing"
 
     with caplog.at_level(logging.WARNING):

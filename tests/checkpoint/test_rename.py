@@ -1,5 +1,6 @@
 """The rename-rule engine on small tables."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from instancezoo.checkpoint import CheckpointError, Layout, convert_state_dict
 from instancezoo.checkpoint import convert as convert_module
 from instancezoo.checkpoint.convert import list_layouts
-from instancezoo.checkpoint.rename import Pattern, fill_template
+from instancezoo.checkpoint.rename import fill_template, match_name
 from instancezoo.method import Method
 
 
@@ -59,16 +60,16 @@ STATE = {
     ],
 )
 def test_patterns(pattern: str, template: str, name: str, wanted: str | None) -> None:
-    values = Pattern(pattern).match(name)
+    values = match_name(pattern, name)
     assert (None if values is None else fill_template(template, values)) == wanted
 
 
 @pytest.mark.parametrize("template", ["{j}", "a.*.*", "**"])
 def test_a_right_side_cannot_invent(template: str) -> None:
     pattern = "a.{i}" if template != "a.*.*" else "a.*"
-    values = Pattern(pattern).match("a.1")
+    values = match_name(pattern, "a.1")
     assert values is not None
-    with pytest.raises(ValueError, match="its pattern has not"):
+    with pytest.raises(ValueError, match=re.escape(f"'{template}'")):
         fill_template(template, values)
 
 

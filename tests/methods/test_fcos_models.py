@@ -12,8 +12,8 @@ from instancezoo import get_cfg
 from instancezoo.errors import ConfigError, ZooError
 from instancezoo.fcos import FCOSProposals
 from instancezoo.fcos.decode import DecodeSettings
-from instancezoo.fcos.targets import PointSpec
 from instancezoo.layers.deform_conv import DeformConv
+from instancezoo.modeling.point_assignment import PointSpec
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_image, make_input
 
 BOXES = [[10, 12, 40, 50], [50, 20, 110, 90], [60, 30, 100, 80]]
@@ -302,7 +302,7 @@ def test_fewer_levels(levels, key):
         ("LOSS_NORMALIZER_CLS", "bg", "FCOS.LOSS_NORMALIZER_CLS"),
         ("FPN_STRIDES", [4, 8, 16, 32, 64], "FCOS.FPN_STRIDES"),
         ("SIZES_OF_INTEREST", [64, 128], "FCOS.SIZES_OF_INTEREST"),
-        ("TOP_LEVELS", 0, "FCOS.IN_FEATURES names p6, p7"),
+        ("TOP_LEVELS", 0, "FCOS.IN_FEATURES is .*p6.*p3, p4, p5"),
         ("TOP_LEVELS", 3, "FCOS.TOP_LEVELS is 3"),
         ("MODEL.FPN.TOP_LEVELS", 3, "FPN.TOP_LEVELS is 3"),
     ],

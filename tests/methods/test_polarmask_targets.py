@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from instancezoo.layers.borders import find_borders
 from instancezoo.layers.polar import MISSED
+from instancezoo.modeling.point_assignment import PointSpec
 from instancezoo.polarmask.losses import box_iou_loss, polar_iou_loss, weighted_mean
 from instancezoo.polarmask.targets import (
     TargetRules,
@@ -21,7 +22,7 @@ from instancezoo.polarmask.targets import (
 
 NUM_CLASSES = 5
 CANVAS = (128, 192)
-RULES = TargetRules(strides=[8, 16, 32], sizes_of_interest=[24, 48])
+RULES = TargetRules(PointSpec([8, 16, 32], [24, 48]))
 MAP_SIZES = [(16, 24), (8, 12), (4, 6)]
 
 
@@ -72,7 +73,7 @@ def _reference(image, rules=RULES, map_sizes=MAP_SIZES):
     boxes = image.gt_boxes.tensor.numpy() - [0, 0, 1, 1]
     found, position = {}, 0
     for (rows, columns), stride, (low, high) in zip(
-        map_sizes, rules.strides, rules.size_ranges, strict=True
+        map_sizes, rules.points.strides, rules.points.size_ranges, strict=True
     ):
         for row in range(rows):
             for column in range(columns):
@@ -140,8 +141,8 @@ def test_targets_equal_the_loops(seed):
 
 
 def test_a_square_from_its_middle():
-    # Pixels 40..72 by 24..56 around the location (56, 40), row 2 and column 3 of stride 16.
-    rules = replace(RULES, strides=[16], sizes_of_interest=[])
+    # Pixels 40..72 by 24..56 around the point (56, 40), row 2 and column 3 of stride 16.
+    rules = replace(RULES, points=PointSpec([16], []))
     image = _make_image(_draw_boxes([[40, 24, 73, 57]]), torch.tensor([2]))
     targets = _make([image], rules, map_sizes=[(8, 12)])
     middle = targets.positions.tolist().index(2 * 12 + 3)
@@ -185,7 +186,7 @@ def test_images_without_objects_are_background(count):
     assert targets.centerness.shape == (0,)
 
 
-def test_a_vanished_instance_takes_no_location_and_leaves_the_others_theirs():
+def test_a_vanished_instance_takes_no_point_and_leaves_the_others_theirs():
     masks = _draw_boxes([[20, 20, 60, 60], [100, 40, 150, 90]])
     boxes = torch.tensor([[20.0, 20, 60, 60], [30, 30, 31, 31], [100, 40, 150, 90]])
     gone = np.concatenate([masks[:1], np.zeros_like(masks[:1]), masks[1:]])
@@ -208,12 +209,12 @@ def test_borders_may_have_been_found_before():
 
 
 @pytest.mark.parametrize("box", [[40, 10, 41, 100], [20, 52, 130, 53], [44, 44, 45, 45]])
-def test_objects_one_pixel_wide_hold_no_location(box):
+def test_objects_one_pixel_wide_hold_no_point(box):
     targets = _make([_make_image(_draw_boxes([box]))])
     assert len(targets.positions) == 0 and (targets.classes == NUM_CLASSES).all()
 
 
-def test_a_mass_centre_at_the_left_border_keeps_its_locations():
+def test_a_mass_centre_at_the_left_border_keeps_its_points():
     # The largest part is the image's first column; a second, small part widens the box.
     mask = _draw_boxes([[0, 20, 1, 60]])
     mask[0, 40:42, 20:22] = True
@@ -232,19 +233,19 @@ def test_the_smaller_box_wins_and_the_first_of_equals():
 def test_centres_of_mass_and_of_the_box():
     mask = _draw_boxes([[20, 20, 100, 40]])
     mask[0, 20:100, 20:40] = True  # an L: its box's centre is (59.5, 59.5), its own (47, 47)
-    rules = replace(RULES, strides=[16], sizes_of_interest=[])
+    rules = replace(RULES, points=PointSpec([16], []))
     found = {
         center: _make([_make_image(mask)], replace(rules, center=center), map_sizes=[(8, 12)])
         for center in ("mass", "box")
     }
-    expected = {"mass": (1, 2, 3), "box": (2, 3, 4)}  # locations 24, 40, 56 and 40, 56, 72
+    expected = {"mass": (1, 2, 3), "box": (2, 3, 4)}  # points 24, 40, 56 and 40, 56, 72
     for center, cells in expected.items():
         positions = [12 * row + column for row in cells for column in cells]
         assert found[center].positions.tolist() == positions
 
 
-def test_without_a_radius_all_locations_inside_the_box_count():
-    rules = replace(RULES, center_radius=0.0, strides=[8], sizes_of_interest=[])
+def test_without_a_radius_all_points_inside_the_box_count():
+    rules = replace(RULES, points=PointSpec([8], [], radius=None))
     image = _make_image(_draw_boxes([[16, 16, 81, 65]]))
     positions = _make([image], rules, map_sizes=MAP_SIZES[:1]).positions
     # x = 20, 28 ... 76 lie between 16 and 80, y = 20 ... 60 between 16 and 64
@@ -255,8 +256,8 @@ def test_boxes_are_first_and_last_pixel_or_detectron2s():
     image = _make_image(_draw_boxes([[16, 16, 57, 57]]))
     assert gather_objects([image], plus_one=True).boxes.tolist() == [[16, 16, 56, 56]]
     assert gather_objects([image], plus_one=False).boxes.tolist() == [[16, 16, 57, 57]]
-    # The location (56, 40) of stride 16 is on the last column, not inside of it.
-    rules = replace(RULES, strides=[16], sizes_of_interest=[])
+    # The point (56, 40) of stride 16 is on the last column, not inside of it.
+    rules = replace(RULES, points=PointSpec([16], []))
     for plus_one in (True, False):
         found = _make([image], replace(rules, plus_one=plus_one), map_sizes=[(8, 12)])
         assert (2 * 12 + 3 in found.positions) is not plus_one
@@ -300,7 +301,7 @@ def test_polar_centerness():
 def test_polar_iou_loss():
     rays, targets = torch.tensor([[1.0, 4.0], [2.0, 2.0]]), torch.tensor([[2.0, 2.0], [2.0, 2.0]])
     assert polar_iou_loss(rays, targets).tolist() == pytest.approx([math.log(6 / 3), 0])
-    # One pixel at the location itself: nothing to share, and still a number.
+    # One pixel at the point itself: nothing to share, and still a number.
     assert polar_iou_loss(rays[:1], torch.zeros(1, 2)).isfinite().all()
 
 

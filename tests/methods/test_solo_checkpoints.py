@@ -124,11 +124,11 @@ def test_layout_is_recognised_and_fills_its_config(name):
     assert all(key.endswith("num_batches_tracked") for key in converted.unused)
 
 
-def test_every_config_but_the_tiny_ones_has_a_layout():
+def test_every_config_of_the_papers_has_a_layout():
     configs = {
         name
         for name in model_zoo.list_configs()
-        if name.startswith(("solo/", "solov2/")) and not name.endswith(("_tiny", "_1x"))
+        if name.startswith(("solo/", "solov2/")) and not name.endswith(("_tiny", "_nuclei", "_1x"))
     }
     assert configs <= {LAYOUTS[name].config for name in LAYOUTS}
 

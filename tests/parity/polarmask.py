@@ -63,7 +63,7 @@ class PolarMaskParity(ParityBase):
             "feat_channels": self.cfg.MODEL.FPN.OUT_CHANNELS,
             "gn_groups": self.model.head.cls_tower[0].norm.num_groups,
             "strides": node.FPN_STRIDES,
-            "regress_ranges": [list(limits) for limits in self.model.rules.size_ranges],
+            "regress_ranges": [list(limits) for limits in self.model.rules.points.size_ranges],
             "center_sample_radius": node.CENTER_RADIUS,
             "score_thr": node.SCORE_THRESH_TEST,
             "nms_iou": node.NMS_THRESH_TEST,

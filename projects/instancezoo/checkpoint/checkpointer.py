@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 from instancezoo.files import open_atomically, remove_leftovers
 
-from .convert import Converted, convert_state_dict, describe_nearest, find_layout
+from .convert import apply_layout, describe_nearest, find_layout
 from .mismatch import Mismatch, compare_tensors, find_backbone_prefix, is_lenient
 from .reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
+from .rename import Layout
 from .safe_pickle import is_archive
 
 _TAG = "last_checkpoint"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
 _REMEDY = (
-    "Use the config that the file was trained with, or start from what fits and leave the rest as "
-    "initialised: MODEL.WEIGHTS_ALLOW_PARTIAL True (behind --opts of `instancezoo predict`; "
-    "train_net.py has --allow-partial, too)"
+    "Use the config that the file was trained with, or load only the tensors that fit: "
+    "MODEL.WEIGHTS_ALLOW_PARTIAL True (behind --opts of `instancezoo predict`; train_net.py also "
+    "has --allow-partial)"
 )
 
 
@@ -34,12 +35,12 @@ class ZooCheckpointer(DetectionCheckpointer):
     """Loads our own and published checkpoints strictly, and saves so that a kill loses nothing.
 
     Args:
-        model: model to load into and save from; wrappers of data parallelism are looked through.
+        model: model to load into and save from; wrappers of data parallelism are removed.
         save_dir: folder of a training run.
-        save_to_disk: whether this process writes; by default the main process does.
-        allow_partial: load what fits, and print what does not, in place of an error.
-        checkpointables: whatever else has `state_dict` and `load_state_dict`; their states are
-            tensors, numbers, texts and containers of these, or they could not be read again.
+        save_to_disk: if True, this process writes; None lets only the main process write.
+        allow_partial: load the tensors that fit and log the others, instead of raising an error.
+        checkpointables: further objects with `state_dict` and `load_state_dict`; their states hold
+            only tensors, numbers, texts and containers of these, else they could not be read again.
     """
 
     def __init__(
@@ -60,21 +61,19 @@ class ZooCheckpointer(DetectionCheckpointer):
 
         Args:
             path: a path or an address that Detectron2's `PathManager` knows; "" loads nothing.
-            checkpointables: names of what to restore beside the model; all by default.
+            checkpointables: names of the objects to restore beside the model; None for all.
 
         Returns:
-            What else the file holds, such as "iteration".
+            The file's other content, such as "iteration".
 
         Raises:
             CheckpointError: the file cannot be read or does not fit the model, which is then
                 unchanged.
         """
-        path = os.fspath(path) if path else ""
-        self._loading = path
-        if path and "://" not in path and not urlparse(path).query and not os.path.exists(path):
-            local = self.path_manager.get_local_path(path)
-            if not os.path.exists(local):
-                raise CheckpointError(f"{path} does not exist. Check the path (MODEL.WEIGHTS)")
+        self._loading = path = os.fspath(path) if path else ""
+        is_local = path and "://" not in path and not urlparse(path).query
+        if is_local and not os.path.exists(self.path_manager.get_local_path(path)):
+            raise CheckpointError(f"{path} does not exist. Check the path (MODEL.WEIGHTS)")
         try:
             return super().load(path, checkpointables)
         except (OSError, AssertionError) as error:  # no network, no such address
@@ -85,7 +84,7 @@ class ZooCheckpointer(DetectionCheckpointer):
                 "a downloaded file"
             ) from error
         finally:
-            self._parsed_url_during_load = None  # Detectron2 forgets it after an error
+            self._parsed_url_during_load = None  # after an error Detectron2 does not reset it
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save model, checkpointables and `kwargs` as `save_dir/name.pth`, atomically.
@@ -97,7 +96,7 @@ class ZooCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def save_untagged(self, name: str, **kwargs: Any) -> None:
-        """As `save`, of what is not to be resumed from, such as the best weights so far."""
+        """Save without marking the file as the last checkpoint, such as the best weights so far."""
         if not self.save_dir or not self.save_to_disk:
             return
         data: dict[str, Any] = {"model": self.model.state_dict(), "__author__": AUTHOR}
@@ -105,8 +104,7 @@ class ZooCheckpointer(DetectionCheckpointer):
         data |= kwargs
         target = Path(self.save_dir) / f"{name}.pth"
         if target.parent != Path(self.save_dir):
-            raise ValueError(f"a checkpoint's name holds no folder, but this is '{name}'")
-        target.parent.mkdir(parents=True, exist_ok=True)
+            raise ValueError(f"a checkpoint's name must not hold a folder, but it is '{name}'")
         for pattern in ("*.pth", _TAG):
             remove_leftovers(target.parent, pattern)
         self.logger.info(f"Saving checkpoint to {target}")
@@ -114,23 +112,23 @@ class ZooCheckpointer(DetectionCheckpointer):
             torch.save(data, file)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Write down, atomically, which checkpoint is the last."""
+        """Record, atomically, which checkpoint is the last."""
         with open_atomically(Path(self.save_dir) / _TAG) as file:
             file.write(last_filename_basename.encode())
 
     def has_checkpoint(self) -> bool:
-        """Tell whether `save_dir` holds a whole checkpoint to resume from."""
+        """Return True if `save_dir` holds a whole checkpoint to resume from."""
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
         """Find the newest whole checkpoint of `save_dir`; "" if there is none.
 
-        A torn file is skipped with a warning.
+        An incomplete file is skipped with a warning.
         """
         for path in _list_candidates(Path(self.save_dir)) if self.save_dir else []:
             if is_whole(path):
                 return str(path)
-            self.logger.warning(f"{path} is torn (its writer was killed?); an older one is used")
+            self.logger.warning(f"{path} is torn (writer killed?): using an older checkpoint")
         return ""
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -139,32 +137,28 @@ class ZooCheckpointer(DetectionCheckpointer):
         if query == "matching_heuristics=True":
             checkpoint["matching_heuristics"] = True
         elif query:
-            raise CheckpointError(f"{self._loading}: '?{query}' is not known after a file's name")
+            raise CheckpointError(
+                f"{self._loading}: unknown query '?{query}'. Use ?matching_heuristics=True or none"
+            )
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         wanted = self.model.state_dict()
-        state, converted = self._adapt(checkpoint, wanted)
+        state, layout = self._adapt(checkpoint, wanted)
         checkpoint.pop("model")
-        backbone_only = bool(
-            checkpoint.pop("matching_heuristics", False)
-            or (converted and converted.layout.fills == "backbone")
-        )
-        backbone_only = backbone_only and all(name.startswith("backbone.") for name in state)
+        by_names = checkpoint.pop("matching_heuristics", False)
+        fills_backbone = bool(by_names or (layout and layout.fills == "backbone"))
+        backbone_only = fills_backbone and all(name.startswith("backbone.") for name in state)
         mismatch = compare_tensors(wanted, state, backbone_only=backbone_only)
         if mismatch:
-            self._report(mismatch, _describe_origin(checkpoint, converted))
-        fitting = {
-            name: tensor
-            for name, tensor in state.items()
-            if name in wanted and name not in mismatch.shapes
-        }
+            self._report(mismatch, _describe_origin(checkpoint, layout))
+        fitting = {name: tensor for name, tensor in state.items() if name not in mismatch.shapes}
         self.model.load_state_dict(fitting, strict=False)
 
     def _adapt(
         self, checkpoint: dict[str, Any], wanted: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Converted | None]:
-        """Give the file's tensors the model's names. Returns (tensors, how they were converted)."""
+    ) -> tuple[dict[str, Tensor], Layout | None]:
+        """Rename the file's tensors as in the model. Returns (tensors, recognised layout)."""
         state: dict[str, Tensor] = checkpoint["model"]
         missing = [name for name in wanted if name not in state and not is_lenient(name)]
         if not missing or is_ours(checkpoint):
@@ -172,7 +166,7 @@ class ZooCheckpointer(DetectionCheckpointer):
         try:
             layout = find_layout(state)
             if layout is not None:
-                return self._convert(state, wanted)
+                return self._convert(layout, state, wanted), layout
         except CheckpointError as error:
             raise CheckpointError(f"{self._loading}: {error}") from None
         if checkpoint.get("matching_heuristics"):
@@ -183,10 +177,9 @@ class ZooCheckpointer(DetectionCheckpointer):
         return state, None
 
     def _convert(
-        self, state: dict[str, Tensor], wanted: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Converted]:
-        converted = convert_state_dict(state, allow_unknown=self.allow_partial)
-        layout = converted.layout
+        self, layout: Layout, state: dict[str, Tensor], wanted: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        converted = apply_layout(layout, state, allow_unknown=self.allow_partial)
         self.logger.info(
             f"Recognised '{layout.name}' ({layout.method}, licence {layout.licence}): "
             f"{len(converted.used)} tensors used, {len(converted.unused)} have no place here"
@@ -194,13 +187,12 @@ class ZooCheckpointer(DetectionCheckpointer):
         if converted.unknown:
             self.logger.warning(f"No rule for, and left out: {', '.join(converted.unknown)}")
         if layout.fills == "model":
-            return converted.state, converted
+            return converted.state
         prefix = find_backbone_prefix(wanted)
-        renamed = {
+        return {
             prefix + name.removeprefix("backbone.bottom_up."): tensor
             for name, tensor in converted.state.items()
         }
-        return renamed, converted
 
     def _report(self, mismatch: Mismatch, origin: str) -> None:
         message = (
@@ -210,15 +202,14 @@ class ZooCheckpointer(DetectionCheckpointer):
         if not self.allow_partial:
             raise CheckpointError(f"{message}. {_REMEDY}")
         if not mismatch.num_fitting:
-            raise CheckpointError(f"{message}. Nothing of it can be used: check MODEL.WEIGHTS")
+            raise CheckpointError(f"{message}. No tensor of it can be used: check MODEL.WEIGHTS")
         lines = "\n  ".join(mismatch.list_lines())
         self.logger.warning(f"{message}. Loaded partially, as allowed:\n  {lines}")
 
 
-def _describe_origin(checkpoint: dict[str, Any], converted: Converted | None) -> str:
-    """Write which method a file is of, if it is known: what training saves does not say it."""
-    if converted is not None:
-        layout = converted.layout
+def _describe_origin(checkpoint: dict[str, Any], layout: Layout | None) -> str:
+    """Name the config that a file belongs to, if known: files that training saves do not say it."""
+    if layout is not None:
         return f" (recognised as '{layout.name}', whose config is {layout.config})"
     metadata = checkpoint.get("metadata", checkpoint)
     if is_ours(checkpoint) and "config" in metadata:  # written by `instancezoo convert`
@@ -227,11 +218,11 @@ def _describe_origin(checkpoint: dict[str, Any], converted: Converted | None) ->
 
 
 def use_average(model: nn.Module, rest: dict[str, Any]) -> None:
-    """Give a model the running average of its weights, if its checkpoint holds one.
+    """Replace a model's weights by their running average, if its checkpoint holds one.
 
     Args:
         model: loaded from the checkpoint; changed in place.
-        rest: what `ZooCheckpointer.load` returned.
+        rest: the value that `ZooCheckpointer.load` returned.
     """
     average = rest.get("ema")  # state of torch's AveragedModel
     if average:
@@ -240,7 +231,7 @@ def use_average(model: nn.Module, rest: dict[str, Any]) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Tell whether a checkpoint is complete: every record in it has its checksum."""
+    """Return True if a checkpoint is complete: every record in it matches its checksum."""
     path = Path(path)
     try:
         if not is_archive(path):
@@ -264,7 +255,7 @@ def _list_candidates(folder: Path) -> list[Path]:
     ours.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     if tagged not in found:
         return ours
-    # The writer may have been killed between a save and its tag. Numbers alone do not tell: an
+    # The writer may have been killed between a save and its tag. Numbers alone do not decide: an
     # older, longer run may have left its files here; nor do times: a copied folder has new ones.
     untagged = [p for p in ours if _is_newer(p, tagged)]
     return [*untagged, tagged, *(p for p in ours if p != tagged and p not in untagged)]

@@ -1,4 +1,4 @@
-"""Recognises published checkpoints by their names and converts them to ours."""
+"""Recognition of published checkpoints by their names, and conversion to ours."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from .layouts import BACKBONE_LAYOUTS
-from .reader import CheckpointError
+from .reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
 from .rename import Layout
 
 _SHOWN = 5
@@ -21,11 +23,11 @@ class Converted:
     """A published checkpoint under our names.
 
     Attributes:
-        layout: what the file was recognised as.
+        layout: the recognised layout.
         state: our name -> tensor.
-        used: name in the file -> our name.
-        unused: names in the file that the layout lists as having no place.
-        unknown: names in the file without a row, left out where that was allowed.
+        used: published name -> our name.
+        unused: published names that the layout lists as having no place in the model.
+        unknown: published names without a row, left out where that was allowed.
     """
 
     layout: Layout
@@ -36,7 +38,7 @@ class Converted:
 
 
 def list_layouts() -> list[Layout]:
-    """List the layouts that are recognised: those of every method, then those of backbones alone.
+    """List the layouts that are recognised: those of every method, then those of bare backbones.
 
     Raises:
         KeyError: two layouts have one name.
@@ -57,7 +59,7 @@ def find_layout(state: Mapping[str, Tensor]) -> Layout | None:
     Raises:
         CheckpointError: more than one fits.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes = _list_shapes(state)
     fitting = [layout for layout in list_layouts() if not layout.list_differences(shapes)]
     if len(fitting) > 1:
         names = " and ".join(f"'{layout.name}'" for layout in fitting)
@@ -65,40 +67,59 @@ def find_layout(state: Mapping[str, Tensor]) -> Layout | None:
     return fitting[0] if fitting else None
 
 
+def convert_file(
+    path: str | Path, *, allow_unknown: bool = False
+) -> tuple[dict[str, Any], Converted | None]:
+    """Read a published checkpoint file and convert it.
+
+    Args:
+        path: a local file.
+        allow_unknown: leave out names without a row instead of raising an error.
+
+    Returns:
+        A checkpoint: "model" (our name -> tensor), "__author__" and, for a published file, its
+        "method", "config" and "licence"; and how it was converted, None if InstanceZoo wrote it.
+
+    Raises:
+        CheckpointError: the file cannot be read or converted.
+    """
+    checkpoint = read_checkpoint(path)
+    if is_ours(checkpoint):
+        return {"model": checkpoint["model"], "__author__": AUTHOR}, None
+    try:
+        converted = convert_state_dict(checkpoint["model"], allow_unknown=allow_unknown)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    layout = converted.layout
+    facts = {"method": layout.method, "config": layout.config, "licence": layout.licence}
+    author = f"{AUTHOR}, from {layout.name}"
+    return {"model": converted.state, "__author__": author, **facts}, converted
+
+
 def convert_state_dict(state: Mapping[str, Tensor], *, allow_unknown: bool = False) -> Converted:
     """Recognise a published checkpoint and convert its tensors.
 
     Args:
-        state: name -> tensor, as in the file.
-        allow_unknown: leave out names without a row, in place of an error.
+        state: published name -> tensor.
+        allow_unknown: leave out names without a row instead of raising an error.
 
     Returns:
         The tensors under our names. Tensors without a transform are the file's own, not copies.
 
     Raises:
-        CheckpointError: not recognised; a name fits no row; two names end up as one.
+        CheckpointError: not recognised; a name fits no row; two names become one.
     """
     layout = find_layout(state)
     if layout is None:
         raise CheckpointError(describe_nearest(state))
-    converted = apply_layout(layout, state)
-    if converted.unknown and not allow_unknown:
-        raise CheckpointError(
-            f"the file looks like '{layout.name}', but {len(converted.unknown)} of its "
-            f"{len(state)} names have no row: {show_names(converted.unknown)}. It may be another "
-            "version of the model"
-        )
-    return converted
+    return apply_layout(layout, state, allow_unknown=allow_unknown)
 
 
-def apply_layout(layout: Layout, state: Mapping[str, Tensor]) -> Converted:
-    """Apply a layout's rows to every tensor.
-
-    Raises:
-        CheckpointError: two names end up as one.
-    """
+def apply_layout(
+    layout: Layout, state: Mapping[str, Tensor], *, allow_unknown: bool = False
+) -> Converted:
+    """Apply a layout's rows to every tensor; see `convert_state_dict`."""
     converted = Converted(layout, state={}, used={}, unused=[], unknown=[])
-    sources: dict[str, str] = {}
     for name, tensor in state.items():
         if layout.is_unused(name):
             converted.unused.append(name)
@@ -108,45 +129,52 @@ def apply_layout(layout: Layout, state: Mapping[str, Tensor]) -> Converted:
             converted.unknown.append(name)
             continue
         target, transform = row
-        if target in sources:
+        if target in converted.state:
+            first = next(source for source, ours in converted.used.items() if ours == target)
             raise CheckpointError(
-                f"'{sources[target]}' and '{name}' both become '{target}' by the layout "
-                f"'{layout.name}'. Correct its rows"
+                f"'{first}' and '{name}' both become '{target}' by the layout '{layout.name}'. "
+                "Correct its rows"
             )
-        sources[target] = name
         converted.used[name] = target
         converted.state[target] = tensor if transform is None else transform(tensor)
+    if converted.unknown and not allow_unknown:
+        raise CheckpointError(
+            f"the file looks like '{layout.name}', but {len(converted.unknown)} of its "
+            f"{len(state)} names have no row: {show_names(converted.unknown)}. It may be another "
+            "version of the model"
+        )
     return converted
 
 
 def describe_nearest(state: Mapping[str, Tensor]) -> str:
     """Describe, for a file that fits no layout, the nearest one and the first differences."""
-    layouts = list_layouts()
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    layouts, shapes = list_layouts(), _list_shapes(state)
 
-    def count_known(layout: Layout) -> int:
-        return sum(layout.find_row(name) is not None or layout.is_unused(name) for name in state)
+    def list_unknown(layout: Layout) -> list[str]:
+        return [n for n in state if layout.find_row(n) is None and not layout.is_unused(n)]
 
-    nearest = max(layouts, key=lambda x: (count_known(x), -len(x.list_differences(shapes))))
-    known = count_known(nearest)
-    if not known:
+    nearest = min(layouts, key=lambda x: (len(list_unknown(x)), len(x.list_differences(shapes))))
+    unknown = list_unknown(nearest)
+    if len(unknown) == len(state):
         return (
             "the file's names fit no known layout, and no single name is known. They begin "
-            f"{show_names(list(state))}. `instancezoo convert` takes: "
+            f"{show_names(unknown)}. `instancezoo convert` takes: "
             f"{', '.join(layout.name for layout in layouts)}"
         )
-    unknown = [
-        name for name in state if nearest.find_row(name) is None and not nearest.is_unused(name)
-    ]
     differences = nearest.list_differences(shapes)[:_SHOWN]
     differences += [f"unknown there: {show_names(unknown)}"] if unknown else []
     return (
         f"the file's names fit no known layout. Nearest is '{nearest.name}' "
-        f"({known} of {len(state)} names known); the file differs: {'; '.join(differences)}"
+        f"({len(state) - len(unknown)} of {len(state)} names known); "
+        f"the file differs: {'; '.join(differences)}"
     )
 
 
-def show_names(names: list[str], limit: int = _SHOWN) -> str:
-    """Write the first names of a list, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _list_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def show_names(names: list[str]) -> str:
+    """Write the first names of a list, and the number of further ones."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

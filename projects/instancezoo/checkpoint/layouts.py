@@ -1,11 +1,11 @@
-"""Rows of backbones that checkpoints of many methods share, and layouts of backbones alone."""
+"""Rows of backbones that checkpoints of many methods share, and layouts of bare backbones."""
 
 from __future__ import annotations
 
 from .rename import Layout, Row, Transform
 
 ZOO_LICENCE = "CC BY-SA 3.0 (Detectron2's MODEL_ZOO.md)"
-COUNTERS = "**.num_batches_tracked"  # frozen norms have none, others do not need them
+COUNTERS = "**.num_batches_tracked"  # absent from frozen norms, not needed by others
 _BOTTOM_UP = "backbone.bottom_up"
 
 
@@ -13,7 +13,7 @@ def resnet_rows(prefix: str, variance: Transform | None = None) -> tuple[Row, ..
     """Make the rows of a torchvision ResNet.
 
     Args:
-        prefix: what its names begin with, for example "backbone.body.".
+        prefix: beginning of the published names, for example "backbone.body.".
         variance: transform of every running variance.
     """
     block, ours = f"{prefix}layer{{s}}.{{b}}", f"{_BOTTOM_UP}.res{{s+1}}.{{b}}"
@@ -56,7 +56,14 @@ _NORM_NAMES = {
     "riv": "running_var",
     "running_var": "running_var",
 }
-_CAFFE2_CONVS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+_CAFFE2_CONVS = {
+    "conv1": "stem.conv1",
+    "res_conv1": "stem.conv1",  # only its norm has this name
+    "res{s}_{b}_branch1": "res{s}.{b}.shortcut",
+    "res{s}_{b}_branch2a": "res{s}.{b}.conv1",
+    "res{s}_{b}_branch2b": "res{s}.{b}.conv2",
+    "res{s}_{b}_branch2c": "res{s}.{b}.conv3",
+}
 
 IMAGENET_CAFFE2 = Layout(
     name="Detectron2 ImageNetPretrained (Caffe2 names)",
@@ -66,21 +73,9 @@ IMAGENET_CAFFE2 = Layout(
     must=("conv1_w", "res2_0_branch2a_w", "res5_0_branch2c_w"),
     must_not=("fpn_**",),
     rows=(
-        ("conv1_w", f"{_BOTTOM_UP}.stem.conv1.weight"),
+        *((f"{there}_w", f"{_BOTTOM_UP}.{here}.weight") for there, here in _CAFFE2_CONVS.items()),
         *(
-            (f"{stem}_bn_{theirs}", f"{_BOTTOM_UP}.stem.conv1.norm.{ours}")
-            for stem in ("res_conv1", "conv1")
-            for theirs, ours in _NORM_NAMES.items()
-        ),
-        *(
-            (f"res{{s}}_{{b}}_branch{there}_w", f"{_BOTTOM_UP}.res{{s}}.{{b}}.{here}.weight")
-            for there, here in _CAFFE2_CONVS.items()
-        ),
-        *(
-            (
-                f"res{{s}}_{{b}}_branch{there}_bn_{theirs}",
-                f"{_BOTTOM_UP}.res{{s}}.{{b}}.{here}.norm.{ours}",
-            )
+            (f"{there}_bn_{theirs}", f"{_BOTTOM_UP}.{here}.norm.{ours}")
             for there, here in _CAFFE2_CONVS.items()
             for theirs, ours in _NORM_NAMES.items()
         ),

@@ -1,4 +1,4 @@
-"""Compares a checkpoint's tensors with a model's and says what is wrong in the user's words."""
+"""Comparison of a checkpoint's tensors with a model's, and an explanation of the differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .convert import show_names
 
 Shape = tuple[int, ...]
-# Set by the config or counted anew: files may have them or not. Detectron2 is as lenient.
+# Set by the config or counted anew, so files may have or lack them, as in Detectron2.
 _LENIENT_ENDS = ("pixel_mean", "pixel_std", "num_batches_tracked", "moving_num_foreground")
 _LENIENT_PART = "anchor_generator.cell_anchors"
 _BACKBONE = "backbone."
@@ -25,9 +25,9 @@ class Mismatch:
         missing: names of the model that the file lacks.
         unexpected: names of the file that the model lacks.
         shapes: name -> (shape in the file, shape in the model), where the two differ.
-        num_fitting: how many tensors fit.
-        methods: (parts that only the file has, parts that only the model has) outside the backbone
-            where so much differs that the file is of another method, else None.
+        num_fitting: number of tensors that fit.
+        methods: (parts only in the file, parts only in the model) outside the backbone if the
+            differences are large enough for another method, else None.
     """
 
     missing: list[str]
@@ -52,7 +52,7 @@ class Mismatch:
         return f"{self.num_fitting} tensors fit; {'; '.join(parts)}{self._explain()}"
 
     def _explain(self) -> str:
-        if self.methods:  # first: the methods' FPNs may differ, too
+        if self.methods:  # checked first: the methods' FPNs may differ, too
             file, model = map(show_names, self.methods)
             return f". The file is of another method: it has {file}; the model has {model}"
         different = [*self.missing, *self.unexpected, *self.shapes]
@@ -61,15 +61,15 @@ class Mismatch:
         counts = guess_class_counts(list(self.shapes.values()))
         if counts and not self.missing and not self.unexpected:
             return (
-                f". The file has {counts[0]} classes, the model {counts[1]}: they follow the data "
-                "set, so check that its --dataset was given"
+                f". The file has {counts[0]} classes, the model {counts[1]}: the model's number "
+                "follows the data set, so check --dataset"
             )
         if self.missing and self.unexpected:
             return ". The file is of another version of the method, or of another norm"
         return ""
 
     def list_lines(self) -> list[str]:
-        """List every tensor that differs, one a line."""
+        """List the tensors that differ, one per line."""
         lines = [
             f"other shape: {n}, {a} in the file, {b} here" for n, (a, b) in self.shapes.items()
         ]
@@ -85,18 +85,17 @@ def compare_tensors(
     Args:
         model: the model's `state_dict()`.
         state: the file's tensors under the model's names.
-        backbone_only: the file need not fill what lies outside the backbone the file is of.
+        backbone_only: require only the backbone's tensors, as for weights of a backbone alone.
     """
-    wanted = {name: tensor for name, tensor in model.items() if not is_lenient(name)}
+    wanted = [name for name in model if not is_lenient(name)]
     if backbone_only:
         # FPN is trained with the task. A norm folded into scale and shift has no statistics.
         stem = find_backbone_prefix(model)
-        wanted = {
-            name: tensor
-            for name, tensor in wanted.items()
-            if name in state
-            or (name.startswith(stem) and ".running_" not in name and "fpn_" not in name)
-        }
+        wanted = [
+            name
+            for name in wanted
+            if name.startswith(stem) and ".running_" not in name and "fpn_" not in name
+        ]
     common = [name for name in state if name in model]
     shapes = {
         name: (tuple(state[name].shape), tuple(model[name].shape))
@@ -108,19 +107,19 @@ def compare_tensors(
         unexpected=[name for name in state if name not in model and not is_lenient(name)],
         shapes=shapes,
         num_fitting=len(common) - len(shapes),
-        methods=_tell_methods_apart(model, state),
+        methods=_find_other_method(model, state),
     )
 
 
 def is_lenient(name: str) -> bool:
-    """Tell whether a file may have or lack this tensor."""
+    """Return True if a file may have or lack this tensor."""
     return name.endswith(_LENIENT_ENDS) or _LENIENT_PART in name
 
 
-def _tell_methods_apart(
+def _find_other_method(
     model: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> tuple[list[str], list[str]] | None:
-    """Find what sets two methods apart: half of the layers of either are none of the other's."""
+    """Find the parts that differ if at least half of the layers of one are absent in the other."""
     ours, theirs = _list_head_layers(model), _list_head_layers(state)
     missing = [name for name in ours if name not in state]
     unexpected = [name for name in theirs if name not in model]
@@ -131,7 +130,7 @@ def _tell_methods_apart(
 
 
 def _list_head_layers(tensors: Mapping[str, Tensor]) -> list[str]:
-    # Vectors are biases and norms: they come and go within a method.
+    # Vectors are biases and norms: they vary within a method.
     return [
         name
         for name, tensor in tensors.items()
@@ -140,27 +139,28 @@ def _list_head_layers(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _name_parts(names: list[str], others: Iterable[str]) -> list[str]:
-    """Name the outermost modules of `names` that `others` lack; the first level says too little."""
-    known = {prefix for other in others for prefix in accumulate(other.split("."), _join)}
-    parts = []
+    """Name the outermost modules of `names` that `others` lack, from the second level inwards."""
+    known = {prefix for other in others for prefix in _list_prefixes(other)}
+    parts = {}
     for name in names:
-        prefixes = list(accumulate(name.split(".")[:-1], _join))[1:]
-        parts.append(next((prefix for prefix in prefixes if prefix not in known), name))
-    return list(dict.fromkeys(parts))
+        inner = _list_prefixes(name)[1:-1]
+        parts[next((prefix for prefix in inner if prefix not in known), name)] = None
+    return list(parts)
 
 
-def _join(prefix: str, part: str) -> str:
-    return f"{prefix}.{part}"
+def _list_prefixes(name: str) -> list[str]:
+    """List "a", "a.b", "a.b.c" of the name "a.b.c"."""
+    return list(accumulate(name.split("."), "{}.{}".format))
 
 
 def find_backbone_prefix(names: Mapping[str, Tensor]) -> str:
-    """Find what a model puts before the names of its backbone: it differs with and without FPN."""
+    """Find the prefix of a model's backbone names, which differs with and without an FPN."""
     nested = f"{_BACKBONE}bottom_up."
     return nested if any(name.startswith(nested) for name in names) else _BACKBONE
 
 
 def guess_class_counts(shapes: list[tuple[Shape, Shape]]) -> tuple[int, int] | None:
-    """Guess the class counts behind shapes that differ in their first two sizes only.
+    """Guess the class counts behind shapes that differ only in their first two sizes.
 
     A classifier has K or K + 1 (background) outputs, a box regressor or a mask head a multiple.
     A layer may also take K logits beside its other inputs, as PointRend's point head does.
@@ -175,16 +175,10 @@ def guess_class_counts(shapes: list[tuple[Shape, Shape]]) -> tuple[int, int] | N
     if not pairs:
         return None
     smallest = min(pairs)
-    candidates = [smallest, (smallest[0] - 1, smallest[1] - 1)]
-    for file, model in candidates:
-        if file < 1 or model < 1:
+    for file, model in (smallest, (smallest[0] - 1, smallest[1] - 1)):
+        if file < 1 or model < 1 or not more_inputs <= {file - model}:
             continue
-        if more_inputs <= {file - model} and all(_explains(file, model, *pair) for pair in pairs):
+        multiples = pairs - {(file + 1, model + 1)}
+        if all(a % file == 0 and a // file * model == b for a, b in multiples):
             return file, model
     return None
-
-
-def _explains(file: int, model: int, outputs_file: int, outputs_model: int) -> bool:
-    if (outputs_file, outputs_model) == (file + 1, model + 1):
-        return True
-    return outputs_file % file == 0 and outputs_file // file * model == outputs_model

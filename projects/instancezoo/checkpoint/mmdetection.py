@@ -1,17 +1,16 @@
-"""What checkpoints of MMDetection and its forks have in common: backbone, neck, signatures."""
+"""Rows and signatures that checkpoints of MMDetection and its forks share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .layouts import resnet_rows
+from .layouts import COUNTERS, resnet_rows
 from .rename import Row
 
-# Frozen norms have no counter, and other norms do not need theirs.
-UNUSED = ("**.num_batches_tracked",)
+UNUSED = (COUNTERS,)
 
 _BLOCK, _OURS = "backbone.layer{s}.{b}", "backbone.bottom_up.res{s+1}.{b}"
-# The offsets' name changed with MMDetection's versions.
+# The offsets' name depends on MMDetection's version.
 _DCN = "backbone.layer2.0.conv2**offset.weight"
 _BOTTLENECK = "backbone.layer1.0.conv3.weight"
 _3RD_BLOCK, _7TH_BLOCK = "backbone.layer1.2.conv1.weight", "backbone.layer3.6.conv1.weight"
@@ -20,18 +19,15 @@ _WIDTH = "backbone.layer1.0.conv1.weight"
 
 @dataclass(frozen=True)
 class Signature:
-    """What tells one network from its kin, see `Layout`."""
+    """What distinguishes one network from its relatives, see `Layout`."""
 
     must: tuple[str, ...] = ()
     must_not: tuple[str, ...] = ()
     shapes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     def __add__(self, other: Signature) -> Signature:
-        return Signature(
-            self.must + other.must,
-            self.must_not + other.must_not,
-            {**self.shapes, **other.shapes},
-        )
+        shapes = {**self.shapes, **other.shapes}
+        return Signature(self.must + other.must, self.must_not + other.must_not, shapes)
 
 
 BACKBONES = {
@@ -47,7 +43,7 @@ BACKBONES = {
 
 
 def pyramid_rows(finest_level: int) -> tuple[Row, ...]:
-    """Rows of a ResNet, with deformable convolutions or without, and of its FPN.
+    """Make the rows of a ResNet, with or without deformable convolutions, and of its FPN.
 
     Args:
         finest_level: number of the FPN's finest map, 2 for p2.
@@ -62,7 +58,7 @@ def pyramid_rows(finest_level: int) -> tuple[Row, ...]:
 
 
 def conv_rows(theirs: str, ours: str) -> tuple[Row, ...]:
-    """Rows of a convolution, plain or deformable, with its group norm."""
+    """Make the rows of a plain or deformable convolution with its group norm."""
     return (
         (f"{theirs}.conv.conv_offset.*", f"{ours}.offset.*"),
         (f"{theirs}.conv.weight", f"{ours}.weight"),

@@ -1,4 +1,4 @@
-"""Reads a checkpoint file into plain tensors and containers; loading never runs code."""
+"""Reading of a checkpoint file into plain tensors and containers; loading never runs code."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from .safe_pickle import (
     resolve,
 )
 
-# How files written here name their author.
-AUTHOR = "InstanceZoo"
-# Where training scripts put the weights, best first; an average of weights only if all else fails.
+AUTHOR = "InstanceZoo"  # "__author__" of files written here begins with it
+# Keys under which training scripts save the weights, best first; averaged weights come last.
 WEIGHT_KEYS = (
     "model",
     "state_dict",
@@ -42,10 +41,10 @@ WEIGHT_KEYS = (
     "state_dict_ema",
     "params_ema",
 )
-# What wrappers of a training script put before every name.
+# Prefixes that wrappers of a training script add to every name.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _SAFE_REMEDY = (
-    "Take the file as .safetensors, or let whoever made it save the bare weights: "
+    "Use a .safetensors file, or ask the file's author to save the bare weights: "
     "torch.save(model.state_dict(), path)"
 )
 _DAMAGED_REMEDY = "Download or save it again"
@@ -56,21 +55,21 @@ class CheckpointError(ZooError):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint without running any code that it may hold.
+    """Read a checkpoint without running any code in it.
 
     `.pth`, `.pt` and `.pyth` are read by torch's weights-only loader, `.pkl` by an unpickler that
-    knows arrays, containers and numbers only, `.safetensors` by its own library. Metadata of
-    classes that are not installed is dropped; a file that calls anything is refused.
+    accepts only arrays, containers and numbers, `.safetensors` by its own library. Metadata of
+    foreign classes is dropped; a file that calls anything is refused.
 
     Args:
         path: a local file.
 
     Returns:
-        `{"model": {name: tensor on the CPU}, ...}` with whatever else the file holds, such as
-        "optimizer" or "iteration"; of a `.safetensors` file its "metadata".
+        `{"model": {name: tensor on the CPU}, ...}` with the file's other content, such as
+        "optimizer" or "iteration"; for a `.safetensors` file its "metadata".
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, torn, or it would run code.
+        CheckpointError: no such file, not a checkpoint, damaged, or it would run code.
     """
     path = Path(path)
     load = _pick_loader(path)
@@ -78,8 +77,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         data = load(path)
     except RefusedGlobal as error:
         raise CheckpointError(f"{path} is refused: {error}. {_SAFE_REMEDY}") from None
-    except CheckpointError:
-        raise
     except Exception as error:  # a torn file can end in any error, MemoryError included
         reason = first_line(error)[:200]
         raise CheckpointError(
@@ -104,7 +101,7 @@ def _pick_loader(path: Path) -> Callable[[Path], Any]:
     loader = _LOADERS.get(path.suffix.lower())
     if loader is None:
         raise CheckpointError(
-            f"{path} ends in '{path.suffix}', which is no checkpoint format known here "
+            f"{path} ends in '{path.suffix}', which is not a known checkpoint format "
             f"({', '.join(_LOADERS)}). Rename it if it is one of these"
         )
     return loader
@@ -115,31 +112,23 @@ def _load_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         pass  # it names something that is neither tensor nor container
-    # torch's own restricted interpreter runs again, with a stand-in under each foreign name: a
-    # class instance becomes an empty object, and a call of a stand-in is refused.
-    known = set(ARRAY_GLOBALS)
-    stand_ins: list[Any] = [(value, name) for name, value in ARRAY_GLOBALS.items()]
-    stand_ins += [(make_foreign(name), name) for name in _list_foreign(path) - known]
+    # torch's own restricted interpreter runs again, with a stand-in for each foreign name: a class
+    # instance becomes an empty object, and a call of a stand-in is refused. The interpreter itself
+    # accepts a few names of the packages below, and no others.
+    own = ("torch.", "collections.", "_codecs.", "builtins.")
+    foreign = {name: make_foreign(name) for name in list_globals(path) if not name.startswith(own)}
+    stand_ins: list[Any] = [(value, name) for name, value in {**foreign, **ARRAY_GLOBALS}.items()]
     try:
         with torch.serialization.safe_globals(stand_ins):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except RefusedGlobal:
         raise
     except pickle.UnpicklingError as error:
-        raise RefusedGlobal(_explain_refusal(str(error))) from None
+        reason = str(error).split("WeightsUnpickler error: ", 1)[-1].strip().split("\n")[0]
+        raise RefusedGlobal(
+            f"loading it would run code or need classes of other packages ({reason.rstrip('. ')})"
+        ) from None
     return resolve(data)
-
-
-def _list_foreign(path: Path) -> set[str]:
-    # torch's interpreter admits a few names of its own and of these packages, and no others
-    keep = ("torch.", "collections.", "_codecs.", "builtins.")
-    return {name for name in list_globals(path) if not name.startswith(keep)}
-
-
-def _explain_refusal(message: str) -> str:
-    marker = "WeightsUnpickler error: "
-    reason = message.split(marker, 1)[-1].strip().split("\n")[0]
-    return f"loading it would run code or need classes of other packages ({reason.rstrip('. ')})"
 
 
 def _load_pickle(path: Path) -> Any:
@@ -147,11 +136,10 @@ def _load_pickle(path: Path) -> Any:
         data = resolve(ArrayUnpickler(file).load())
     if not isinstance(data, dict) or "model" in data:
         return data
-    # Caffe2 and Detectron 1: their names are matched to ours by Detectron2's heuristics
-    blobs = data.get("blobs", data)
+    # Caffe2 and Detectron 1: Detectron2's heuristics match their names to ours
     weights = {
         name: value
-        for name, value in blobs.items()
+        for name, value in data.get("blobs", data).items()
         if isinstance(value, np.ndarray) and not str(name).endswith("_momentum")
     }
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
@@ -173,7 +161,7 @@ _LOADERS: dict[str, Callable[[Path], Any]] = {
 
 
 def _unwrap(data: Any, path: Path) -> dict[str, Any]:
-    """Find the weights in what a file holds. Returns `{"model": weights, ...rest}`."""
+    """Find the weights in a file's content. Returns `{"model": weights, ...rest}`."""
     rest: dict[str, Any] = {}
     weights = data
     while isinstance(weights, Mapping):
@@ -222,7 +210,7 @@ def _strip_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_ours(checkpoint: Mapping[str, Any]) -> bool:
-    """Tell whether InstanceZoo wrote the checkpoint, so that its names are those of our models."""
+    """Return True if InstanceZoo wrote the checkpoint, so that its names are our models' names."""
     metadata = checkpoint.get("metadata")
     author = metadata.get("__author__") if isinstance(metadata, Mapping) else None
     return str(author or checkpoint.get("__author__", "")).startswith(AUTHOR)

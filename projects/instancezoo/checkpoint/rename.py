@@ -1,13 +1,13 @@
-"""The rename-rule engine: a published checkpoint's names and tensors -> ours.
+"""The rename rules that turn a published checkpoint's names and tensors into ours.
 
-A method's `convert.py` is a table. Each row says what one kind of tensor is called there and here:
+A method's `convert.py` is a table. Each row holds the published name of a tensor and ours:
 
     ("backbone.body.layer{s}.{b}.bn{c}.*", "backbone.bottom_up.res{s+1}.{b}.conv{c}.norm.*")
 
 `{s}` stands for an index, which the right side repeats, or shifts as `{s+1}`; `*` for any text
 without a dot; `**` for any text. The stars of the right side are those of the left, in order.
-Everything else is literal. A name that fits a pattern of `unused` is left out; of the others each
-must fit a row, and the first that it fits is taken.
+Everything else is literal. Names that fit a pattern of `unused` are left out; every other name
+must fit a row, and the first row that it fits applies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
+from itertools import count
 from typing import Literal
 
 from torch import Tensor
@@ -23,50 +24,42 @@ from torch import Tensor
 Transform = Callable[[Tensor], Tensor]
 Row = tuple[str, str] | tuple[str, str, Transform]
 
-_TOKEN = re.compile(r"\*\*|\*|\{\w+\}")
+_TOKEN = re.compile(r"(\*\*|\*|\{\w+\})")
 _SLOT = re.compile(r"\*\*|\*|\{(\w+)([+-]\d+)?\}")
 
 
-class Pattern:
-    """One left side of a table, compiled."""
+@cache
+def _compile(pattern: str) -> re.Pattern[str]:
+    regex, stars = "", count()
+    for part in _TOKEN.split(pattern):
+        if part.startswith("*"):
+            regex += f"(?P<star{next(stars)}>{'.*' if part == '**' else '[^.]*'})"
+        elif _TOKEN.fullmatch(part):
+            name = part[1:-1]
+            regex += f"(?P={name})" if f"(?P<{name}>" in regex else f"(?P<{name}>[0-9]+)"
+        else:
+            regex += re.escape(part)
+    return re.compile(regex)
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        parts, end, stars = [], 0, 0
-        for token in _TOKEN.finditer(text):
-            parts.append(re.escape(text[end : token.start()]))
-            end = token.end()
-            if token[0].startswith("*"):
-                parts.append(f"(?P<star{stars}>{'.*' if token[0] == '**' else '[^.]*'})")
-                stars += 1
-            else:
-                name = token[0][1:-1]
-                seen = f"(?P<{name}>" in "".join(parts)
-                parts.append(f"(?P={name})" if seen else f"(?P<{name}>[0-9]+)")
-        self._regex = re.compile("".join(parts) + re.escape(text[end:]))
 
-    def match(self, name: str) -> dict[str, str] | None:
-        """Match a whole name. Returns what its stars and indices stand for, None if it differs."""
-        found = self._regex.fullmatch(name)
-        return found.groupdict() if found else None
+def match_name(pattern: str, name: str) -> dict[str, str] | None:
+    """Match a whole name. Returns the text of each star and index, None if it does not fit."""
+    found = _compile(pattern).fullmatch(name)
+    return found.groupdict() if found else None
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
-    """Write a right side with the values that `Pattern.match` found.
+    """Fill the right side of a row with what `match_name` found.
 
     Raises:
-        ValueError: the right side names an index or a star that the left side has not.
+        ValueError: the right side has an index or a star that the left side lacks.
     """
-    stars = 0
+    stars = count()
 
     def fill(token: re.Match[str]) -> str:
-        nonlocal stars
-        if token[0].startswith("*"):
-            name, stars = f"star{stars}", stars + 1
-        else:
-            name = token[1]
+        name = token[1] or f"star{next(stars)}"
         if name not in values:
-            raise ValueError(f"'{template}' uses {token[0]}, which its pattern has not")
+            raise ValueError(f"'{template}' uses {token[0]}, which its pattern lacks")
         return str(int(values[name]) + int(token[2])) if token[2] else values[name]
 
     return _SLOT.sub(fill, template)
@@ -74,20 +67,20 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """A published checkpoint's layout: how to recognise it, and what its names are here.
+    """A published checkpoint's layout: how to recognise it, and how its names become ours.
 
     Attributes:
         name: unique, as shown to users, for example "torchvision maskrcnn_resnet50_fpn".
         method: name of the method, as in the README's table.
         config: the config whose model it fills, for example "mask_rcnn/mask_rcnn_R_50_FPN_1x".
         licence: licence of the published weights, and where it is stated.
-        rows: (pattern, name here[, transform of the tensor]), see the module's text.
-        unused: patterns of names that the model has no place for.
-        must: patterns that some name of the file fits, each.
+        rows: (pattern, our name[, transform of the tensor]), see the module's docstring.
+        must: patterns, each of which at least one name of the file fits.
         must_not: patterns that no name of the file fits.
-        shapes: pattern -> shape (None: any size) that each tensor it fits has; tells apart
-            networks that differ in width only.
-        other_shapes: pattern -> shape that no tensor it fits has, since another layout claims it.
+        unused: patterns of names that have no place in the model.
+        shapes: pattern -> shape (None: any size) of every tensor that fits it; separates
+            networks that differ only in width.
+        other_shapes: pattern -> shape that no tensor may have, since it marks another layout.
         fills: "model", or "backbone" for weights to initialise training with.
     """
 
@@ -104,42 +97,33 @@ class Layout:
     fills: Literal["model", "backbone"] = "model"
 
     def __post_init__(self) -> None:
-        for row in self.rows:  # a wrong row fails where it is written, not at a user's
-            values = Pattern(row[0]).match(_TOKEN.sub("1", row[0]))
-            fill_template(row[1], values or {})
-
-    @cached_property
-    def _compiled_rows(self) -> list[tuple[Pattern, str, Transform | None]]:
-        return [(Pattern(row[0]), row[1], row[2] if len(row) == 3 else None) for row in self.rows]
-
-    @cached_property
-    def _compiled_unused(self) -> list[Pattern]:
-        return [Pattern(text) for text in self.unused]
+        for row in self.rows:  # a wrong row fails at import, not when a user converts a file
+            fill_template(row[1], match_name(row[0], _TOKEN.sub("1", row[0])) or {})
 
     def find_row(self, name: str) -> tuple[str, Transform | None] | None:
-        """Find what `name` is called here. Returns (name here, transform), None if unknown."""
-        for pattern, template, transform in self._compiled_rows:
-            values = pattern.match(name)
+        """Find the row of a published name. Returns (our name, transform), None if unknown."""
+        for row in self.rows:
+            values = match_name(row[0], name)
             if values is not None:
-                return fill_template(template, values), transform
+                return fill_template(row[1], values), row[2] if len(row) == 3 else None
         return None
 
     def is_unused(self, name: str) -> bool:
-        """Tell whether `name` is on the list of names without a place in the model."""
-        return any(pattern.match(name) is not None for pattern in self._compiled_unused)
+        """Return True if `name` is listed as having no place in the model."""
+        return any(match_name(pattern, name) is not None for pattern in self.unused)
 
     def list_differences(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """List how a file's names and shapes differ from the signature; empty if they fit it.
 
         Args:
-            shapes: name -> shape, of every tensor of the file.
+            shapes: name -> shape, for every tensor of the file.
         """
         found = [f"no '{text}'" for text in self.must if not _fitting(text, shapes)]
         found += [f"has '{_fitting(t, shapes)[0]}'" for t in self.must_not if _fitting(t, shapes)]
         for text, expected in self.shapes.items():
             for name in _fitting(text, shapes):
                 if not _same_shape(shapes[name], expected):
-                    wanted = tuple("any" if n is None else n for n in expected)
+                    wanted = tuple("any" if size is None else size for size in expected)
                     found.append(f"'{name}' is {shapes[name]}, not {wanted}")
         for text, excluded in self.other_shapes.items():
             for name in _fitting(text, shapes):
@@ -148,9 +132,8 @@ class Layout:
         return found
 
 
-def _fitting(text: str, names: Mapping[str, tuple[int, ...]]) -> list[str]:
-    pattern = Pattern(text)
-    return [name for name in names if pattern.match(name) is not None]
+def _fitting(pattern: str, names: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return [name for name in names if match_name(pattern, name) is not None]
 
 
 def _same_shape(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

@@ -1,9 +1,9 @@
-"""Stand-ins for what a pickle names: they carry data and can never run anything.
+"""Stand-ins for the names in a pickle: they carry data and can never run anything.
 
-A pickle is a little program: it looks up globals by name and calls them. Here no name is ever
-looked up. Each of the few names that arrays need gives an object of this file in its place, which
-rebuilds the array from its bytes; the name of any other class gives an empty class of the same
-name that keeps nothing, and calling that is an error.
+A pickle is a small program: it looks up globals by name and calls them. Here no name is ever
+looked up. The few names that arrays need are replaced by objects of this file, which rebuild the
+array from its bytes; the name of any other class is replaced by an empty class of the same name
+that keeps nothing, and calling it is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 _NUMBER_CODE = re.compile(r"[<>|=]?(\?|[biufcSU]\d+)")
-# Values, not calls with an effect; training scripts leave them in a file's metadata.
+# Values, not calls with an effect; training scripts save them in a file's metadata.
 _HARMLESS_CALLS = frozenset(
     f"{module}.{name}"
     for module in ("pathlib", "pathlib._local")
@@ -34,21 +34,21 @@ class RefusedGlobal(pickle.UnpicklingError):
 
 
 class _Sealed(type):
-    """A class that a pickle cannot patch: `BUILD` would otherwise set attributes on it."""
+    """A class that a pickle cannot change: `BUILD` would otherwise set attributes on it."""
 
     def __setattr__(cls, name: str, value: Any) -> NoReturn:
         raise RefusedGlobal(f"the file changes attribute {name!r} of {cls.__name__}")
 
 
 class _Uncallable(_Sealed):
-    """A class that makes instances by `__new__` alone, as pickle's `NEWOBJ` does."""
+    """A class that makes instances only by `__new__`, as pickle's `NEWOBJ` does."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> NoReturn:
         raise RefusedGlobal(f"loading the file would run code: it calls {cls.__name__}")
 
 
 class Foreign(metaclass=_Sealed):
-    """What is left of an instance of a class that is not ours: nothing."""
+    """The empty stand-in for an instance of any other class."""
 
     __slots__ = ()
 
@@ -63,13 +63,13 @@ class Foreign(metaclass=_Sealed):
 
 
 def make_foreign(name: str) -> Callable[..., Foreign]:
-    """Make the empty class that takes the place of the class or function called `name`."""
+    """Make the empty class that replaces the class or function called `name`."""
     metaclass = _Sealed if name in _HARMLESS_CALLS else _Uncallable
     return metaclass(name, (Foreign,), {"__slots__": (), "__module__": __name__})
 
 
 class InertDtype(metaclass=_Sealed):
-    """A `numpy.dtype` as it stands in a pickle: a code such as "f4" and a byte order."""
+    """A `numpy.dtype` in a pickle: a code such as "f4" and a byte order."""
 
     __slots__ = ("_code", "_order")
 
@@ -90,7 +90,7 @@ class InertDtype(metaclass=_Sealed):
 
 
 class InertArray(metaclass=_Sealed):
-    """A `numpy.ndarray` as it stands in a pickle."""
+    """A `numpy.ndarray` in a pickle."""
 
     __slots__ = ("_data", "_dtype", "_fortran", "_shape")
 
@@ -110,16 +110,16 @@ class InertArray(metaclass=_Sealed):
         self._dtype, self._fortran, self._data = dtype, bool(fortran), data
 
     def build(self) -> np.ndarray:
-        """Rebuild the array. Raises `ValueError` if bytes and shape do not fit."""
+        """Rebuild the array. Raises `ValueError` if bytes and shape disagree."""
         dtype = self._dtype.build()
         flat = np.frombuffer(self._data, dtype) if self._data else np.empty(0, dtype)
         array = flat.reshape(self._shape, order="F" if self._fortran else "C")
-        # a writable copy in this machine's byte order, which torch asks for
+        # a writable copy in this machine's byte order, as torch requires
         return np.array(array, dtype=dtype.newbyteorder("="), order="C")
 
 
 class _Function(metaclass=_Sealed):
-    """A function of this file under the name that a pickle knows."""
+    """A function of this file under a name that pickles use."""
 
     __slots__ = ("_function",)
     _function: Callable[..., Any]
@@ -132,10 +132,6 @@ class _Function(metaclass=_Sealed):
 
     def __call__(self, *args: Any) -> Any:
         return self._function(*args)
-
-
-def _build_array(*args: Any) -> InertArray:
-    return InertArray()  # the true shape and bytes come with `__setstate__`
 
 
 def _build_array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> InertArray:
@@ -156,14 +152,11 @@ def _encode_latin1(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _build_empty_bytes() -> bytes:
-    return b""
-
-
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 ARRAY_GLOBALS: dict[str, Any] = {
-    **{f"{module}._reconstruct": _Function(_build_array) for module in _MULTIARRAY},
+    # shape and bytes come with `__setstate__`
+    **{f"{module}._reconstruct": _Function(InertArray) for module in _MULTIARRAY},
     **{f"{module}.scalar": _Function(_build_scalar) for module in _MULTIARRAY},
     **{f"{module}._frombuffer": _Function(_build_array_from_buffer) for module in _NUMERIC},
     "numpy.ndarray": InertArray,
@@ -172,14 +165,14 @@ ARRAY_GLOBALS: dict[str, Any] = {
 _PICKLE_GLOBALS: dict[str, Any] = {
     **ARRAY_GLOBALS,
     "_codecs.encode": _Function(_encode_latin1),
-    "builtins.bytes": _Function(_build_empty_bytes),
-    "__builtin__.bytes": _Function(_build_empty_bytes),
+    "builtins.bytes": _Function(lambda: b""),
+    "__builtin__.bytes": _Function(lambda: b""),
     "collections.OrderedDict": OrderedDict,
 }
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays, containers and numbers; every other name is a `RefusedGlobal`."""
+    """Unpickles arrays, containers and numbers; every other name raises `RefusedGlobal`."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         # Detectron2's zoo files were written by Python 2
@@ -190,7 +183,7 @@ class ArrayUnpickler(pickle.Unpickler):
             return _PICKLE_GLOBALS[f"{module}.{name}"]
         except KeyError:
             raise RefusedGlobal(
-                f"it names {module}.{name}, and a .pkl may hold arrays, containers and numbers only"
+                f"it names {module}.{name}, but a .pkl may hold only arrays, containers and numbers"
             ) from None
 
 
@@ -209,13 +202,13 @@ def list_globals(path: Path) -> set[str]:
 
 
 def is_archive(path: Path) -> bool:
-    """Tell whether a file is a zip archive from its first byte, as torch decides it."""
+    """Return True if a file begins as a zip archive, which is torch's own test."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def _scan(file: Any) -> list[str]:
-    # The legacy format is several pickles in a row, then raw bytes that end the scan.
+    # The old format is several pickles in a row, then raw bytes that end the scan.
     names: list[str] = []
     try:
         while True:

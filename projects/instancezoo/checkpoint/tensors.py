@@ -18,10 +18,10 @@ def save_safetensors(
 
     Args:
         path: file to write; its folder exists.
-        state: name -> tensor on any device; tensors that share memory are stored each in full.
-        metadata: short texts stored in the file's header.
+        state: name -> tensor on any device; tensors that share memory are each stored in full.
+        metadata: short texts for the file's header.
     """
-    # the format knows neither shared nor strided memory
+    # the format has neither shared nor strided memory
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     content = serialize_safetensors(whole, metadata=dict(metadata or {}))
     with open_atomically(path) as file:

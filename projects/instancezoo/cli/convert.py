@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from detectron2.utils.file_io import PathManager
 
-from instancezoo.checkpoint.convert import Converted, convert_state_dict
-from instancezoo.checkpoint.reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
+from instancezoo.checkpoint.convert import Converted, convert_file
+from instancezoo.checkpoint.reader import CheckpointError
 from instancezoo.checkpoint.tensors import save_safetensors
 from instancezoo.files import open_atomically
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-partial",
         action="store_true",
-        help="convert what has a rule and list the rest, in place of an error",
+        help="convert the tensors that have a rule and list the others, instead of an error",
     )
 
 
@@ -43,23 +43,16 @@ def _convert(source: str, target: Path, allow_partial: bool) -> None:
         raise CheckpointError(f"{target} must end in {' or '.join(_FORMATS)}")
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder. Name the file to write")
-    checkpoint = read_checkpoint(_fetch(source))
-    if is_ours(checkpoint):
-        state, metadata = checkpoint["model"], {"__author__": AUTHOR}
-        print(f"{source} is InstanceZoo's own already: {len(state)} tensors")
+    checkpoint, converted = convert_file(_fetch(source), allow_unknown=allow_partial)
+    if converted is None:
+        print(f"{source} is InstanceZoo's own already: {len(checkpoint['model'])} tensors")
     else:
-        try:
-            converted = convert_state_dict(checkpoint["model"], allow_unknown=allow_partial)
-        except CheckpointError as error:
-            raise CheckpointError(f"{source}: {error}") from None
-        state, metadata = converted.state, _describe(converted)
         _print_report(converted)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix.lower() == ".safetensors":
-        save_safetensors(target, state, metadata)
+        save_safetensors(target, checkpoint.pop("model"), checkpoint)
     else:
         with open_atomically(target) as file:
-            torch.save({"model": state, **metadata}, file)
+            torch.save(checkpoint, file)
     print(f"wrote    {target}")
 
 
@@ -68,16 +61,6 @@ def _fetch(source: str) -> str:
         return str(PathManager.get_local_path(source))
     except Exception as error:  # downloads fail in many ways
         raise CheckpointError(f"{source} cannot be fetched: {error}") from error
-
-
-def _describe(converted: Converted) -> dict[str, str]:
-    layout = converted.layout
-    return {
-        "__author__": f"{AUTHOR}, from {layout.name}",
-        "method": layout.method,
-        "config": layout.config,
-        "licence": layout.licence,
-    }
 
 
 def _print_report(converted: Converted) -> None:

@@ -105,6 +105,14 @@ def measure_area(segmentation: Any, height: int, width: int) -> float:
     return float(mask_util.area(segmentation_to_rle(segmentation, height, width)))
 
 
+def measure_object(entry: dict[str, Any], height: int, width: int) -> float:
+    """Area in pixels of an annotation's or a result's mask, or of its box if it has no mask."""
+    if entry.get("segmentation"):
+        return measure_area(entry["segmentation"], height, width)
+    _, _, box_width, box_height = entry.get("bbox") or (0.0, 0.0, 0.0, 0.0)
+    return float(box_width * box_height)
+
+
 def decode_runs(counts: str) -> NDArray[np.int64]:
     """Run lengths of COCO's compressed string. Raises `BadEntry` for any other string."""
     try:

@@ -28,9 +28,7 @@ Record = dict[str, Any]
 Array = NDArray[Any]
 
 MAPPER_REGISTRY = Registry("MAPPER")
-MAPPER_REGISTRY.__doc__ = (
-    "Functions of a config and `is_train` that build a mapper, by INPUT.MAPPER."
-)
+MAPPER_REGISTRY.__doc__ = "Functions of (cfg, is_train) that build a mapper, by INPUT.MAPPER."
 
 MAX_FAILURES_IN_A_ROW = 10
 

@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from instancezoo.data.coco_dataset import read_json
 from instancezoo.errors import ZooError, check_choice
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, get_key
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_key, find_usable
 
 BACKENDS = ("hotcoco", "pycocotools")
 AREA_NAMES = ("all", "small", "medium", "large")
@@ -104,10 +104,10 @@ def evaluate_results(
     if not isinstance(ground_truth, GroundTruth):
         ground_truth = GroundTruth.read(ground_truth)
     rows = read_json(results) if isinstance(results, str | Path) else results
-    key = get_key(iou_type)
+    key = find_key(iou_type)
     # The RLE of masks or the box (x, y, width, height).
     measure = mask_codec.area if iou_type == "segm" else lambda box: box[2] * box[3]
-    measured = ({**row, "area": float(measure(row[key]))} for row in rows if key in row)
+    measured = ({**row, "area": float(measure(row[key]))} for row in find_usable(rows, iou_type))
     annotations = ground_truth.select(iou_type)
     return evaluate_by_area(ground_truth, annotations, measured, iou_type, backend, max_dets)
 
@@ -144,7 +144,7 @@ def evaluate_by_area(
         ],
         "categories": ground_truth.categories,
     }
-    keys = ("category_id", "score", "area", get_key(iou_type))
+    keys = ("category_id", "score", "area", find_key(iou_type))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
         with path.open("w", encoding="utf-8") as file:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from instancezoo.data.coco_dataset import read_json
-from instancezoo.data.coco_masks import measure_area
+from instancezoo.data.coco_masks import measure_object
 from instancezoo.errors import ZooError, check_choice
 
 BoxOrMask = str  # "bbox" or "segm", COCO's names
@@ -83,28 +84,29 @@ class GroundTruth:
 
         The file's own ids may repeat or start at 0, which pycocotools takes for "no match".
         """
-        form = get_key(iou_type)
         keys = ("image_id", "category_id", "iscrowd", "area", "bbox", "segmentation", "attributes")
-        everything = chain.from_iterable(self.annotations.values())
+        annotations = chain.from_iterable(self.annotations.values())
         return [
             {"id": number} | {key: annotation[key] for key in keys if key in annotation}
-            for number, annotation in enumerate((a for a in everything if a.get(form)), start=1)
+            for number, annotation in enumerate(find_usable(annotations, iou_type), start=1)
         ]
 
 
-def get_key(iou_type: BoxOrMask) -> str:
-    """Key of COCO entries for the form that an IoU type compares: boxes or masks."""
+def find_key(iou_type: BoxOrMask) -> str:
+    """Key of the boxes or masks that an IoU type compares, in annotations and results."""
     check_choice("IoU type", iou_type, _KEYS)
     return _KEYS[iou_type]
+
+
+def find_usable(entries: Iterable[dict[str, Any]], iou_type: BoxOrMask) -> Iterator[dict[str, Any]]:
+    """The annotations or results that have a box or a mask, as the IoU type needs."""
+    key = find_key(iou_type)
+    return (entry for entry in entries if entry.get(key))
 
 
 def _complete(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
     complete = {**annotation, "iscrowd": int(annotation.get("iscrowd") or 0)}
     complete["attributes"] = annotation.get("attributes") or {}
     if complete.get("area") is None:
-        if segmentation := annotation.get("segmentation"):
-            complete["area"] = measure_area(segmentation, image["height"], image["width"])
-        else:
-            _, _, width, height = annotation.get("bbox") or (0, 0, 0, 0)
-            complete["area"] = float(width * height)
+        complete["area"] = measure_object(annotation, image["height"], image["width"])
     return complete

@@ -12,7 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_codec
 
 from instancezoo.data.coco_masks import segmentation_to_rle
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, get_key
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_key
 
 # A detection lies on background if it overlaps no object by more than this.
 BACKGROUND_IOU = 0.1
@@ -20,21 +20,13 @@ BACKGROUND_IOU = 0.1
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of one image and the objects that they match.
+    """Detections of one image and the objects that they match."""
 
-    Attributes:
-        objects: (R,) int, index of the matched annotation, -1 for none.
-        ious: (R,) IoU with it, 0 for none.
-        is_ignored: (R,) bool, unmatched but on a crowd region: neither right nor wrong.
-        scores: (R,) confidence.
-        num_objects: number of annotations except crowds.
-    """
-
-    objects: np.ndarray
-    ious: np.ndarray
-    is_ignored: np.ndarray
-    scores: np.ndarray
-    num_objects: int
+    objects: np.ndarray  # (R,) int, index of the matched annotation, -1 for none
+    ious: np.ndarray  # (R,) IoU with it, 0 for none
+    is_ignored: np.ndarray  # (R,) bool, unmatched but on a crowd region: neither right nor wrong
+    scores: np.ndarray  # (R,) confidence
+    num_objects: int  # number of annotations except crowds
 
     def quality(self, score_threshold: float) -> float:
         """Quality of the detections from a score on, in [0, 1].
@@ -65,7 +57,7 @@ def compute_ious(
     Returns:
         (R, M) float64; 0 without a box or a mask.
     """
-    key, annotations = get_key(iou_type), ground_truth.annotations_of(image_id)
+    key, annotations = find_key(iou_type), ground_truth.annotations_of(image_id)
     ious = np.zeros((len(results), len(annotations)))
     rows, columns = (
         [index for index, entry in enumerate(entries) if entry.get(key)]

@@ -37,17 +37,11 @@ _FALSE_COLOR = (1.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images from best to worst.
+    """Images from best to worst."""
 
-    Attributes:
-        image_ids: ids, without images that have neither objects nor detections.
-        qualities: `Matches.quality` of each, descending.
-        score_threshold: smallest score of the detections that were used.
-    """
-
-    image_ids: list[Any]
-    qualities: list[float]
-    score_threshold: float
+    image_ids: list[Any]  # without images that have neither objects nor detections
+    qualities: list[float]  # `Matches.quality` of each, descending
+    score_threshold: float  # smallest score of the detections that were used
 
 
 def rank_images(ground_truth: GroundTruth, results: ResultsFile, iou_type: BoxOrMask) -> Ranking:

@@ -14,7 +14,7 @@ from instancezoo.evaluation.average_precision import (
     Evaluation,
     evaluate_by_area,
 )
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, get_key
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_usable
 from instancezoo.evaluation.matching import find_owners
 from instancezoo.evaluation.results import ResultsFile
 
@@ -92,8 +92,8 @@ def _mark_results(
     ground_truth: GroundTruth, results: ResultsFile, iou_type: BoxOrMask, attribute: str
 ) -> Iterator[dict[str, Any]]:
     """Results with an `area` by which they are counted or ignored if they match nothing."""
-    for image_id, rows in results:
-        rows = [row for row in rows if get_key(iou_type) in row]
+    for image_id, found in results:
+        rows = list(find_usable(found, iou_type))
         annotations = ground_truth.annotations_of(image_id)
         owners = find_owners(ground_truth, image_id, rows, iou_type)
         for row, owner in zip(rows, owners, strict=True):

@@ -22,6 +22,7 @@ from instancezoo.layers.losses import class_focal_loss
 from instancezoo.modeling.dense import DenseMethod
 from instancezoo.modeling.distributed import average_over_ranks
 from instancezoo.modeling.levels import flatten_levels
+from instancezoo.modeling.point_assignment import PointSpec
 
 from .config import check_fcos_config
 from .decode import DecodeSettings, detect
@@ -33,9 +34,9 @@ from .losses import (
     compare_distances,
     compute_box_loss,
 )
-from .targets import PointSpec, PointTargets, assign_targets
+from .targets import PointTargets, assign_targets
 
-# Of the running average of the number of positive points.
+# Running average of the number of positive points.
 _MOMENTUM, _INITIAL_AVERAGE = 0.9, 100.0
 _SMALLEST_WEIGHT = 1e-6
 

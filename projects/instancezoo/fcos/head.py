@@ -47,8 +47,8 @@ class FCOSHead(nn.Module):
     Args:
         share_tower: comes before the other two.
         cls_tower, bbox_tower: see `LevelTower`.
-        cls_logits, bbox_pred, ctrness: convolutions to K, 4 and 1 channels; the first stands on the
-            class tower, the others on the box tower.
+        cls_logits, bbox_pred, ctrness: convolutions to K, 4 and 1 channels; the first reads the
+            class tower, the others the box tower.
         scales: L factors of the distances; empty for none.
         keep_box_features: whether the outputs hold the box tower's maps.
     """
@@ -76,7 +76,7 @@ class FCOSHead(nn.Module):
         self.keep_box_features = keep_box_features
 
     def forward(self, pyramid: list[Tensor], top_module: nn.Module | None = None) -> FCOSOutputs:
-        """Predict on L feature maps (N, C, H, W); `top_module` stands on the box tower too."""
+        """Predict on L feature maps (N, C, H, W); `top_module` reads the box tower too."""
         outputs = FCOSOutputs([], [], [], [], [])
         for level, features in enumerate(pyramid):
             shared = self.share_tower(features, level)

@@ -13,30 +13,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
-from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.levels import locate_points
 from instancezoo.modeling.objects import join_objects
-from instancezoo.modeling.point_assignment import assign_points, split_sizes
-
-
-@dataclass(frozen=True)
-class PointSpec:
-    """Which points are positive for which objects.
-
-    Attributes:
-        strides: L numbers of pixels.
-        sizes_of_interest: L - 1 numbers of pixels that part the levels: a point is positive where
-            the largest distance to a side of the box is in its level's range.
-        radius: of centre sampling, in strides; None without it.
-    """
-
-    strides: Sequence[int]
-    sizes_of_interest: Sequence[float]
-    radius: float | None = 1.5
-
-    @property
-    def size_ranges(self) -> list[tuple[float, float]]:
-        """L pairs, both ends included."""
-        return split_sizes(self.sizes_of_interest)
+from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 
 @dataclass(frozen=True)
@@ -81,11 +60,9 @@ def assign_targets(
         boxes,
         (boxes[:, 2:] - boxes[:, :2]).prod(dim=1),
         objects.image,
+        spec,
         num_images=objects.num_images,
         map_sizes=map_sizes,
-        strides=spec.strides,
-        size_ranges=spec.size_ranges,
-        radius=spec.radius,
     )  # (N, P)
     image, point = (instance >= 0).nonzero(as_tuple=True)
     chosen = instance[image, point]
@@ -117,7 +94,7 @@ def list_points(
     map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Points of all levels, (P, 2) x and y in pixels, and the stride of each, (P,)."""
-    points = locate_all_points(map_sizes, strides, device)
+    points = locate_points(map_sizes, strides, device)
     lengths = torch.tensor([height * width for height, width in map_sizes], device=device)
     return points, points.new_tensor(strides).repeat_interleave(lengths)
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from detectron2.structures import Instances
 
-from instancezoo.data.coco_masks import measure_area
+from instancezoo.data.coco_masks import measure_object
 from instancezoo.errors import ZooError
 from instancezoo.evaluation.results import instances_to_results
 from instancezoo.files import open_atomically
@@ -89,7 +89,7 @@ class PredictionsFile:
             separator = ",\n" if self.num_annotations else "\n"
             self.num_annotations += 1
             annotation = {"id": self.num_annotations, **result, "iscrowd": 0}
-            annotation["area"] = _measure_area(result, height, width)
+            annotation["area"] = measure_object(result, height, width)
             self._file.write(separator + json.dumps(annotation))
 
     def finish(self) -> None:
@@ -104,9 +104,3 @@ def _list_polygons(instances: Instances) -> list[list[list[float]]]:
             "this model predicts no polygons: leave `--masks polygon` out to get RLE masks"
         )
     return VertexMasks(instances.pred_polygons).polygons(*instances.image_size)
-
-
-def _measure_area(result: dict[str, Any], height: int, width: int) -> float:
-    if "segmentation" in result:
-        return measure_area(result["segmentation"], height, width)
-    return float(result["bbox"][2] * result["bbox"][3])

@@ -19,6 +19,7 @@ from instancezoo.layers.losses import class_focal_loss
 from instancezoo.modeling.dense import DenseSegmenter
 from instancezoo.modeling.levels import flatten_levels
 from instancezoo.modeling.masks import masks_for_output
+from instancezoo.modeling.point_assignment import PointSpec
 from instancezoo.modeling.towers import build_prediction, build_tower
 
 from .config import check_polarmask_config
@@ -88,7 +89,7 @@ class PolarMask(DenseSegmenter[PolarMaskOutputs, PolarTargets]):
 
     def decode(self, outputs: PolarMaskOutputs, images: ImageList) -> list[Instances]:
         """Candidates before NMS, which needs the original size."""
-        strides, sizes = self.rules.strides, images.image_sizes
+        strides, sizes = self.rules.points.strides, images.image_sizes
         return find_candidates(outputs, strides, sizes, self.decode_settings)
 
     def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
@@ -116,9 +117,11 @@ class PolarMask(DenseSegmenter[PolarMaskOutputs, PolarTargets]):
             "head": build_head(cfg),
             "in_features": node.IN_FEATURES,
             "rules": TargetRules(
-                strides=list(node.FPN_STRIDES),
-                sizes_of_interest=list(node.SIZES_OF_INTEREST),
-                center_radius=node.CENTER_RADIUS,
+                points=PointSpec(
+                    strides=list(node.FPN_STRIDES),
+                    sizes_of_interest=list(node.SIZES_OF_INTEREST),
+                    radius=node.CENTER_RADIUS or None,
+                ),
                 center=node.CENTER,
                 num_rays=node.NUM_RAYS,
                 ray_targets=node.RAY_TARGETS,

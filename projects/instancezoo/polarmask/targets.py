@@ -21,9 +21,9 @@ from instancezoo.layers.polar import (
     fill_missed_rays,
     intersect_rays,
 )
-from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.levels import locate_points
 from instancezoo.modeling.objects import Objects, join_objects
-from instancezoo.modeling.point_assignment import assign_points, split_sizes
+from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class TargetRules:
     """How targets are made.
 
     Attributes:
-        strides: L strides in pixels.
-        sizes_of_interest: L - 1 limits in pixels between the levels' ranges.
-        center_radius: in strides; 0 for every point inside the box.
+        points: which points are positive for which objects.
         center: "mass" or "box".
         num_rays: R.
         ray_targets: "nearest_bin" or "intersection".
@@ -42,20 +40,13 @@ class TargetRules:
         plus_one: boxes are inclusive pixel corners.
     """
 
-    strides: Sequence[int]
-    sizes_of_interest: Sequence[float]
-    center_radius: float = 1.5
+    points: PointSpec
     center: str = "mass"
     num_rays: int = 36
     ray_targets: str = "nearest_bin"
     ray_wrap: bool = False
     fill_missed_rays: bool = False
     plus_one: bool = True
-
-    @property
-    def size_ranges(self) -> list[tuple[float, float]]:
-        """L pairs, lowest and highest distance in pixels, both included."""
-        return split_sizes(self.sizes_of_interest)
 
 
 @dataclass(frozen=True)
@@ -145,13 +136,11 @@ def make_targets(
         boxes,
         _measure_areas(boxes, rules.plus_one),
         objects.image,
+        rules.points,
         num_images=objects.num_images,
         map_sizes=map_sizes,
-        strides=rules.strides,
-        size_ranges=rules.size_ranges,
-        radius=rules.center_radius or None,
     ).flatten()  # (N * P,)
-    all_points = locate_all_points(map_sizes, rules.strides, boxes.device)  # (P, 2)
+    all_points = locate_points(map_sizes, rules.points.strides, boxes.device)  # (P, 2)
     positions = (owners >= 0).nonzero().squeeze(1)
     owner = owners[positions]
     points = all_points[positions % len(all_points)]  # (Q, 2)

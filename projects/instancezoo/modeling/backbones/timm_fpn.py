@@ -15,6 +15,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import Tensor, nn
 
 from instancezoo.errors import ZooError, first_line, suggest
+from instancezoo.modeling.fpn import build_fpn
 
 from .timm_weights import HUB, import_timm, load_timm_weights, squash_name
 
@@ -46,14 +47,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     top_block = LastLevelMaxPool()
     largest_stride = bottom_up.output_shape()[in_features[-1]].stride
     top_block.in_feature = f"p{int(math.log2(largest_stride))}"
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=in_features,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return build_fpn(cfg, bottom_up, top_block)
 
 
 class TimmBackbone(Backbone):
