@@ -19,7 +19,7 @@ from torch import Tensor
 
 from instancezoo.layers import extension, polar
 from instancezoo.layers.borders import find_borders
-from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.levels import locate_points
 from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 HEIGHT, WIDTH = 768, 1280
@@ -75,7 +75,7 @@ def make_targets(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         map_sizes=map_sizes(),
     )[0]
     positive = winners >= 0
-    points = locate_all_points(map_sizes(), STRIDES)[positive].long()
+    points = locate_points(map_sizes(), STRIDES)[positive].long()
     return winners, polar.cast_ray_targets(points, winners[positive], borders, num_rays=NUM_RAYS)
 
 
@@ -92,7 +92,7 @@ def make_targets_by_rule(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The published rule as one would write it down: dense assignment, loops over rays."""
     contours = [find_contour(mask) for mask in masks.numpy().astype(np.uint8)]
     centers = torch.tensor([find_centroid(contour) for contour in contours])
-    points = locate_all_points(map_sizes(), STRIDES)
+    points = locate_points(map_sizes(), STRIDES)
     winners = assign_densely(points, centers, boxes)
     rays = [
         cast_one_by_one(point, torch.from_numpy(contours[winner]))

@@ -48,10 +48,10 @@ def _assign_slowly(centers, boxes, areas, image_index, num_images, radius):
 
 
 def test_points_are_half_a_stride_into_their_cells():
-    points = locate_points((2, 3), 8)
-    assert points.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
-    assert locate_points((1, 2), 5).tolist() == [[2, 2], [7, 2]]  # rounded down
-    assert locate_points((0, 3), 8).shape == (0, 2)
+    points = locate_points([(2, 3), (1, 2), (0, 3)], [8, 5, 8])
+    finest = [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+    assert points.tolist() == [*finest, [2, 2], [7, 2]]  # rounded down
+    assert points.dtype == torch.float32
 
 
 @pytest.mark.parametrize("radius", [1.5, 1.0, 0.3, 2.25, 40.0, None])

@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
-from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.levels import locate_points
 from instancezoo.modeling.objects import join_objects
 from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
@@ -94,7 +94,7 @@ def list_points(
     map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Points of all levels, (P, 2) x and y in pixels, and the stride of each, (P,)."""
-    points = locate_all_points(map_sizes, strides, device)
+    points = locate_points(map_sizes, strides, device)
     lengths = torch.tensor([height * width for height, width in map_sizes], device=device)
     return points, points.new_tensor(strides).repeat_interleave(lengths)
 

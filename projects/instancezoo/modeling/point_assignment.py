@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from instancezoo.modeling.levels import locate_points
+
 # No limit for the first and the last level, in pixels.
 _LOWEST, _HIGHEST = -1.0, 1e8
 
@@ -77,19 +79,13 @@ def assign_points(
             f"there are {len(map_sizes)} map sizes, {len(spec.strides)} strides and "
             f"{len(spec.size_ranges)} size ranges; each level needs one of each"
         )
-    sizes = torch.tensor(map_sizes, device=boxes.device).flip(1)  # (L, 2) columns, rows
-    counts = sizes.prod(dim=1)
-    starts = counts.cumsum(0) - counts  # (L,) first point of each level
-    num_points = sum(height * width for height, width in map_sizes)
-
-    windows = _bound_windows(centers, boxes, spec)
-    instance, level, cell = _list_cells(windows, sizes)  # (Q,), (Q,), (Q, 2) column, row
-    kept = _is_candidate(centers, boxes, instance, level, cell, spec)
-    instance, level, cell = instance[kept], level[kept], cell[kept]
-    point = starts[level] + cell[:, 1] * sizes[level, 0] + cell[:, 0]
-    position = image_index[instance] * num_points + point
-    winners = _pick_smallest(areas, instance, position, num_images * num_points)
-    return winners.view(num_images, num_points)
+    points = locate_points(map_sizes, spec.strides, boxes.device).to(boxes.dtype)  # (P, 2)
+    instance, level, point = _list_candidates(_bound_windows(centers, boxes, spec), map_sizes)
+    kept = _is_positive(points[point], centers[instance], boxes[instance], level, spec)
+    instance, point = instance[kept], point[kept]
+    position = image_index[instance] * len(points) + point
+    winners = _pick_smallest(areas, instance, position, num_images * len(points))
+    return winners.view(num_images, -1)
 
 
 def _pick_smallest(areas: Tensor, instance: Tensor, position: Tensor, length: int) -> Tensor:
@@ -104,15 +100,15 @@ def _pick_smallest(areas: Tensor, instance: Tensor, position: Tensor, length: in
 
 
 def _bound_windows(centers: Tensor, boxes: Tensor, spec: PointSpec) -> Tensor:
-    """First and last cell that may qualify, (M, L, 2, 2) float: first or last, column or row.
+    """First and last cell that may be positive, (M, L, 2, 2) float: first or last, column or row.
 
-    They are generous by a cell, so that rounding loses none; `_is_candidate` decides.
+    They are generous by a cell, so that rounding loses none; `_is_positive` decides.
     """
     stride = boxes.new_tensor(spec.strides)[:, None]  # (L, 1)
     half = boxes.new_tensor([s // 2 for s in spec.strides])[:, None]
     highest = boxes.new_tensor(spec.size_ranges).view(-1, 2)[:, 1:]
     first, last = boxes[:, None, :2], boxes[:, None, 2:]  # (M, 1, 2)
-    # A point further than `highest` from either side is out of range.
+    # A point farther than `highest` from either side is out of range.
     low, high = torch.maximum(first, last - highest), torch.minimum(last, first + highest)
     if spec.radius is not None:
         low = torch.maximum(low, centers[:, None] - stride * spec.radius)
@@ -120,43 +116,36 @@ def _bound_windows(centers: Tensor, boxes: Tensor, spec: PointSpec) -> Tensor:
     return torch.stack([((low - half) / stride).floor(), ((high - half) / stride).ceil()], dim=2)
 
 
-def _list_cells(windows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every cell of every window that lies on its map.
-
-    Returns:
-        instance (Q,), level (Q,), cell (Q, 2) column and row, long.
-    """
+def _list_candidates(
+    windows: Tensor, map_sizes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Instance, level and point of every cell of every window that lies on its map: (Q,) long."""
+    sizes = torch.tensor(map_sizes, device=windows.device).flip(1)  # (L, 2) columns, rows
     first = windows[:, :, 0].clamp(min=0)
     last = torch.minimum(windows[:, :, 1], (sizes - 1).to(windows.dtype))
     first, extent = first.long(), (last - first + 1).clamp(min=0).long()  # (M, L, 2)
     counts = extent.prod(dim=2).flatten()  # (M * L,)
-    window = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)  # (Q,)
-    begin = counts.cumsum(0) - counts
-    step = torch.arange(len(window), device=counts.device) - begin[window]
+    window = torch.repeat_interleave(counts)  # (Q,)
+    step = torch.arange(len(window), device=counts.device) - (counts.cumsum(0) - counts)[window]
     columns = extent[:, :, 0].flatten()[window]
-    offset = torch.stack([step % columns, step // columns], dim=1)
-    num_levels = len(sizes)
-    return window // num_levels, window % num_levels, first.flatten(0, 1)[window] + offset
+    column, row = first.flatten(0, 1)[window].unbind(1)
+    column, row = column + step % columns, row + step // columns
+    instance, level = window // len(sizes), window % len(sizes)
+    num_points = sizes.prod(dim=1)
+    starts = num_points.cumsum(0) - num_points  # (L,) first point of each level
+    return instance, level, starts[level] + row * sizes[level, 0] + column
 
 
-def _is_candidate(
-    centers: Tensor,
-    boxes: Tensor,
-    instance: Tensor,
-    level: Tensor,
-    cell: Tensor,
-    spec: PointSpec,
+def _is_positive(
+    points: Tensor, centers: Tensor, boxes: Tensor, level: Tensor, spec: PointSpec
 ) -> Tensor:
-    """Tell which pairs of a point and an instance qualify, (Q,) bool."""
-    steps = torch.tensor(spec.strides, device=boxes.device)[level]  # (Q,)
-    points = (cell * steps[:, None] + (steps // 2)[:, None]).to(boxes.dtype)
+    """Which candidates are positive, (Q,) bool; all arguments have a row for each."""
     ranges = boxes.new_tensor(spec.size_ranges).view(-1, 2)[level]
-    to_sides = torch.cat([points - boxes[instance, :2], boxes[instance, 2:] - points], dim=1)
+    to_sides = torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1)
     farthest = to_sides.amax(dim=1)
-    qualifies = (to_sides > 0).all(dim=1)
-    qualifies &= (ranges[:, 0] <= farthest) & (farthest <= ranges[:, 1])
+    is_positive = (to_sides > 0).all(dim=1)
+    is_positive &= (ranges[:, 0] <= farthest) & (farthest <= ranges[:, 1])
     if spec.radius is not None:
-        reach = (steps * spec.radius).to(boxes.dtype)[:, None]
-        center = centers[instance]
-        qualifies &= ((points > center - reach) & (points < center + reach)).all(dim=1)
-    return qualifies
+        reach = (boxes.new_tensor(spec.strides) * spec.radius)[level, None]
+        is_positive &= ((points > centers - reach) & (points < centers + reach)).all(dim=1)
+    return is_positive

@@ -160,7 +160,7 @@ def _gather_best(
 
 def _read_level(outputs: PolarMaskOutputs, level: int, stride: int) -> _Predictions:
     logits = outputs.cls_logits[level]
-    points = locate_points(outputs.map_sizes[level], stride, logits.device)
+    points = locate_points([outputs.map_sizes[level]], [stride], logits.device)
     rays = flatten_levels([outputs.rays[level]])  # (N, H*W, R)
     boxes = flatten_levels([outputs.boxes[level]]) if outputs.boxes else rays[:, :, :0]
     return _Predictions(

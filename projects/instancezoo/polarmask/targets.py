@@ -21,7 +21,7 @@ from instancezoo.layers.polar import (
     fill_missed_rays,
     intersect_rays,
 )
-from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.levels import locate_points
 from instancezoo.modeling.objects import Objects, join_objects
 from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
@@ -140,7 +140,7 @@ def make_targets(
         num_images=objects.num_images,
         map_sizes=map_sizes,
     ).flatten()  # (N * P,)
-    all_points = locate_all_points(map_sizes, rules.points.strides, boxes.device)  # (P, 2)
+    all_points = locate_points(map_sizes, rules.points.strides, boxes.device)  # (P, 2)
     positions = (owners >= 0).nonzero().squeeze(1)
     owner = owners[positions]
     points = all_points[positions % len(all_points)]  # (Q, 2)
