@@ -159,6 +159,10 @@ def test_normalisers_of_the_class_loss():
     average = 0.9 * average + 0.1 * count
     assert found["moving_fg"][1] == pytest.approx(total / average)
     assert generator.state_dict()["moving_num_foreground"].item() == pytest.approx(average)
+    with torch.no_grad():  # as on validation data
+        loss = generator.losses(outputs, targets)["loss_fcos_cls"]
+    assert loss.item() == pytest.approx(total / average)
+    assert generator.moving_num_foreground.item() == pytest.approx(average)
 
 
 @pytest.mark.parametrize("norm", ["GN", "NaiveGN", "BN", "SyncBN", "none"])

@@ -182,7 +182,8 @@ class FCOSProposals(DenseMethod[FCOSOutputs, FCOSTargets]):
             return average_over_ranks(num_positive.new_tensor(float(classes.numel())))
         if self.class_normalizer == "moving_fg":
             average = self.moving_num_foreground
-            average.mul_(_MOMENTUM).add_((1 - _MOMENTUM) * num_positive)
+            if torch.is_grad_enabled():  # losses on validation data leave it as it is
+                average.mul_(_MOMENTUM).add_((1 - _MOMENTUM) * num_positive)
             return average.clone()
         return num_positive
 
