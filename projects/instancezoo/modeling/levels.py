@@ -1,6 +1,7 @@
 """Pyramid levels of dense heads: which object belongs where, and maps of several levels as one.
 
-Legend: N images, C channels, H W map size, L levels, P points of all levels, M instances.
+Legend: N images, C channels, H W map size, L levels, P points of all levels, M instances,
+R rows.
 """
 
 from __future__ import annotations
@@ -75,6 +76,14 @@ def find_levels(
     return [known.index(name) for name in names]
 
 
+def index_levels(
+    map_sizes: Sequence[tuple[int, int]], device: torch.device | str | None = None
+) -> Tensor:
+    """Level of each point in the order of `locate_points`: (P,) long."""
+    counts = torch.tensor([height * width for height, width in map_sizes], device=device)
+    return torch.repeat_interleave(counts)
+
+
 def check_levels(node: CfgNode, key: str, shapes: Mapping[str, ShapeSpec]) -> None:
     """Check a node's `IN_FEATURES`, `FPN_STRIDES` and `SIZES_OF_INTEREST` against a backbone.
 
@@ -134,3 +143,23 @@ def level_offsets(num_grids: Sequence[int]) -> list[int]:
         L + 1 numbers.
     """
     return list(accumulate((side * side for side in num_grids), initial=0))
+
+
+def find_best(scores: Tensor, groups: Tensor, limit: int) -> Tensor:
+    """Find the best rows of each group, such as the candidates of one image and level.
+
+    Args:
+        scores: (R,) fp32.
+        groups: (R,) long, a number for each group.
+        limit: maximum number of rows of a group; the first of equal ones are taken.
+
+    Returns:
+        (R,) bool.
+    """
+    by_score = scores.argsort(descending=True, stable=True)
+    # Stable: within its group each row keeps its place among the scores.
+    groups, by_group = groups[by_score].sort(stable=True)
+    rank = torch.arange(len(groups), device=groups.device) - torch.searchsorted(groups, groups)
+    is_best = torch.zeros_like(groups, dtype=torch.bool)
+    is_best[by_score[by_group]] = rank < limit
+    return is_best
