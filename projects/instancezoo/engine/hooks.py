@@ -1,4 +1,4 @@
-"""Hooks around the training steps: evaluation, best checkpoint, validation loss, progress."""
+"""Hooks around the training steps: evaluation, best checkpoint, progress."""
 
 from __future__ import annotations
 
@@ -75,31 +75,6 @@ class Evaluate(HookBase):
             logger.info("best %s so far: %.2f", self.best_metric, value)
             self.best_value = value
             self.save_best(value)
-
-
-class ValidationLoss(HookBase):
-    """Writes the losses on held-out images as `validation_<loss>`.
-
-    Args:
-        period: iterations between two measurements.
-        model: the trained model.
-        build_loader: makes a finite loader of model inputs with annotations.
-    """
-
-    def __init__(
-        self, period: int, model: nn.Module, build_loader: Callable[[], Iterable[Any]]
-    ) -> None:
-        self.period = period
-        self.model = model
-        self.build_loader = build_loader
-
-    def after_step(self) -> None:
-        if _is_due(self.trainer, self.period):
-            losses = compute_mean_losses(self.model, self.build_loader())
-            if comm.is_main_process() and losses:
-                named = {f"validation_{name}": value for name, value in losses.items()}
-                self.trainer.storage.put_scalars(**named, smoothing_hint=False)
-                logger.info("validation loss %.4f", sum(losses.values()))
 
 
 class ProgressBar(HookBase):

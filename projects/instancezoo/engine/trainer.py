@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, is_whole, use_average
 from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.data.mappers import build_mapper
-from instancezoo.engine.hooks import Evaluate, ProgressBar, ValidationLoss
+from instancezoo.engine.hooks import Evaluate, ProgressBar, compute_mean_losses
 from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
 from instancezoo.engine.optimizer import build_optimizer
 from instancezoo.engine.step import NonFiniteLossError, StepTrainer, find_precision
@@ -113,18 +113,9 @@ class Trainer(DefaultTrainer):
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
         if cfg.DATASETS.TEST:
-            if cfg.TEST.VALIDATION_LOSS:
-                period = cfg.TEST.EVAL_PERIOD
-                built.append(ValidationLoss(period, self.model, self._build_validation_loader))
-            built.append(
-                Evaluate(
-                    cfg.TEST.EVAL_PERIOD,
-                    self._evaluate,
-                    cfg.TEST.BEST_METRIC,
-                    self._save_best,
-                    self._read_best,
-                )
-            )
+            period, best_metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
+            evaluate, save, read = self._evaluate, self._save_best, self._read_best
+            built.append(Evaluate(period, evaluate, best_metric, save, read))
         if comm.is_main_process():
             built += [ProgressBar(), hooks.PeriodicWriter(self.build_writers(), WRITE_PERIOD)]
         return built
@@ -215,12 +206,17 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     def _evaluate(self, is_last: bool) -> dict[str, Any]:
+        losses: dict[str, float] = {}
+        if self.cfg.TEST.VALIDATION_LOSS:
+            losses = compute_mean_losses(self.model, self._build_validation_loader())
+            logger.info("validation loss %.4f", sum(losses.values()))
         num_pictures = self.cfg.TEST.NUM_PICTURES if is_last else 0
         evaluators = [
             self.build_evaluator(self.cfg, name, num_pictures) for name in self.cfg.DATASETS.TEST
         ]
         self._last_eval_results = self.test(self.cfg, self.evaluated_model, evaluators)
-        return self._last_eval_results
+        losses = {f"validation_{name}": value for name, value in losses.items()}
+        return {**self._last_eval_results, **losses}
 
     def _save_best(self, value: float) -> None:
         bare = getattr(self.evaluated_model, "module", self.evaluated_model)
