@@ -41,7 +41,7 @@ class CfgNode(_CfgNode):
         if not isinstance(loaded, dict):
             raise ConfigError(f"config file '{cfg_filename}' holds no KEY: VALUE lines")
         keys = [k for k, value in _list_values(loaded) if not isinstance(value, dict) or not value]
-        self._remember(keys)
+        self.__dict__.setdefault("_keys_set", set()).update(keys)
         try:
             super().merge_from_file(cfg_filename, allow_unsafe=allow_unsafe)
         except TypeError as error:
@@ -77,7 +77,7 @@ class CfgNode(_CfgNode):
             value = self._decode_cfg_value(text)
             is_whole = type(value) is int and isinstance(known.get(key), float)
             overrides += [key, float(value) if is_whole else text]
-        self._remember(overrides[0::2])
+        self.__dict__.setdefault("_keys_set", set()).update(overrides[0::2])
         try:
             merged = super().merge_from_list(overrides)
         except ValueError as error:  # a type mismatch, with key and both types in its message
@@ -93,9 +93,6 @@ class CfgNode(_CfgNode):
         if "MODEL" in self and "MASK_OUTPUT" in self.MODEL:  # a whole config, not a node of it
             for method in METHODS:
                 method.translate(self)
-
-    def _remember(self, keys: list[str]) -> None:
-        self.__dict__["_keys_set"] = self.__dict__.get("_keys_set", frozenset()) | set(keys)
 
 
 def get_cfg() -> CfgNode:

@@ -7,6 +7,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Evaluate(HookBase):
     """Evaluates every `period` iterations and after the last one; keeps the best weights.
 
@@ -32,20 +34,12 @@ class Evaluate(HookBase):
         read_best: returns the value of the best weights that the run has saved so far.
     """
 
-    def __init__(
-        self,
-        period: int,
-        evaluate: Callable[[bool], dict[str, Any]],
-        best_metric: str,
-        save_best: Callable[[float], None],
-        read_best: Callable[[], float],
-    ) -> None:
-        self.period = period
-        self.evaluate = evaluate
-        self.best_metric = best_metric
-        self.save_best = save_best
-        self.read_best = read_best
-        self.best_value = -math.inf
+    period: int
+    evaluate: Callable[[bool], dict[str, Any]]
+    best_metric: str
+    save_best: Callable[[float], None]
+    read_best: Callable[[], float]
+    best_value: float = field(default=-math.inf, init=False)
 
     def before_train(self) -> None:
         # A checkpoint is saved before its evaluation, so it does not hold its own result.
@@ -53,8 +47,9 @@ class Evaluate(HookBase):
             self.best_value = self.read_best()
 
     def after_step(self) -> None:
-        if _is_due(self.trainer, self.period):
-            self._run(is_last=self.trainer.iter + 1 == self.trainer.max_iter)
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+            self._run(is_last=done == self.trainer.max_iter)
 
     def _run(self, is_last: bool) -> None:
         metrics = flatten_metrics(self.evaluate(is_last))
@@ -64,15 +59,14 @@ class Evaluate(HookBase):
         self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
         if not self.best_metric:
             return
-        value = _find_metric(metrics, self.best_metric)
+        # With several test sets the names begin with the data set's; the first one decides.
+        name, end = self.best_metric, f"/{self.best_metric}"
+        value = next((v for key, v in metrics.items() if key == name or key.endswith(end)), None)
         if value is None:
-            logger.warning(
-                "TEST.BEST_METRIC '%s' is not among the results %s: no best checkpoint is kept",
-                self.best_metric,
-                sorted(metrics),
-            )
+            text = "TEST.BEST_METRIC '%s' is not among the results %s: no best checkpoint is kept"
+            logger.warning(text, name, sorted(metrics))
         elif value > self.best_value:  # False for NaN
-            logger.info("best %s so far: %.2f", self.best_metric, value)
+            logger.info("best %s so far: %.2f", name, value)
             self.best_value = value
             self.save_best(value)
 
@@ -147,17 +141,6 @@ def flatten_metrics(results: dict[str, Any]) -> dict[str, float]:
     """`{"segm": {"AP": 1.0}}` -> `{"segm/AP": 1.0}`; other values than numbers are left out."""
     flat = flatten_results_dict(results)
     return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
-
-
-def _is_due(trainer: Any, period: int) -> bool:
-    done = trainer.iter + 1
-    return done == trainer.max_iter or (period > 0 and done % period == 0)
-
-
-def _find_metric(metrics: dict[str, float], name: str) -> float | None:
-    # With several test sets the names begin with the data set's; the first one decides.
-    matches = [value for key, value in metrics.items() if key == name or key.endswith("/" + name)]
-    return matches[0] if matches else None
 
 
 def _is_no_metric_line(record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +49,7 @@ def open_predictions(
         file.write(f'\n],\n"images": {json.dumps(predictions.images)}}}\n')
 
 
+@dataclass
 class PredictionsFile:
     """Writer of one image at a time; only the entries of `images` stay in memory.
 
@@ -55,12 +57,11 @@ class PredictionsFile:
         file, category_ids, mask_form: as in `open_predictions`.
     """
 
-    def __init__(self, file: IO[str], category_ids: list[int], mask_form: str) -> None:
-        self._file = file
-        self._category_ids = category_ids
-        self._mask_form = mask_form
-        self._num_annotations = 0
-        self.images: list[dict[str, Any]] = []
+    file: IO[str]
+    category_ids: list[int]
+    mask_form: str
+    num_annotations: int = 0
+    images: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, file_name: str, instances: Instances, **attributes: Any) -> None:
         """Add one image and its instances.
@@ -76,18 +77,18 @@ class PredictionsFile:
         """
         height, width = instances.image_size
         image_id = len(self.images) + 1
-        results = instances_to_results(instances, image_id, self._category_ids)
-        if self._mask_form == "polygon":
+        results = instances_to_results(instances, image_id, self.category_ids)
+        if self.mask_form == "polygon":
             for result, outlines in zip(results, _list_polygons(instances), strict=True):
                 result["segmentation"] = outlines
         image = {"id": image_id, "file_name": file_name, "width": width, "height": height}
         self.images.append({**image, **attributes})
         for result in results:
-            separator = ",\n" if self._num_annotations else "\n"
-            self._num_annotations += 1
-            annotation = {"id": self._num_annotations, **result, "iscrowd": 0}
+            separator = ",\n" if self.num_annotations else "\n"
+            self.num_annotations += 1
+            annotation = {"id": self.num_annotations, **result, "iscrowd": 0}
             annotation["area"] = measure_object(result, height, width)
-            self._file.write(separator + json.dumps(annotation))
+            self.file.write(separator + json.dumps(annotation))
 
 
 def _list_polygons(instances: Instances) -> list[list[list[float]]]:

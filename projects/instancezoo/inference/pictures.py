@@ -22,7 +22,7 @@ def draw_picture(image: np.ndarray, instances: Instances, metadata: Any) -> np.n
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        instances: predictions on the CPU; masks as bool (N, H, W) or RLE dicts.
+        instances: predictions on the CPU; masks as bool (M, H, W) or RLE dicts.
         metadata: Detectron2's, with `thing_classes` if known.
 
     Returns:

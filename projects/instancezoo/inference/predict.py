@@ -61,10 +61,12 @@ def predict_inputs(
         ZooError: a picture would overwrite an input; a class or score is invalid; polygons are
             wanted from a model without polygons.
     """
-    output.mkdir(parents=True, exist_ok=True)
     targets = name_pictures(inputs, output)
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
-    names, category_ids = name_classes(metadata, count_classes(cfg))
+    heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
+    # no predicted class exceeds the largest number
+    num_classes = max(head["NUM_CLASSES"] for head in heads if "NUM_CLASSES" in head)
+    names, category_ids = name_classes(metadata, num_classes)
     failures = []
     file = output / PREDICTIONS_NAME
     with open_predictions(file, names, category_ids, mask_form) as predictions:
@@ -76,12 +78,6 @@ def predict_inputs(
             except _FileError as error:
                 failures.append(Failure(item.path, first_line(error)))
     return failures
-
-
-def count_classes(cfg: Any) -> int:
-    """Find the largest NUM_CLASSES of any head: no predicted class exceeds it."""
-    heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
-    return max(head["NUM_CLASSES"] for head in heads if "NUM_CLASSES" in head)
 
 
 def name_classes(metadata: Any, num_classes: int) -> tuple[list[str], list[int]]:
