@@ -2,15 +2,18 @@
 
     python benchmarks/ray_targets.py [--instances 40] [--rounds 7] [--threads 1] [--skip-loop]
 
-Compared in one process: the package with its compiled operators, its plain versions, and the
-published rule written down point by point, with a Python loop over a location's rays and degrees.
-All three must give the same values. `--skip-loop` leaves out the loop, which takes seconds.
+Compared in one process: the package's compiled operators, their plain versions, and the published
+rule point by point, as a Python loop over the rays of a point. All three must give the same
+values. `--skip-loop` leaves out the loop, which takes seconds.
+
+Legend: H W image size, M instances, P points, V rays.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -19,17 +22,16 @@ from torch import Tensor
 
 from instancezoo.layers import extension, polar
 from instancezoo.layers.borders import find_borders
-from instancezoo.modeling.levels import locate_all_points
-from instancezoo.modeling.point_assignment import assign_points, split_sizes
+from instancezoo.modeling.levels import locate_points
+from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 HEIGHT, WIDTH = 768, 1280
-RADII = (12, 260)  # of the shapes in pixels, drawn log-uniformly
+RADII = (12, 260)  # of the shapes in pixels, sampled log-uniformly
 STRIDES = (8, 16, 32, 64, 128)
-SIZE_RANGES = split_sizes((64, 128, 256, 512))
-CENTER_RADIUS = 1.5
+SPEC = PointSpec(STRIDES, (64, 128, 256, 512), radius=1.5)
 NUM_RAYS = 36
 # The published loader on 40 such shapes, as measured on a 2-core machine with one thread (PyTorch
-# 2.14, OpenCV 5.0; 373 locations, 25,800 border points). Not measured by this script.
+# 2.14, OpenCV 5.0; 373 points, 25,800 border points). Not measured by this script.
 PUBLISHED_SECONDS = 1.65
 
 
@@ -51,7 +53,7 @@ def draw_masks(num_instances: int) -> Tensor:
 
 
 def measure_boxes(masks: Tensor) -> Tensor:
-    """(M, 4) first and last pixel, x y x y."""
+    """(M, 4) XYXY of the first and last pixels."""
     corners = []
     for mask in masks.numpy():
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
@@ -64,38 +66,33 @@ def map_sizes() -> list[tuple[int, int]]:
 
 
 def make_targets(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The package's way: winners (P,) and rays (positives, R)."""
+    """The package's targets: winners (P,) and rays (positives, V)."""
     borders = find_borders(masks)
     winners = assign_points(
         borders.centers,
         boxes,
         (boxes[:, 2:] - boxes[:, :2] + 1).prod(dim=1),
         torch.zeros(len(boxes), dtype=torch.long),
+        SPEC,
         num_images=1,
         map_sizes=map_sizes(),
-        strides=STRIDES,
-        size_ranges=SIZE_RANGES,
-        radius=CENTER_RADIUS,
     )[0]
     positive = winners >= 0
-    points = locate_all_points(map_sizes(), STRIDES)[positive].long()
+    points = locate_points(map_sizes(), STRIDES)[positive].long()
     return winners, polar.cast_ray_targets(points, winners[positive], borders, num_rays=NUM_RAYS)
 
 
 def make_targets_plain(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The same without compiled operators."""
-    built, extension.IS_BUILT = extension.IS_BUILT, False
-    try:
+    with mock.patch.object(extension, "IS_BUILT", False):
         return make_targets(masks, boxes)
-    finally:
-        extension.IS_BUILT = built
 
 
 def make_targets_by_rule(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The published rule as one would write it down: dense assignment, loops over rays."""
+    """The published rule written literally: dense assignment, loops over rays."""
     contours = [find_contour(mask) for mask in masks.numpy().astype(np.uint8)]
     centers = torch.tensor([find_centroid(contour) for contour in contours])
-    points = locate_all_points(map_sizes(), STRIDES)
+    points = locate_points(map_sizes(), STRIDES)
     winners = assign_densely(points, centers, boxes)
     rays = [
         cast_one_by_one(point, torch.from_numpy(contours[winner]))
@@ -120,20 +117,20 @@ def find_centroid(contour: np.ndarray) -> tuple[float, float]:
         y_sum += cross * (y + y_before) / 3
     if area == 0:
         return tuple(contour.mean(axis=0).astype(int).astype(float))
-    # A whole number may come out a little lower; the package counts in integers.
+    # Rounding may give slightly less than a whole number; the package uses integers.
     return float(int(x_sum / area + 1e-9)), float(int(y_sum / area + 1e-9))
 
 
 def assign_densely(points: Tensor, centers: Tensor, boxes: Tensor) -> Tensor:
-    """All locations against all instances: (P,) winner or -1."""
+    """All points against all instances: (P,) winner or -1."""
     counts = [height * width for height, width in map_sizes()]
-    reach = CENTER_RADIUS * torch.cat(
+    reach = SPEC.radius * torch.cat(
         [torch.full((count,), float(stride)) for count, stride in zip(counts, STRIDES, strict=True)]
     )
     ranges = torch.cat(
         [
             torch.tensor(limits).float().expand(count, 2)
-            for count, limits in zip(counts, SIZE_RANGES, strict=True)
+            for count, limits in zip(counts, SPEC.size_ranges, strict=True)
         ]
     )
     low = torch.maximum(centers - reach[:, None, None], boxes[:, :2])  # (P, M, 2)
@@ -171,7 +168,7 @@ def measure(
     boxes: Tensor,
     rounds: int,
 ) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Median seconds, and what was made."""
+    """Median seconds, and the targets."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -194,7 +191,7 @@ def main() -> None:
     borders = find_borders(masks)
     plain_s, (winners, rays) = measure(make_targets_plain, masks, boxes, args.rounds)
     print(
-        f"{args.instances} instances on {HEIGHT}x{WIDTH}: {len(rays)} locations, "
+        f"{args.instances} instances on {HEIGHT}x{WIDTH}: {len(rays)} points, "
         f"{len(borders.points)} border points, {args.threads} thread(s)"
     )
     results = {"plain": plain_s}

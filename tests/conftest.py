@@ -33,7 +33,7 @@ def add_method() -> Iterator[Callable[[Method], None]]:
 
 @pytest.fixture(scope="session")
 def few_shapes(tmp_path_factory) -> str:
-    """Name of a registered data set of 12 images of 128 px with four classes."""
+    """Name of a registered data set of 6 images of 128 px with four classes."""
     from instancezoo.data.datasets import register_dataset
     from instancezoo.data.shapes import (
         ANNOTATION_FILE,
@@ -43,7 +43,7 @@ def few_shapes(tmp_path_factory) -> str:
     )
 
     folder = tmp_path_factory.mktemp("few_shapes")
-    generate_shapes(replace(SHAPES_SETS["shapes_tiny_train"], num_images=12, seed=99), folder)
+    generate_shapes(replace(SHAPES_SETS["shapes_tiny_train"], num_images=6, seed=99), folder)
     register_dataset("few_shapes", str(folder / ANNOTATION_FILE), str(folder / IMAGE_FOLDER))
     return "few_shapes"
 

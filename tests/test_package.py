@@ -194,6 +194,19 @@ def test_no_part_needs_another_to_be_imported_before_it():
     assert run.returncode == 0, run.stderr
 
 
+def test_converters_are_complete_whichever_module_is_imported_first():
+    names = ("polar_mask.weight", "polar_reg.weight", "mask_convs.0.conv.weight")
+    names = ["backbone.layer1.0.conv3.weight", *(f"bbox_head.{name}" for name in names)]
+    code = (
+        "import sys, torch\n"
+        "from instancezoo.checkpoint import convert_state_dict\n"
+        "state = {name: torch.ones(1) for name in sys.argv[1:]}\n"
+        "print(convert_state_dict(state, allow_unknown=True).layout.config)"
+    )
+    run = _run_python(code, *names)
+    assert run.stdout.strip() == "polarmask/polarmask_R_50_FPN_1x", run.stderr
+
+
 def _registered_modules() -> dict[str, str]:
     """Name of each class and function of this package in a registry -> its module."""
     from detectron2.modeling import (

@@ -53,7 +53,7 @@ def test_trains_and_evaluates_on_an_own_json(arguments, tmp_path):
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "run"
     metrics = json.loads((folder / "inference" / "mine" / "metrics.json").read_text())
-    assert metrics["num_images"] == 12
+    assert metrics["num_images"] == 6
     assert len(list((folder / "inference" / "mine" / "pictures").glob("*.png"))) == 4
     assert (folder / "model_final.pth").is_file()
     assert "MASK_OUTPUT: rle" in (folder / "config.yaml").read_text()
@@ -71,7 +71,7 @@ def test_two_processes_on_cpus_share_the_batch(arguments, tmp_path):
     run = _run(*arguments, launcher=launcher)
     assert run.returncode == 0, run.stderr
     metrics = json.loads((tmp_path / "run" / "inference" / "mine" / "metrics.json").read_text())
-    assert metrics["num_images"] == 12
+    assert metrics["num_images"] == 6
 
 
 def test_killed_run_resumes_to_the_same_weights(arguments, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from instancezoo.checkpoint.rename import Layout
-from instancezoo.doctor.findings import Check
+from instancezoo.doctor import Check
 
 ConfigChange = Callable[[CfgNode], None]
 

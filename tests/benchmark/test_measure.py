@@ -43,11 +43,11 @@ def test_stages_of_a_method(name):
 def test_an_untrained_model_finds_about_as_many_as_asked(name):
     batch = [{"image": make_image(128, 160).float(), "height": 128, "width": 160}]
     torch.manual_seed(0)
-    model, _ = build_untrained(get_tiny_config(name), batch, 10)
+    model, _ = build_untrained(get_tiny_config(name), batch, 4)
     assert "forward" not in vars(model.backbone)
     with torch.no_grad():
         found = len(model(batch)[0]["instances"])
-    assert 10 <= found <= 100
+    assert 4 <= found <= 40
 
 
 def test_table():

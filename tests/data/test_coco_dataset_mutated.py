@@ -105,7 +105,6 @@ def test_mutated_files_end_in_a_drop_or_in_words(coco_folder: Path, coco: dict[s
         assert str(coco_folder) in str(error)
         return
     assert report.num_annotations == len(clean["annotations"])
-    assert sum(map(len, report.ids.values())) == report.num_dropped
     assert report.summary()
     (coco_folder / "clean.json").write_text(json.dumps(clean, allow_nan=False))
     with contextlib.redirect_stdout(io.StringIO()):

@@ -18,13 +18,8 @@ from PIL import Image
 
 from instancezoo.config import get_cfg
 from instancezoo.data.coco_dataset import check_coco, make_records
-from instancezoo.data.mappers import (
-    MAX_FAILURES_IN_A_ROW,
-    ImageError,
-    InstanceMapper,
-    build_mapper,
-    read_image,
-)
+from instancezoo.data.images import ImageError, read_image
+from instancezoo.data.mappers import MAX_FAILURES_IN_A_ROW, InstanceMapper, build_mapper
 
 HEIGHT, WIDTH = 40, 60
 
@@ -184,9 +179,7 @@ def test_semantic_labels_come_along(cfg: CfgNode, record: dict[str, Any], tmp_pa
 
 def test_an_unknown_mapper_is_named(cfg: CfgNode) -> None:
     cfg.INPUT.MAPPER = "instanse"
-    with pytest.raises(
-        KeyError, match=r"INPUT\.MAPPER is 'instanse', but the mappers are: instance"
-    ):
+    with pytest.raises(KeyError, match=r"INPUT\.MAPPER is 'instanse'.* instance"):
         build_mapper(cfg, is_train=True)
 
 

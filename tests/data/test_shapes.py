@@ -12,7 +12,7 @@ from PIL import Image
 
 from instancezoo.data import shapes as shapes_module
 from instancezoo.data.shape_attributes import measure_attributes
-from instancezoo.data.shape_outlines import FULL_COVERAGE, SHAPES, measure_coverage, outline_shape
+from instancezoo.data.shape_outlines import FULL_COVERAGE, SHAPES, measure_coverage
 from instancezoo.data.shapes import (
     SHAPES_SETS,
     ShapesSet,
@@ -122,7 +122,7 @@ def test_annotations_agree_with_their_masks(name: str, tmp_path: Path) -> None:
 def test_outlines_fill_the_unit_disc(name: str) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        outline = outline_shape(name, rng)
+        outline = SHAPES[name](rng)
         reach = max(np.hypot(*contour.T).max() for contour in outline)
         assert 0.9 < reach <= 1.2
 

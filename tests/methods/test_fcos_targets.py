@@ -6,12 +6,11 @@ from detectron2.structures import Boxes, Instances
 
 from instancezoo.fcos.losses import BOX_LOSSES, compare_distances, compute_box_loss
 from instancezoo.fcos.targets import (
-    PointSpec,
     assign_targets,
     compute_centerness,
     find_centers,
-    list_points,
 )
+from instancezoo.modeling.point_assignment import PointSpec
 
 NUM_CLASSES = 5
 SPEC = PointSpec(strides=[8, 16], sizes_of_interest=[32])
@@ -30,17 +29,6 @@ def _make_image(boxes, classes, masks=None):
 
 def _assign(*images, spec=SPEC):
     return assign_targets(images, MAP_SIZES, spec, NUM_CLASSES)
-
-
-def test_ranges_are_open_at_both_ends_of_the_pyramid():
-    spec = PointSpec([8, 16, 32], [64, 128])
-    assert spec.size_ranges == [(-1, 64), (64, 128), (128, 1e8)]
-
-
-def test_points_of_all_levels_follow_each_other():
-    points, strides = list_points(MAP_SIZES, SPEC.strides, torch.device("cpu"))
-    assert points.shape == (NUM_POINTS, 2) and strides.tolist() == [8] * 96 + [16] * 24
-    assert points[:2].tolist() == [[4, 4], [12, 4]] and points[96].tolist() == [8, 8]
 
 
 def test_one_box():

@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from instancezoo.layers.borders import find_borders
 from instancezoo.layers.polar import MISSED
+from instancezoo.modeling.point_assignment import PointSpec
 from instancezoo.polarmask.losses import box_iou_loss, polar_iou_loss, weighted_mean
 from instancezoo.polarmask.targets import (
     TargetRules,
@@ -21,7 +22,7 @@ from instancezoo.polarmask.targets import (
 
 NUM_CLASSES = 5
 CANVAS = (128, 192)
-RULES = TargetRules(strides=[8, 16, 32], sizes_of_interest=[24, 48])
+RULES = TargetRules(PointSpec([8, 16, 32], [24, 48]))
 MAP_SIZES = [(16, 24), (8, 12), (4, 6)]
 
 
@@ -67,12 +68,12 @@ def _make(images, rules=RULES, map_sizes=MAP_SIZES):
 
 
 def _reference(image, rules=RULES, map_sizes=MAP_SIZES):
-    """Position -> (class, boxes, rays), by loops over levels, cells, instances and rays."""
+    """Point -> (class, distances, rays), by loops over levels, cells, instances and rays."""
     contours = [_find_contour(mask) for mask in image.gt_masks.tensor.numpy()]
     boxes = image.gt_boxes.tensor.numpy() - [0, 0, 1, 1]
     found, position = {}, 0
     for (rows, columns), stride, (low, high) in zip(
-        map_sizes, rules.strides, rules.size_ranges, strict=True
+        map_sizes, rules.points.strides, rules.points.size_ranges, strict=True
     ):
         for row in range(rows):
             for column in range(columns):
@@ -124,14 +125,14 @@ def _cast_rays(point, contour):
 def test_targets_equal_the_loops(seed):
     image = _make_image(_draw_blobs(2 * seed, seed))
     targets, expected = _make([image]), _reference(image)
-    assert targets.positions.tolist() == list(expected)
+    assert targets.point.tolist() == list(expected)
     labels = torch.full((1, 16 * 24 + 8 * 12 + 4 * 6), NUM_CLASSES)
     for position, (label, _, _) in expected.items():
         labels[0, position] = label
     assert torch.equal(targets.classes, labels)
     assert len(expected) > 0 or seed == 0
     boxes = np.array([sides for _, sides, _ in expected.values()]).reshape(-1, 4)
-    np.testing.assert_allclose(targets.boxes, boxes, atol=1e-4)
+    np.testing.assert_allclose(targets.distances, boxes, atol=1e-4)
     rays = np.array([rays for _, _, rays in expected.values()]).reshape(-1, 36)
     np.testing.assert_allclose(targets.rays, rays, atol=1e-3)
     np.testing.assert_allclose(
@@ -140,13 +141,13 @@ def test_targets_equal_the_loops(seed):
 
 
 def test_a_square_from_its_middle():
-    # Pixels 40..72 by 24..56 around the location (56, 40), row 2 and column 3 of stride 16.
-    rules = replace(RULES, strides=[16], sizes_of_interest=[])
+    # Pixels 40..72 by 24..56 around the point (56, 40), row 2 and column 3 of stride 16.
+    rules = replace(RULES, points=PointSpec([16], []))
     image = _make_image(_draw_boxes([[40, 24, 73, 57]]), torch.tensor([2]))
     targets = _make([image], rules, map_sizes=[(8, 12)])
-    middle = targets.positions.tolist().index(2 * 12 + 3)
+    middle = targets.point.tolist().index(2 * 12 + 3)
     assert targets.classes[0, 2 * 12 + 3] == 2
-    assert targets.boxes[middle].tolist() == [16, 16, 16, 16]
+    assert targets.distances[middle].tolist() == [16, 16, 16, 16]
     rays = targets.rays[middle]
     assert rays[[0, 9, 18, 27]].tolist() == [16, 16, 16, 16]  # down, right, up, left
     # 10.6 degrees: the pixel 3 to the right of straight down
@@ -158,7 +159,7 @@ def test_padding_holds_no_positive_and_changes_nothing():
     small = (90, 150)
     image = _make_image(_draw_blobs(5, 3, size=small))
     targets, expected = _make([image]), _reference(image)
-    assert targets.positions.tolist() == list(expected)
+    assert targets.point.tolist() == list(expected)
     rays = [rays for _, _, rays in expected.values()]
     np.testing.assert_allclose(targets.rays, rays, atol=1e-3)
 
@@ -169,10 +170,10 @@ def test_a_batch_is_its_images_one_after_the_other():
     images.insert(1, _make_image(np.zeros((0, 80, 90), dtype=bool)))
     together, alone = _make(images), [_make([image]) for image in images]
     assert torch.equal(together.classes, torch.cat([one.classes for one in alone]))
-    num_points = together.classes.shape[1]
-    positions = [one.positions + i * num_points for i, one in enumerate(alone)]
-    assert torch.equal(together.positions, torch.cat(positions))
-    for name in ("boxes", "rays", "centerness"):
+    assert torch.equal(together.point, torch.cat([one.point for one in alone]))
+    counts = [int((together.image == i).sum()) for i in range(len(images))]
+    assert counts == [len(one.point) for one in alone] and sum(counts) == len(together.image)
+    for name in ("distances", "rays", "centerness"):
         joined = torch.cat([getattr(one, name) for one in alone])
         assert torch.equal(getattr(together, name), joined), name
 
@@ -181,11 +182,11 @@ def test_a_batch_is_its_images_one_after_the_other():
 def test_images_without_objects_are_background(count):
     targets = _make([_make_image(np.zeros((0, *CANVAS), dtype=bool))] * count)
     assert targets.classes.shape == (count, 504) and (targets.classes == NUM_CLASSES).all()
-    assert targets.rays.shape == (0, 36) and targets.boxes.shape == (0, 4)
+    assert targets.rays.shape == (0, 36) and targets.distances.shape == (0, 4)
     assert targets.centerness.shape == (0,)
 
 
-def test_a_vanished_instance_takes_no_location_and_leaves_the_others_theirs():
+def test_a_vanished_instance_takes_no_point_and_leaves_the_others_theirs():
     masks = _draw_boxes([[20, 20, 60, 60], [100, 40, 150, 90]])
     boxes = torch.tensor([[20.0, 20, 60, 60], [30, 30, 31, 31], [100, 40, 150, 90]])
     gone = np.concatenate([masks[:1], np.zeros_like(masks[:1]), masks[1:]])
@@ -203,22 +204,22 @@ def test_borders_may_have_been_found_before():
         image.gt_borders = find_borders(image.gt_masks.tensor)
         image.remove("gt_masks")
     found = _make(images)
-    for name in ("classes", "positions", "boxes", "rays", "centerness"):
+    for name in ("classes", "image", "point", "distances", "rays", "centerness"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
 @pytest.mark.parametrize("box", [[40, 10, 41, 100], [20, 52, 130, 53], [44, 44, 45, 45]])
-def test_objects_one_pixel_wide_hold_no_location(box):
+def test_objects_one_pixel_wide_hold_no_point(box):
     targets = _make([_make_image(_draw_boxes([box]))])
-    assert len(targets.positions) == 0 and (targets.classes == NUM_CLASSES).all()
+    assert len(targets.point) == 0 and (targets.classes == NUM_CLASSES).all()
 
 
-def test_a_mass_centre_at_the_left_border_keeps_its_locations():
+def test_a_mass_centre_at_the_left_border_keeps_its_points():
     # The largest part is the image's first column; a second, small part widens the box.
     mask = _draw_boxes([[0, 20, 1, 60]])
     mask[0, 40:42, 20:22] = True
     targets = _make([_make_image(mask)])
-    assert len(targets.positions) > 0
+    assert len(targets.point) > 0
 
 
 def test_the_smaller_box_wins_and_the_first_of_equals():
@@ -232,21 +233,21 @@ def test_the_smaller_box_wins_and_the_first_of_equals():
 def test_centres_of_mass_and_of_the_box():
     mask = _draw_boxes([[20, 20, 100, 40]])
     mask[0, 20:100, 20:40] = True  # an L: its box's centre is (59.5, 59.5), its own (47, 47)
-    rules = replace(RULES, strides=[16], sizes_of_interest=[])
+    rules = replace(RULES, points=PointSpec([16], []))
     found = {
         center: _make([_make_image(mask)], replace(rules, center=center), map_sizes=[(8, 12)])
         for center in ("mass", "box")
     }
-    expected = {"mass": (1, 2, 3), "box": (2, 3, 4)}  # locations 24, 40, 56 and 40, 56, 72
+    expected = {"mass": (1, 2, 3), "box": (2, 3, 4)}  # points 24, 40, 56 and 40, 56, 72
     for center, cells in expected.items():
         positions = [12 * row + column for row in cells for column in cells]
-        assert found[center].positions.tolist() == positions
+        assert found[center].point.tolist() == positions
 
 
-def test_without_a_radius_all_locations_inside_the_box_count():
-    rules = replace(RULES, center_radius=0.0, strides=[8], sizes_of_interest=[])
+def test_without_a_radius_all_points_inside_the_box_count():
+    rules = replace(RULES, points=PointSpec([8], [], radius=None))
     image = _make_image(_draw_boxes([[16, 16, 81, 65]]))
-    positions = _make([image], rules, map_sizes=MAP_SIZES[:1]).positions
+    positions = _make([image], rules, map_sizes=MAP_SIZES[:1]).point
     # x = 20, 28 ... 76 lie between 16 and 80, y = 20 ... 60 between 16 and 64
     assert len(positions) == 8 * 6
 
@@ -255,11 +256,11 @@ def test_boxes_are_first_and_last_pixel_or_detectron2s():
     image = _make_image(_draw_boxes([[16, 16, 57, 57]]))
     assert gather_objects([image], plus_one=True).boxes.tolist() == [[16, 16, 56, 56]]
     assert gather_objects([image], plus_one=False).boxes.tolist() == [[16, 16, 57, 57]]
-    # The location (56, 40) of stride 16 is on the last column, not inside of it.
-    rules = replace(RULES, strides=[16], sizes_of_interest=[])
+    # The point (56, 40) of stride 16 is on the last column, not inside of it.
+    rules = replace(RULES, points=PointSpec([16], []))
     for plus_one in (True, False):
         found = _make([image], replace(rules, plus_one=plus_one), map_sizes=[(8, 12)])
-        assert (2 * 12 + 3 in found.positions) is not plus_one
+        assert (2 * 12 + 3 in found.point) is not plus_one
 
 
 def test_inclusive_boxes_stay_within_the_image():
@@ -300,7 +301,7 @@ def test_polar_centerness():
 def test_polar_iou_loss():
     rays, targets = torch.tensor([[1.0, 4.0], [2.0, 2.0]]), torch.tensor([[2.0, 2.0], [2.0, 2.0]])
     assert polar_iou_loss(rays, targets).tolist() == pytest.approx([math.log(6 / 3), 0])
-    # One pixel at the location itself: nothing to share, and still a number.
+    # One pixel at the point itself: nothing to share, and still a number.
     assert polar_iou_loss(rays[:1], torch.zeros(1, 2)).isfinite().all()
 
 

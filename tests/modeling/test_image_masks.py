@@ -126,6 +126,13 @@ def test_half_precision_and_autocast_change_nothing():
         _assert_rle(ImageMasks(scores).rle(7, 410), ImageMasks(scores).bitmasks(7, 410))
 
 
+def test_masks_that_are_empty_or_full_everywhere():
+    for value in (0.0, 1.0):
+        masks = ImageMasks(torch.full((2, 9, 11), value))
+        assert masks.bitmasks(33, 41).float().mean() == value
+        _assert_rle(masks.rle(33, 41), masks.bitmasks(33, 41))
+
+
 def test_rle_never_holds_full_size_masks():
     masks = ImageMasks(
         _make_discs(20, 50, 60), remove_padding((200, 240), (200, 240)), budget=2**22

@@ -175,7 +175,7 @@ class FCOSParity(ParityBase):
             return generator.predict(self._features(count))
 
     def _assign(self, generator: Any, outputs: Any, ground_truth: list[Instances]) -> Any:
-        tensor = self._batches[len(ground_truth) - 1][0]
+        tensor = self._backbone_call[0][: len(ground_truth)]
         images = ImageList(tensor, [instances.image_size for instances in ground_truth])
         return generator.assign(outputs, images, ground_truth)
 

@@ -17,19 +17,19 @@ from instancezoo.testing import keep_everything
 
 _MAX_HALVINGS = 24
 _NUM_REFINEMENTS = 14
-# So many instances more than wanted are near enough.
+# Found instances per wanted one that are near enough.
 _TOLERANCE = 1.1
 
 
 def build_untrained(
     cfg: Any, batch: list[dict[str, Any]], num_detections: int
 ) -> tuple[nn.Module, float]:
-    """A model with random weights that finds about so many instances in an image.
+    """A model with random weights that finds about `num_detections` instances in an image.
 
     Args:
         cfg: a full config; unchanged.
         batch: one image.
-        num_detections: at least so many, if the model can find as many at all.
+        num_detections: lowest number to find, if the model can find as many at all.
 
     Returns:
         The model in inference mode, and the score threshold that was set.
@@ -73,7 +73,7 @@ def _search(count: Callable[[float], int], wanted: int) -> float:
         middle = (low + high) / 2
         found = count(middle)
         low, high = (low, middle) if found < wanted else (middle, high)
-        # Just as many may be as many as the model hands out at most, of far more candidates.
+        # The exact number may be the model's limit, with far more candidates above the threshold.
         if wanted < found <= _TOLERANCE * wanted:
             break
     return low
@@ -83,12 +83,12 @@ def _search(count: Callable[[float], int], wanted: int) -> float:
 def _keep_constant_parts(
     model: nn.Module, batch: list[dict[str, Any]], names: Sequence[str]
 ) -> Iterator[None]:
-    """Run the model once; meanwhile its slow parts give out again what they gave then.
+    """Run the model once; inside the context its slow parts repeat their outputs of that run.
 
     Args:
         model: in inference mode.
         batch: one image.
-        names: of the parts whose outputs do not depend on the score threshold.
+        names: of those parts; their outputs do not depend on the score threshold.
     """
     outputs: dict[nn.Module, Any] = {}
 

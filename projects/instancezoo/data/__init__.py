@@ -1,4 +1,4 @@
-"""Data sets and mappers; importing it registers the built-in sets and the mappers."""
+"""Data sets and mappers; importing this package registers the built-in sets and the mappers."""
 
 from instancezoo.data.coco_dataset import AnnotationReport, DatasetError, check_coco
 from instancezoo.data.datasets import (
@@ -7,13 +7,8 @@ from instancezoo.data.datasets import (
     register_dataset,
     register_shapes,
 )
-from instancezoo.data.mappers import (
-    MAPPER_REGISTRY,
-    ImageError,
-    InstanceMapper,
-    build_mapper,
-    read_image,
-)
+from instancezoo.data.images import ImageError, read_image
+from instancezoo.data.mappers import MAPPER_REGISTRY, InstanceMapper, build_mapper
 
 __all__ = [
     "MAPPER_REGISTRY",

@@ -1,12 +1,14 @@
-"""Reads COCO JSON files that people made: drops and counts what is bad, keeps the rest."""
+"""Reads COCO JSON files of any origin: drops and reports bad entries, keeps the rest."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from detectron2.structures import BoxMode
@@ -25,11 +27,15 @@ from instancezoo.data.coco_masks import BadEntry, Problem
 from instancezoo.errors import ZooError
 from instancezoo.progress import track
 
-MAX_IDS_KEPT = 10
+MAX_IDS_SHOWN = 10
+_INSTANCE_KEYS = ("bbox", "iscrowd", "segmentation", "attributes")
+
+# Ids of entries by problem or repair; `#n` is the n-th entry of a list if that has no id.
+Listing = dict[str, list[int | str]]
 
 
 class DatasetError(ZooError):
-    """A data set that cannot be used; the message names the file and what to do."""
+    """A data set that cannot be used; the message names the file and the remedy."""
 
 
 @dataclass
@@ -38,51 +44,36 @@ class AnnotationReport:
 
     Attributes:
         source: the JSON file.
-        counts: dropped entries by problem.
-        ids: ids of the first few of them, `#n` for the n-th entry of a list that has no id.
-        mended: entries that were repaired and kept, by repair.
-        mended_ids: ids of the first few of them.
+        dropped: dropped entries by problem.
+        repaired: entries that were repaired and kept, by repair.
         num_images: images kept.
         num_annotations: annotations kept.
     """
 
     source: str
-    counts: dict[str, int] = field(default_factory=dict)
-    ids: dict[str, list[int | str]] = field(default_factory=dict)
-    mended: dict[str, int] = field(default_factory=dict)
-    mended_ids: dict[str, list[int | str]] = field(default_factory=dict)
+    dropped: Listing = field(default_factory=partial(defaultdict, list))
+    repaired: Listing = field(default_factory=partial(defaultdict, list))
     num_images: int = 0
     num_annotations: int = 0
 
     @property
     def num_dropped(self) -> int:
-        """Categories, images and annotations that were dropped."""
-        return sum(self.counts.values())
+        """Number of categories, images and annotations that were dropped."""
+        return sum(map(len, self.dropped.values()))
 
     @property
-    def num_mended(self) -> int:
-        """Repairs."""
-        return sum(self.mended.values())
-
-    def drop(self, problem: str, entry_id: int | str) -> None:
-        """Count a dropped entry."""
-        _count(self.counts, self.ids, problem, entry_id)
-
-    def mend(self, repair: str, entry_id: int | str) -> None:
-        """Count a repaired entry."""
-        _count(self.mended, self.mended_ids, repair, entry_id)
+    def is_clean(self) -> bool:
+        """True if the file is used as it is."""
+        return not self.dropped and not self.repaired
 
     def summary(self) -> str:
-        """A line on what is there, and one for each problem."""
+        """One line of totals, then one line per problem and repair."""
         lines = [f"{self.source}: {self.num_images} images, {self.num_annotations} annotations"]
-        for verb, counts, ids in (
-            ("dropped", self.counts, self.ids),
-            ("mended", self.mended, self.mended_ids),
-        ):
-            for problem in sorted(counts):
-                more = ", ..." if counts[problem] > len(ids[problem]) else ""
-                listed = ", ".join(map(str, ids[problem])) + more
-                lines.append(f"  {verb} {counts[problem]}: {problem} (id {listed})")
+        for verb, listing in (("dropped", self.dropped), ("repaired", self.repaired)):
+            for problem, ids in sorted(listing.items()):
+                shown = ", ".join(map(str, ids[:MAX_IDS_SHOWN]))
+                more = ", ..." if len(ids) > MAX_IDS_SHOWN else ""
+                lines.append(f"  {verb} {len(ids)}: {problem} (id {shown}{more})")
         return "\n".join(lines)
 
 
@@ -91,38 +82,38 @@ def check_coco(
     image_root: str | os.PathLike[str],
     check_images: bool = True,
 ) -> tuple[dict[str, Any], AnnotationReport]:
-    """Read a COCO JSON and drop whatever would break training or evaluation.
+    """Read a COCO JSON and drop everything that would break training or evaluation.
 
     Args:
         json_file: annotations in COCO format: polygons, RLE strings or RLE lists.
         image_root: folder that the file names are relative to.
-        check_images: whether to look for each image and read its header.
+        check_images: if True, look for each image and read its header.
 
     Returns:
-        A clean COCO dictionary that holds only what is used (extra keys are gone, every RLE is
-        compressed), and the report.
+        A clean COCO dictionary with only the keys that are used and every RLE compressed, and the
+        report.
 
     Raises:
         DatasetError: no JSON, no categories, no images, or nothing usable in them.
     """
     source = str(json_file)
-    content = _read_json(source)
+    content = _read_coco(source)
     report = AnnotationReport(source)
     categories = _check_list(content, "categories", report)
     images = _check_list(content, "images", report)
     if check_images:
-        images = _check_files(images, str(image_root), report)
+        _check_files(images, str(image_root), report)
     if not categories or not images:
         what = "images" if categories else "categories"
         raise DatasetError(
             f"{report.summary()}\nno usable {what} are left in {source} (images in {image_root}): "
-            f"mend the entries above, or name the right JSON and image folder"
+            f"repair the entries above, or give the right JSON and image folder"
         )
     annotations = _check_annotations(content, images, categories, report)
     report.num_images, report.num_annotations = len(images), len(annotations)
-    if content.get("annotations") and not annotations:
+    if content["annotations"] and not annotations:
         raise DatasetError(
-            f"{report.summary()}\nevery annotation in {source} is bad: mend what is listed above"
+            f"{report.summary()}\nevery annotation in {source} is bad: repair the entries above"
         )
     clean = {
         "info": {"description": os.path.basename(source)},
@@ -135,15 +126,15 @@ def check_coco(
 
 
 def list_classes(clean: dict[str, Any]) -> tuple[list[str], dict[int, int]]:
-    """Class names, and category id -> index among them, in the order of the ids."""
+    """Class names in the order of category ids, and category id -> class index."""
     categories = sorted(clean["categories"], key=lambda category: category["id"])
     id_to_index = {category["id"]: index for index, category in enumerate(categories)}
     return [category["name"] for category in categories], id_to_index
 
 
 def read_classes(json_file: str | os.PathLike[str]) -> tuple[list[str], dict[int, int]]:
-    """`list_classes` of a file, without a look at its images and annotations."""
-    content = _read_json(str(json_file))
+    """`list_classes` of a file, without checking its images and annotations."""
+    content = _read_coco(str(json_file))
     categories = _check_list(content, "categories", AnnotationReport(str(json_file)))
     if not categories:
         raise DatasetError(f"no usable categories in {json_file}: each needs an id and a name")
@@ -151,7 +142,7 @@ def read_classes(json_file: str | os.PathLike[str]) -> tuple[list[str], dict[int
 
 
 def make_records(clean: dict[str, Any], image_root: str | os.PathLike[str]) -> list[Entry]:
-    """Turn a clean COCO dictionary into Detectron2's records, one an image, by image id.
+    """Turn a clean COCO dictionary into Detectron2's records, one per image, by image id.
 
     Crowds keep `iscrowd` 1: mappers leave them out of training, evaluation ignores matches.
     """
@@ -167,41 +158,28 @@ def make_records(clean: dict[str, Any], image_root: str | os.PathLike[str]) -> l
         for image in sorted(clean["images"], key=lambda image: image["id"])
     }
     for annotation in clean["annotations"]:
-        instance: Entry = {
-            "bbox": annotation["bbox"],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": id_to_index[annotation["category_id"]],
-            "iscrowd": annotation["iscrowd"],
-            "segmentation": annotation["segmentation"],
-        }
-        if annotation.get("attributes"):
-            instance["attributes"] = annotation["attributes"]
+        instance = {key: annotation[key] for key in _INSTANCE_KEYS if key in annotation}
+        instance["bbox_mode"] = BoxMode.XYWH_ABS
+        instance["category_id"] = id_to_index[annotation["category_id"]]
         records[annotation["image_id"]]["annotations"].append(instance)
     return list(records.values())
 
 
-def _count(
-    counts: dict[str, int], ids: dict[str, list[int | str]], problem: str, entry_id: int | str
-) -> None:
-    problem = str(problem)
-    counts[problem] = counts.get(problem, 0) + 1
-    kept = ids.setdefault(problem, [])
-    if len(kept) < MAX_IDS_KEPT:
-        kept.append(entry_id)
-
-
-def _read_json(source: str) -> dict[str, Any]:
+def read_json(source: str | os.PathLike[str]) -> Any:
+    """Content of a JSON file. Raises `DatasetError` if it is missing, unreadable or not JSON."""
     try:
-        with PathManager.open(source, "rb") as file:
-            content = json.loads(file.read())
+        with PathManager.open(os.fspath(source), "rb") as file:
+            return json.loads(file.read())
     except FileNotFoundError as error:
-        raise DatasetError(f"annotation file '{source}' does not exist") from error
+        raise DatasetError(f"JSON file '{source}' does not exist: check the path") from error
     except OSError as error:
-        raise DatasetError(f"annotation file '{source}' cannot be read: {error}") from error
+        raise DatasetError(f"JSON file '{source}' cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"annotation file '{source}' is no valid JSON ({error}): export it again"
-        ) from error
+        raise DatasetError(f"'{source}' is not valid JSON ({error}): export it again") from error
+
+
+def _read_coco(source: str) -> dict[str, Any]:
+    content = read_json(source)
     if not isinstance(content, dict):
         raise DatasetError(
             f"annotation file '{source}' holds a {type(content).__name__}, not the dictionary with "
@@ -212,10 +190,10 @@ def _read_json(source: str) -> dict[str, Any]:
             raise DatasetError(
                 f"annotation file '{source}' has no list '{key}': export it as COCO instances"
             )
-    # Files for testing may have no annotations at all.
+    # Files of test sets may have no annotations at all.
     if not isinstance(content.setdefault("annotations", []), list):
         raise DatasetError(
-            f"'annotations' of '{source}' is no list: export it again as COCO instances"
+            f"'annotations' of '{source}' is not a list: export it again as COCO instances"
         )
     return content
 
@@ -228,47 +206,35 @@ def _walk(entries: list[Any]) -> Iterator[tuple[int | str, Any]]:
 
 def _check_list(content: dict[str, Any], key: str, report: AnnotationReport) -> dict[int, Entry]:
     """Clean categories or images by id."""
-    noun, check, numbers = {
-        "categories": ("category", check_category, ("id",)),
-        "images": ("image", check_image, ("id", "height", "width")),
-    }[key]
+    checks = {"categories": ("category", check_category), "images": ("image", check_image)}
+    noun, check = checks[key]
     clean: dict[int, Entry] = {}
     for label, entry in _walk(content[key]):
         try:
             checked = check(entry)
+            if checked["id"] in clean:
+                raise BadEntry(Problem.DUPLICATE_ID)
         except BadEntry as bad:
-            report.drop(f"{noun} with {bad.problem}", label)
-            continue
-        if checked["id"] in clean:
-            report.drop(f"{noun} with {Problem.DUPLICATE_ID}", label)
+            report.dropped[f"{noun} with {bad.problem}"].append(label)
             continue
         clean[checked["id"]] = checked
-        if not are_whole_numbers(entry, *numbers):
-            report.mend(f"{noun} with {Problem.NORMALISED}", label)
+        if not are_whole_numbers(entry, checked):
+            report.repaired[f"{noun} with {Problem.NORMALISED}"].append(label)
     return clean
 
 
-def _check_files(
-    images: dict[int, Entry], image_root: str, report: AnnotationReport
-) -> dict[int, Entry]:
+def _check_files(images: dict[int, Entry], image_root: str, report: AnnotationReport) -> None:
+    """Remove images whose files are missing, broken or of another size."""
     if not os.path.isdir(image_root):
         raise DatasetError(f"image folder '{image_root}' of {report.source} does not exist")
-
-    def find_problem(image: Entry) -> Problem | None:
-        path = os.path.join(image_root, image["file_name"])
-        return find_file_problem(path, image["height"], image["width"])
-
-    clean: dict[int, Entry] = {}
     # Threads, since the wait is for the disk.
     with ThreadPoolExecutor() as pool:
-        problems = pool.map(find_problem, images.values())
-        problems = track(problems, f"checking images in {image_root}", total=len(images))
-        for (image_id, image), problem in zip(images.items(), problems, strict=True):
-            if problem is None:
-                clean[image_id] = image
-            else:
-                report.drop(problem, image_id)
-    return clean
+        found = pool.map(partial(find_file_problem, image_root), images.values())
+        problems = list(track(found, f"checking images in {image_root}", total=len(images)))
+    for image_id, problem in zip(list(images), problems, strict=True):
+        if problem is not None:
+            report.dropped[problem].append(image_id)
+            del images[image_id]
 
 
 def _check_annotations(
@@ -277,25 +243,24 @@ def _check_annotations(
     categories: dict[int, Entry],
     report: AnnotationReport,
 ) -> list[Entry]:
-    category_ids = set(categories)
     listed = {read_id(entry) for entry in content["images"]}
     clean: dict[int, Entry] = {}
     for label, entry in _walk(content["annotations"]):
         try:
-            annotation, mended = check_annotation(entry, images, category_ids)
+            annotation, repairs = check_annotation(entry, images, categories.keys())
             if annotation["id"] in clean:
                 raise BadEntry(Problem.DUPLICATE_ID)
         except BadEntry as bad:
             problem = bad.problem
             if problem is Problem.UNKNOWN_IMAGE and read_id({"id": entry["image_id"]}) in listed:
                 problem = Problem.DROPPED_IMAGE
-            report.drop(problem, label)
+            report.dropped[problem].append(label)
             continue
         clean[annotation["id"]] = annotation
-        for repair in mended:
-            report.mend(repair, label)
+        for repair in repairs:
+            report.repaired[repair].append(label)
     if 0 in clean:
-        # To pycocotools, a match with annotation 0 is no match.
+        # pycocotools takes a match with annotation 0 for no match.
         clean[0]["id"] = max(clean) + 1
-        report.mend(Problem.RENUMBERED, 0)
+        report.repaired[Problem.RENUMBERED].append(0)
     return list(clean.values())

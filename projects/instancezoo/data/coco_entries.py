@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Container
 from typing import Any
 
 from PIL import Image
@@ -22,7 +23,7 @@ from instancezoo.data.coco_masks import (
 
 MAX_ID = 2**53  # whole numbers that a float holds too: some readers go through floats
 MAX_PIXELS = 2**31  # run lengths are 32 bits
-BORDER_TOLERANCE = 1.0  # pixels that a box may reach over the border, by rounding
+BORDER_TOLERANCE = 1.0  # pixels by which rounding may push a box over the border
 _EXIF_ORIENTATION, _EXIF_SWAPS_SIDES = 274, (5, 6, 7, 8)
 
 Entry = dict[str, Any]
@@ -37,28 +38,29 @@ def check_category(entry: Any) -> Entry:
 def check_image(entry: Any) -> Entry:
     """An image's id, file name and size; the file itself is not touched."""
     _need(entry, "id", "file_name", "height", "width")
-    clean = {"id": _read_own_id(entry)}
-    clean |= {key: _read_int(entry[key]) for key in ("height", "width")}
-    pixels = clean["height"] * clean["width"]
-    if min(clean["height"], clean["width"]) <= 0 or pixels >= MAX_PIXELS:
+    image_id = _read_own_id(entry)
+    height, width = (_read_int(entry[key]) for key in ("height", "width"))
+    if min(height, width) <= 0 or height * width >= MAX_PIXELS:
         raise BadEntry(Problem.BAD_SIZE)
-    return clean | {"file_name": _read_text(entry["file_name"])}
+    file_name = _read_text(entry["file_name"])
+    return {"id": image_id, "height": height, "width": width, "file_name": file_name}
 
 
-def find_file_problem(path: str, height: int, width: int) -> Problem | None:
-    """What is wrong with an image file, from its header alone."""
+def find_file_problem(image_root: str, entry: Entry) -> Problem | None:
+    """Check the file of a clean image entry, by its header alone; None if it is good."""
+    path, expected = os.path.join(image_root, entry["file_name"]), (entry["width"], entry["height"])
     if not os.path.isfile(path):
         return Problem.MISSING_FILE
     try:
         with Image.open(path) as image:
-            size = _read_size(image, expected=(width, height))
+            size = _read_size(image, expected)
     except Exception:  # Pillow's readers raise nearly anything on broken files
         return Problem.UNREADABLE_FILE
-    return None if size == (width, height) else Problem.WRONG_SIZE
+    return None if size == expected else Problem.WRONG_SIZE
 
 
 def check_annotation(
-    entry: Any, images: dict[int, Entry], category_ids: set[int]
+    entry: Any, images: dict[int, Entry], category_ids: Container[int]
 ) -> tuple[Entry, list[Problem]]:
     """An annotation's ids, box, mask, area and attributes.
 
@@ -68,43 +70,41 @@ def check_annotation(
         category_ids: ids of the clean categories.
 
     Returns:
-        The clean annotation and what was mended in it.
+        The clean annotation and the repairs made in it.
     """
     _need(entry, "id", "image_id", "category_id", "bbox", "segmentation")
-    ids = {"id": _read_own_id(entry)}
-    ids |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
-    if ids["image_id"] not in images:
+    clean: Entry = {"id": _read_own_id(entry)}
+    clean |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
+    if clean["image_id"] not in images:
         raise BadEntry(Problem.UNKNOWN_IMAGE)
-    if ids["category_id"] not in category_ids:
+    if clean["category_id"] not in category_ids:
         raise BadEntry(Problem.UNKNOWN_CATEGORY)
-    height, width = (images[ids["image_id"]][key] for key in ("height", "width"))
-    bbox, mended = _check_box(entry["bbox"], height, width)
-    segmentation, mended_mask = check_segmentation(entry["segmentation"], height, width)
-    area, mended_area = _check_area(entry.get("area"), segmentation, height, width)
-    clean = ids | {
-        "bbox": bbox,
-        "segmentation": segmentation,
-        "area": area,
-        "iscrowd": _read_flag(entry.get("iscrowd", 0)),
-    }
-    mended += mended_mask + mended_area
-    if not are_whole_numbers(entry, *ids, "iscrowd"):
-        mended.append(Problem.NORMALISED)
+    height, width = (images[clean["image_id"]][key] for key in ("height", "width"))
+    bbox, repairs = _check_box(entry["bbox"], height, width)
+    segmentation, mask_repairs = check_segmentation(entry["segmentation"], height, width)
+    area, area_repairs = _check_area(entry.get("area"), segmentation, height, width)
+    iscrowd = entry.get("iscrowd", 0)
+    if iscrowd not in (0, 1):  # nor False or True
+        raise BadEntry(Problem.WRONG_TYPE)
+    clean |= {"bbox": bbox, "segmentation": segmentation, "area": area, "iscrowd": int(iscrowd)}
+    repairs += mask_repairs + area_repairs
+    if not are_whole_numbers(entry, clean):
+        repairs.append(Problem.NORMALISED)
     attributes = entry.get("attributes") or {}
     if not isinstance(attributes, dict):
-        mended.append(Problem.ATTRIBUTES_LEFT_OUT)
-    elif attributes:
-        clean["attributes"] = {k: v for k, v in attributes.items() if isinstance(v, bool)}
-    return clean, mended
+        repairs.append(Problem.ATTRIBUTES_LEFT_OUT)
+    elif flags := {key: value for key, value in attributes.items() if isinstance(value, bool)}:
+        clean["attributes"] = flags
+    return clean, repairs
 
 
-def are_whole_numbers(entry: Entry, *keys: str) -> bool:
-    """Whether the JSON itself holds what every reader takes for an integer (not 3.0, not true)."""
-    return all(type(entry.get(key)) is int for key in keys)
+def are_whole_numbers(entry: Entry, clean: Entry) -> bool:
+    """True if the JSON itself holds integers (not 3.0, not true) where its clean entry does."""
+    return all(type(entry.get(key)) is int for key in clean if type(clean[key]) is int)
 
 
 def read_id(entry: Any) -> int | None:
-    """The id of an entry, however bad the rest is; None if there is none."""
+    """The id of an entry that may be bad otherwise; None if there is none."""
     try:
         return _read_int(entry["id"])
     except (BadEntry, KeyError, TypeError):
@@ -137,14 +137,8 @@ def _read_int(value: Any) -> int:
         raise BadEntry(Problem.WRONG_TYPE)
     if isinstance(value, float) and not math.isfinite(value):
         raise BadEntry(Problem.NOT_FINITE)
-    # 3.0 is an id that went through a table of floats.
+    # 3.0 is an id that passed through a table of floats.
     if value != int(value) or abs(value) >= MAX_ID:
-        raise BadEntry(Problem.WRONG_TYPE)
-    return int(value)
-
-
-def _read_flag(value: Any) -> int:
-    if value not in (0, 1):  # False and True are too
         raise BadEntry(Problem.WRONG_TYPE)
     return int(value)
 
@@ -177,8 +171,8 @@ def _check_area(
 
 
 def _read_size(image: Image.Image, expected: tuple[int, int]) -> tuple[int, int]:
-    """Width and height as shown, that is after the EXIF rotation."""
-    # Asking a PNG for EXIF decodes it all, so that one is asked only if its size is in doubt.
+    """Width and height as shown, after the EXIF rotation."""
+    # Reading EXIF decodes a whole PNG, so only do so if the size is in doubt.
     if image.format == "PNG" and image.size == expected:
         return image.size
     rotated = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SWAPS_SIDES

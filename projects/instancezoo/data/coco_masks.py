@@ -1,7 +1,7 @@
 """Checks one object's segmentation before any C code sees it.
 
-pycocotools trusts its input: run lengths that do not sum to the image, or a polygon with a far
-vertex, make it write beyond its memory or ask for all there is.
+pycocotools trusts its input: run lengths that do not sum to the image, or a polygon with a distant
+vertex, make it write beyond its memory or exhaust it. V vertices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
-MIN_POLYGON_NUMBERS = 6  # xy of three points
+MIN_POLYGON_NUMBERS = 6  # xy of three vertices
 _FIRST_CHARACTER = 48  # COCO's run-length strings hold 6 bits a character, from "0" on
 _VALUE_BITS, _SIGN, _MORE = 5, 0x10, 0x20
 _MAX_CHARACTERS_PER_RUN = 7  # 35 bits: more than any run needs
@@ -39,12 +39,12 @@ class Problem(StrEnum):
     POLYGON_OUTSIDE = "polygon outside the image"
     FEW_POINTS = "polygon under 3 points"
     BAD_RLE = "malformed RLE"
-    # Mended rather than dropped:
+    # Repaired rather than dropped:
     CLIPPED = "box clipped to the image"
     AREA_MEASURED = "area measured from the mask"
     RENUMBERED = "annotation id 0 renumbered"
     NORMALISED = "ids, sizes or iscrowd missing or not whole numbers"
-    ATTRIBUTES_LEFT_OUT = "attributes that are no dictionary left out"
+    ATTRIBUTES_LEFT_OUT = "attributes that are not a dictionary left out"
     POLYGON_LEFT_OUT = "polygon under 3 points left out"
 
 
@@ -57,8 +57,8 @@ class BadEntry(Exception):
 
 
 def read_numbers(value: Any) -> NDArray[np.float64]:
-    """A JSON list of finite numbers as an array (N,). Raises `BadEntry`."""
-    # By type, since NumPy would turn the string "1", and true, into a number.
+    """A JSON list of finite numbers as a 1-D array. Raises `BadEntry`."""
+    # Checked by type: NumPy would turn the string "1", and true, into a number.
     if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
         raise BadEntry(Problem.WRONG_TYPE)
     try:
@@ -75,12 +75,11 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
 
     Args:
         segmentation: what the JSON holds.
-        height: pixels of the image.
-        width: pixels of the image.
+        height, width: pixels of the image.
 
     Returns:
         Polygons (lists of 6 numbers or more) or a compressed RLE with `counts` as a string, and
-        what was mended.
+        the repairs made.
 
     Raises:
         BadEntry: it cannot be used.
@@ -92,15 +91,30 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
     raise BadEntry(Problem.MISSING_KEY if segmentation is None else Problem.WRONG_TYPE)
 
 
-def measure_area(segmentation: Any, height: int, width: int) -> float:
-    """Area in pixels of what `check_segmentation` returned."""
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A valid COCO segmentation (polygons, run-length lists or strings) as compressed RLE."""
     if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    return float(mask_util.area(segmentation))
+        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def measure_area(segmentation: Any, height: int, width: int) -> float:
+    """Area in pixels of a valid COCO segmentation."""
+    return float(mask_util.area(segmentation_to_rle(segmentation, height, width)))
+
+
+def measure_object(entry: dict[str, Any], height: int, width: int) -> float:
+    """Area in pixels of an annotation's or a result's mask, or of its box if it has no mask."""
+    if entry.get("segmentation"):
+        return measure_area(entry["segmentation"], height, width)
+    _, _, box_width, box_height = entry.get("bbox") or (0.0, 0.0, 0.0, 0.0)
+    return float(box_width * box_height)
 
 
 def decode_runs(counts: str) -> NDArray[np.int64]:
-    """Run lengths of COCO's compressed string. Raises `BadEntry` if it is not such a string."""
+    """Run lengths of COCO's compressed string. Raises `BadEntry` for any other string."""
     try:
         codes = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64)
     except UnicodeEncodeError as error:
@@ -116,7 +130,7 @@ def decode_runs(counts: str) -> NDArray[np.int64]:
     place = np.arange(len(codes)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((codes & 0x1F) << (_VALUE_BITS * place), starts)
     runs -= np.where(codes[ends] & _SIGN, 1 << (_VALUE_BITS * lengths), 0)
-    # From the fourth on, a run is stored as its difference to the one before the last.
+    # From the fourth run on, the string holds differences to the run two places before.
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs
@@ -128,15 +142,14 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
         raise BadEntry(Problem.BAD_RLE)
     counts = rle.get("counts")
     runs = decode_runs(counts) if isinstance(counts, str) else _read_runs(counts)
-    if runs.min(initial=0) < 0 or runs.max(initial=0) > height * width:
-        raise BadEntry(Problem.BAD_RLE)
-    if runs.sum() != height * width:
+    num_pixels = height * width
+    # Each run is limited first, so that the sum cannot overflow.
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > num_pixels or runs.sum() != num_pixels:
         raise BadEntry(Problem.BAD_RLE)
     if not runs[1::2].any():
         raise BadEntry(Problem.ZERO_AREA)
     if not isinstance(counts, str):
-        plain = {"size": [height, width], "counts": runs.tolist()}
-        counts = mask_util.frPyObjects(plain, height, width)["counts"].decode("ascii")
+        counts = segmentation_to_rle(rle, height, width)["counts"].decode("ascii")
     return {"size": [height, width], "counts": counts}
 
 
@@ -158,21 +171,21 @@ def _check_polygons(
     usable = [xy for xy in arrays if len(xy) >= MIN_POLYGON_NUMBERS and len(xy) % 2 == 0]
     if not usable:
         raise BadEntry(Problem.FEW_POINTS)
-    points = np.concatenate([xy.reshape(-1, 2) for xy in usable])
-    low, high = points.min(axis=0), points.max(axis=0)
+    vertices = np.concatenate([xy.reshape(-1, 2) for xy in usable])
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
     size = np.array([width, height])
     far = max(height, width)
     if (low < -far).any() or (high > size + far).any() or (low >= size).any() or (high <= 0).any():
         raise BadEntry(Problem.POLYGON_OUTSIDE)
     if not any(_encloses_area(xy.reshape(-1, 2)) for xy in usable):
         raise BadEntry(Problem.ZERO_AREA)
-    mended = [Problem.POLYGON_LEFT_OUT] if len(usable) < len(arrays) else []
-    return [xy.tolist() for xy in usable], mended
+    repairs = [Problem.POLYGON_LEFT_OUT] if len(usable) < len(arrays) else []
+    return [xy.tolist() for xy in usable], repairs
 
 
-def _encloses_area(points: NDArray[np.float64], tolerance: float = 1e-6) -> bool:
-    """Whether the points (V, 2) do not all lie on one line."""
-    offset = points[1:] - points[0]
+def _encloses_area(vertices: NDArray[np.float64], tolerance: float = 1e-6) -> bool:
+    """False if all vertices (V, 2) lie on one line."""
+    offset = vertices[1:] - vertices[0]
     farthest = offset[np.abs(offset).sum(axis=1).argmax()]
     distance = offset[:, 0] * farthest[1] - offset[:, 1] * farthest[0]
     return bool(np.abs(distance).max() > tolerance)

@@ -1,7 +1,7 @@
 """Registers data sets by path, lazily, with their bad annotations dropped and reported.
 
 Nothing is read at registration. A set's metadata fills itself in on first use, so stock Detectron2
-(`MetadataCatalog.get("mine").thing_classes`, `COCOEvaluator("mine")`) needs no help of ours.
+works (`MetadataCatalog.get("mine").thing_classes`, `COCOEvaluator("mine")`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -28,51 +29,49 @@ from instancezoo.data.shapes import SHAPES_SETS, get_shapes
 from instancezoo.errors import ConfigError, suggest
 from instancezoo.files import get_cache_folder, open_atomically
 
-Paths = tuple[str, str]  # JSON, image folder
+Paths = tuple[str | Path, str | Path]  # JSON, image folder
+Loader = Callable[[], dict[str, Any]]
 
 _logger = logging.getLogger(__name__)
 
 
 class LazyMetadata(Metadata):
-    """Metadata whose costly attributes are found when somebody asks for them.
+    """Metadata whose costly attributes are computed on first access.
 
     Args:
-        loaders: attribute -> function that returns it and others that it finds on the way.
-        known: attributes that cost nothing.
+        loaders: attribute -> function that returns it and others found along the way.
+        known: attributes known from the start.
     """
 
-    def __init__(
-        self, loaders: dict[str, Callable[[], dict[str, Any]]] | None = None, **known: Any
-    ) -> None:
-        # The default is for `copy`, which makes an empty one first.
+    def __init__(self, loaders: dict[str, Loader] | None = None, **known: Any) -> None:
+        # The default is for `copy`, which makes an empty object first.
         self.__dict__.update(known, _loaders=loaders or {})
 
     def __getattr__(self, key: str) -> Any:
         load = self.__dict__.get("_loaders", {}).get(key)
         if load is None:
             return super().__getattr__(key)
-        # Past `Metadata.__setattr__`, which asks for the old value and would come back here.
+        # Not by `Metadata.__setattr__`, which reads the old value and would recurse.
         self.__dict__.update(load())
         return self.__dict__[key]
 
 
 def register_dataset(name: str, json_file: str, image_root: str, strict: bool = False) -> None:
-    """Make a COCO JSON known to Detectron2 under a name; nothing is read yet.
+    """Register a COCO JSON with Detectron2; nothing is read yet.
 
     The metadata holds `evaluator_type`, `image_root`, `source_json_file`, and on first use
-    `thing_classes`, `thing_dataset_id_to_contiguous_id` and `json_file`. `json_file` is what
-    predictions are to be evaluated against: the given file if nothing in it had to be dropped or
-    mended, else a copy without the bad entries in the cache folder, so that training, evaluation
-    and the report speak of the same annotations.
+    `thing_classes`, `thing_dataset_id_to_contiguous_id` and `json_file`, the file to evaluate
+    predictions against: the given one if nothing in it was dropped or repaired, else a clean copy
+    in the cache folder, so that training, evaluation and the report see the same annotations.
 
     Args:
-        name: to be used in `DATASETS.TRAIN` and `DATASETS.TEST`.
+        name: for `DATASETS.TRAIN` and `DATASETS.TEST`.
         json_file: annotations in COCO format.
         image_root: folder that file names are relative to.
-        strict: refuse the set when it is loaded (`DatasetError`) if anything had to be dropped.
+        strict: refuse to load the set (`DatasetError`) if an entry has to be dropped.
 
     Raises:
-        DatasetError: the name belongs to another data set. The same one again is fine.
+        DatasetError: another data set has this name. Registering the same one again is fine.
     """
     paths = (str(json_file), str(image_root))
     _check_name_is_free(name, paths)
@@ -80,29 +79,21 @@ def register_dataset(name: str, json_file: str, image_root: str, strict: bool = 
 
 
 def parse_dataset_argument(argument: str) -> tuple[str, str, str]:
-    """Split the command line's `NAME=annotations.json:images/`.
-
-    Args:
-        argument: the word after `--dataset`.
-
-    Returns:
-        Name, JSON file and image folder.
+    """Split the value of `--dataset`, `NAME=annotations.json:images/`, into its three parts.
 
     Raises:
-        DatasetError: wrong form, a file or folder that does not exist, or a name that is taken.
+        DatasetError: wrong form, a file or folder that does not exist, or a name in use.
     """
-    name, equals, rest = argument.partition("=")
-    colons = [position for position, letter in enumerate(rest) if letter == ":"]
-    splits = [(rest[:colon], rest[colon + 1 :]) for colon in colons]
-    splits = [split for split in splits if all(split)]
-    if not name or not equals or not splits:
+    name, _, rest = argument.partition("=")
+    splits = [(rest[:i], rest[i + 1 :]) for i in range(1, len(rest) - 1) if rest[i] == ":"]
+    if not name or not splits:
         raise DatasetError(
             f"--dataset {argument} is not of the form NAME=annotations.json:image_folder"
         )
-    # A path may hold a colon itself: the split whose parts exist is the one that was meant.
-    meant = [split for split in splits if os.path.isfile(split[0])] or splits
-    meant = [split for split in meant if os.path.isdir(split[1])] or meant
-    json_file, image_root = meant[0]
+    # A path may contain a colon: prefer the split whose parts exist.
+    json_file, image_root = max(
+        splits, key=lambda split: (os.path.isfile(split[0]), os.path.isdir(split[1]))
+    )
     if not os.path.isfile(json_file):
         raise DatasetError(f"--dataset {name}: annotation file '{json_file}' does not exist")
     if not os.path.isdir(image_root):
@@ -112,10 +103,7 @@ def parse_dataset_argument(argument: str) -> tuple[str, str, str]:
 
 
 def load_metadata(name: str) -> Metadata:
-    """The metadata of a registered data set, with `thing_classes` in it.
-
-    Args:
-        name: a data set of ours or of Detectron2's.
+    """The metadata of a registered data set (ours or Detectron2's), with `thing_classes` in it.
 
     Raises:
         ConfigError: no such data set; names the nearest and all known ones.
@@ -129,30 +117,23 @@ def load_metadata(name: str) -> Metadata:
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") is None:
-        DatasetCatalog.get(name)  # Detectron2's own loaders set the classes on the way
+        DatasetCatalog.get(name)  # Detectron2's own loaders set the classes
     if metadata.get("thing_classes") is None:
-        raise DatasetError(f"data set '{name}' names no thing classes: it has no instances")
+        raise DatasetError(f"data set '{name}' has no thing classes, so no instances: use another")
     return metadata
 
 
 def register_shapes() -> None:
-    """Register the built-in sets; each is generated when it is first used."""
+    """Register the built-in sets; each is generated on first use."""
     for name, shapes in SHAPES_SETS.items():
-        if name in DatasetCatalog:
-            continue
         classes = list(shapes.style.classes)
         _register(
             name,
-            partial(_get_shapes_paths, name),
+            partial(get_shapes, name),
             strict=False,
             thing_classes=classes,
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(classes))},
         )
-
-
-def _get_shapes_paths(name: str) -> Paths:
-    json_file, image_root = get_shapes(name)
-    return str(json_file), str(image_root)
 
 
 def _check_name_is_free(name: str, paths: Paths) -> None:
@@ -161,44 +142,31 @@ def _check_name_is_free(name: str, paths: Paths) -> None:
     metadata = MetadataCatalog.get(name)
     taken = tuple(metadata.__dict__.get(key) for key in ("source_json_file", "image_root"))
     if None in taken or [os.path.abspath(p) for p in taken] != [os.path.abspath(p) for p in paths]:
+        source = f" ({taken[0]})" if taken[0] else ""
         raise DatasetError(
-            f"the name '{name}' belongs to another data set"
-            + (f" ({taken[0]})" if taken[0] else "")
-            + ": choose another one"
+            f"the name '{name}' belongs to another data set{source}: choose another one"
         )
 
 
-def _register(
-    name: str,
-    find_paths: Callable[[], Paths],
-    strict: bool,
-    **known: Any,
-) -> None:
+def _register(name: str, find_paths: Callable[[], Paths], strict: bool, **known: Any) -> None:
     def describe_classes() -> dict[str, Any]:
-        thing_classes, id_to_index = read_classes(find_paths()[0])
-        return {
-            "thing_classes": thing_classes,
-            "thing_dataset_id_to_contiguous_id": id_to_index,
-        }
+        return dict(zip(class_keys, read_classes(find_paths()[0]), strict=True))
 
     def describe_files() -> dict[str, Any]:
-        json_file, image_root = find_paths()
+        json_file, image_root = map(str, find_paths())
         clean, report = _load(name, json_file, image_root, strict)
-        return {
-            "json_file": _write_clean(name, clean) if _is_changed(report) else json_file,
-            "source_json_file": json_file,
-            "image_root": image_root,
-        }
+        used = json_file if report.is_clean else _write_clean(name, clean)
+        return dict(zip(file_keys, (used, json_file, image_root), strict=True))
 
     def load_records() -> list[dict[str, Any]]:
-        json_file, image_root = find_paths()
+        json_file, image_root = map(str, find_paths())
         clean, _ = _load(name, json_file, image_root, strict)
         return make_records(clean, image_root)
 
     class_keys = ("thing_classes", "thing_dataset_id_to_contiguous_id")
     file_keys = ("json_file", "source_json_file", "image_root")
-    loaders = {key: describe_classes for key in class_keys}
-    loaders |= {key: describe_files for key in file_keys}
+    loaders = dict.fromkeys(class_keys, describe_classes)
+    loaders |= dict.fromkeys(file_keys, describe_files)
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)  # the same paths again, perhaps no longer strict
     DatasetCatalog.register(name, load_records)
@@ -206,9 +174,9 @@ def _register(
 
 
 _reported: set[str] = set()
-# Sets found faultless in this process, with the file's time: each evaluation loads its set anew,
-# and need not open every image again.
-_faultless: set[tuple[str, str, int]] = set()
+# Sets found clean in this process, with the file's time: each evaluation loads its set anew and
+# need not open every image again.
+_clean_sets: set[tuple[str, str, int]] = set()
 
 
 def _load(
@@ -216,28 +184,24 @@ def _load(
 ) -> tuple[dict[str, Any], AnnotationReport]:
     changed_at = os.stat(json_file).st_mtime_ns if os.path.isfile(json_file) else 0
     state = (json_file, image_root, changed_at)
-    clean, report = check_coco(json_file, image_root, check_images=state not in _faultless)
-    if not _is_changed(report):
-        _faultless.add(state)
+    clean, report = check_coco(json_file, image_root, check_images=state not in _clean_sets)
+    if report.is_clean:
+        _clean_sets.add(state)
     summary = f"data set '{name}': {report.summary()}"
     if strict and report.num_dropped:
         raise DatasetError(
-            f"{summary}\nrefused, since bad annotations are not allowed here: mend the file, or "
-            f"set DATASETS.STRICT False to leave them out"
+            f"{summary}\nDATASETS.STRICT refuses bad annotations: repair the file, or set "
+            f"DATASETS.STRICT False to leave them out"
         )
     if summary not in _reported:
         _reported.add(summary)
-        _logger.log(logging.WARNING if _is_changed(report) else logging.INFO, summary)
+        _logger.log(logging.INFO if report.is_clean else logging.WARNING, summary)
     return clean, report
-
-
-def _is_changed(report: AnnotationReport) -> bool:
-    return report.num_dropped + report.num_mended > 0
 
 
 def _write_clean(name: str, clean: dict[str, Any]) -> str:
     content = json.dumps(clean).encode()
-    # Named by its content: processes that write it at once write the same.
+    # Named by its content, so processes that write it at the same time write the same.
     file_name = f"{name.replace(os.sep, '_')}-{sha256(content).hexdigest()[:16]}.json"
     path = get_cache_folder() / "clean" / file_name
     if not path.is_file():

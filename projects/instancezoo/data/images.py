@@ -1,4 +1,7 @@
-"""The one place where image files are read."""
+"""Reading of image files, for all parts of the package.
+
+C channels, H W image size.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,12 @@ import os
 from typing import Any
 
 import numpy as np
-from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.data.detection_utils import (
+    SizeMismatchError,
+    _apply_exif_orientation,
+    check_image_size,
+    convert_PIL_to_numpy,
+)
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,28 +33,46 @@ def read_image(path: str | os.PathLike[str], format: str | None = None) -> NDArr
 
     Grey, palette, CMYK and RGBA images are converted (alpha is left out) and EXIF rotation is
     applied. The differences: a 16-bit grey image becomes 8-bit by its high byte (`value // 256`,
-    what Pillow does to 16-bit colour PNG), where Detectron2 would clip everything over 255 to
-    white; and whatever fails is an `ImageError`.
+    as Pillow does with 16-bit colour PNG) where Detectron2 would clip values over 255 to white,
+    and every failure is an `ImageError`.
 
     Args:
         path: image file.
         format: a Pillow mode, "BGR" or "YUV-BT.601"; None keeps the file's own mode.
 
     Returns:
-        (H, W, C) array, uint8 in [0, 255] but for "YUV-BT.601".
+        (H, W, C) array, uint8 in [0, 255] except for "YUV-BT.601".
 
     Raises:
-        ImageError: missing, truncated, unknown or too large a file.
+        ImageError: the file is missing, truncated, too large or of an unknown format.
     """
     try:
         with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
-            # Detectron2's own rotation, though private: both must show the same picture.
+            # Detectron2's own rotation, though private: both must give the same image.
             upright = _apply_exif_orientation(image)
             return convert_PIL_to_numpy(_reduce_to_8_bit(upright), format)
     except FileNotFoundError as error:
         raise ImageError(f"image '{path}' does not exist") from error
     except Exception as error:  # Pillow's readers raise nearly anything on broken files
         raise ImageError(f"image '{path}' cannot be read: {first_line(error)}") from error
+
+
+def read_record_image(record: dict[str, Any], format: str | None = None) -> NDArray[Any]:
+    """Read the image of a record, (H, W, C), and add `height` and `width` if it has none.
+
+    Raises:
+        ImageError: as in `read_image`, or the image is not of the size in the record.
+    """
+    image = read_image(record["file_name"], format)
+    try:
+        check_image_size(record, image)
+    except SizeMismatchError as error:
+        height, width = image.shape[:2]
+        raise ImageError(
+            f"image '{record['file_name']}' is {width} x {height} pixels, but its annotations "
+            f"are for {record.get('width')} x {record.get('height')}: export one of them again"
+        ) from error
+    return image
 
 
 def _reduce_to_8_bit(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
-"""From a data set's record to what a model takes: a registry of mappers.
+"""Dataset mappers, from a data set's record to the model's input, and their registry.
 
-H W image size, M instances.
+C channels, H W image size.
 """
 
 from __future__ import annotations
@@ -15,31 +15,20 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from fvcore.common.registry import Registry
 from numpy.typing import NDArray
 
 from instancezoo.data.coco_masks import measure_area
-from instancezoo.data.images import ImageError, read_image
+from instancezoo.data.images import ImageError, read_image, read_record_image
 from instancezoo.data.transforms import build_resize
-from instancezoo.errors import ConfigError
-
-__all__ = [
-    "MAPPER_REGISTRY",
-    "ImageError",
-    "InstanceMapper",
-    "build_mapper",
-    "read_image",
-]
+from instancezoo.errors import check_choice
 
 Record = dict[str, Any]
 Array = NDArray[Any]
 
 MAPPER_REGISTRY = Registry("MAPPER")
-MAPPER_REGISTRY.__doc__ = """
-Functions of a config and `is_train` that build a mapper, by the name that `INPUT.MAPPER` holds.
-"""
+MAPPER_REGISTRY.__doc__ = "Functions of (cfg, is_train) that build a mapper, by INPUT.MAPPER."
 
 MAX_FAILURES_IN_A_ROW = 10
 
@@ -47,32 +36,25 @@ _logger = logging.getLogger(__name__)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Record], Record | None]:
-    """Build the mapper that `cfg.INPUT.MAPPER` names.
-
-    Args:
-        cfg: the whole config.
-        is_train: with augmentations and ground truth, or neither.
+    """Build the mapper named by `cfg.INPUT.MAPPER`, with augmentations for training.
 
     Raises:
         ConfigError: no mapper has that name.
     """
-    name = cfg.INPUT.MAPPER
-    if name not in MAPPER_REGISTRY:
-        known = ", ".join(sorted(key for key, _ in MAPPER_REGISTRY))
-        raise ConfigError(f"INPUT.MAPPER is '{name}', but the mappers are: {known}")
-    return MAPPER_REGISTRY.get(name)(cfg, is_train)
+    check_choice("INPUT.MAPPER", cfg.INPUT.MAPPER, sorted(name for name, _ in MAPPER_REGISTRY))
+    return MAPPER_REGISTRY.get(cfg.INPUT.MAPPER)(cfg, is_train)
 
 
 class InstanceMapper(DatasetMapper):
-    """Detectron2's mapper with masks as bit masks, and an answer to broken images.
+    """Detectron2's mapper with masks as bit masks, which survives broken images.
 
     Resize, flip and crop come from the config. In training, `instances` always has `gt_boxes`,
     `gt_classes` and `gt_masks` (`BitMasks`), also for an image without objects; crowds, objects
-    that were cropped away and those that the config calls too small are left out.
+    cropped away and those below the config's smallest size are left out.
 
-    An image that cannot be read, or is not of the size that the record states, is left out of
-    training: its path is logged once, the mapper returns None, and Detectron2's loader takes
-    another image. In inference it is an `ImageError`.
+    An image that cannot be read, or whose size differs from the record's, is left out of training:
+    its path is logged once, the mapper returns None, and Detectron2's loader takes another image.
+    In inference it raises an `ImageError`.
     """
 
     @configurable
@@ -88,11 +70,11 @@ class InstanceMapper(DatasetMapper):
     ):
         """
         Args:
-            is_train: whether to augment and to make `instances`.
+            is_train: if True, augment and make `instances`.
             augmentations: Detectron2 augmentations or transforms.
             image_format: as in `read_image`.
-            min_object_area: objects of fewer pixels are left out; before any augmentation.
-            min_object_side: so are those whose box is shorter than this both ways.
+            min_object_area: leave out objects of fewer pixels, counted before any augmentation.
+            min_object_side: leave out objects with both box sides shorter than this, in pixels.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
         super().__init__(is_train, augmentations=augmentations, image_format=image_format, **kwargs)
@@ -103,34 +85,38 @@ class InstanceMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, is_train)
-        arguments["use_instance_mask"] = True
-        arguments["instance_mask_format"] = "bitmask"
-        arguments["augmentations"] = [
+        augmentations = [
             build_resize(cfg, is_train) if isinstance(step, T.ResizeShortestEdge) else step
             for step in arguments["augmentations"]
         ]
-        arguments["min_object_area"] = cfg.INPUT.MIN_OBJECT_AREA
-        arguments["min_object_side"] = cfg.INPUT.MIN_OBJECT_SIDE
-        # A cropped mask's box is not the cropped box.
-        arguments["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
-        return arguments
+        return arguments | {
+            "augmentations": augmentations,
+            "use_instance_mask": True,
+            "instance_mask_format": "bitmask",
+            "min_object_area": cfg.INPUT.MIN_OBJECT_AREA,
+            "min_object_side": cfg.INPUT.MIN_OBJECT_SIDE,
+            # A cropped mask's box is not the cropped box.
+            "recompute_boxes": is_train and cfg.INPUT.CROP.ENABLED,
+        }
 
     def __call__(self, dataset_dict: Record) -> Record | None:
         """Map one record.
 
         Args:
-            dataset_dict: record in Detectron2's format; it is not changed.
+            dataset_dict: record in Detectron2's format; not changed.
 
         Returns:
             The record with `image` (C, H, W) uint8, and in training `instances` in place of
             `annotations`; None if the image is unreadable in training.
 
         Raises:
-            ImageError: the image is unreadable, in inference; or ten in a row were, in training.
+            ImageError: the image is unreadable (inference), or ten in a row were (training).
         """
         record = copy.deepcopy(dataset_dict)
+        path = record.pop("sem_seg_file_name", None)
         try:
-            image, sem_seg = self._read(record), self._read_sem_seg(record)
+            image = read_record_image(record, self.image_format)
+            sem_seg = read_image(path, "L")[:, :, 0] if path and self.is_train else None
         except ImageError as error:
             if not self.is_train:
                 raise
@@ -139,9 +125,8 @@ class InstanceMapper(DatasetMapper):
         self._failures_in_a_row = 0
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
-        record["image"] = torch.from_numpy(
-            np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
-        )  # (C, H, W)
+        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (C, H, W)
+        record["image"] = torch.from_numpy(pixels)
         if not self.is_train:
             record.pop("annotations", None)
             return record
@@ -154,19 +139,21 @@ class InstanceMapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: Record, transforms: Any, image_shape: tuple[int, int]
     ) -> None:
-        instances = [
+        dataset_dict["annotations"] = [
             annotation
             for annotation in dataset_dict["annotations"]
             if annotation.get("iscrowd", 0) == 0 and self._is_large_enough(annotation, dataset_dict)
         ]
-        dataset_dict["annotations"] = instances
-        if instances:
+        if dataset_dict["annotations"]:
             transforms = T.TransformList([_MaskCrop.wrap(t) for t in transforms.transforms])
             super()._transform_annotations(dataset_dict, transforms, image_shape)
             return
-        # Detectron2 gives no masks where there are no objects; losses want the empty ones.
+        # Detectron2 makes no masks where there are no objects; losses need the empty ones.
         del dataset_dict["annotations"]
-        dataset_dict["instances"] = _make_empty_instances(image_shape)
+        instances = dataset_dict["instances"] = Instances(image_shape)
+        instances.gt_boxes = Boxes(torch.zeros(0, 4))
+        instances.gt_classes = torch.zeros(0, dtype=torch.int64)
+        instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
 
     def _is_large_enough(self, annotation: Record, record: Record) -> bool:
         if self.min_object_side:
@@ -179,22 +166,6 @@ class InstanceMapper(DatasetMapper):
         area = measure_area(annotation["segmentation"], record["height"], record["width"])
         return area >= self.min_object_area
 
-    def _read(self, record: Record) -> Array:
-        image = read_image(record["file_name"], self.image_format)
-        try:
-            check_image_size(record, image)
-        except SizeMismatchError as error:
-            height, width = image.shape[:2]
-            raise ImageError(
-                f"image '{record['file_name']}' is {width} x {height} pixels, but its annotations "
-                f"are for {record.get('width')} x {record.get('height')}"
-            ) from error
-        return image
-
-    def _read_sem_seg(self, record: Record) -> Array | None:
-        path = record.pop("sem_seg_file_name", None)
-        return read_image(path, "L")[:, :, 0] if path is not None and self.is_train else None
-
     def _count_failure(self, path: str, error: ImageError) -> None:
         if path not in self.unreadable_paths:
             self.unreadable_paths.add(path)
@@ -202,15 +173,15 @@ class InstanceMapper(DatasetMapper):
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise ImageError(
-                f"{self._failures_in_a_row} images in a row could not be read, the last because "
-                f"{error}: are the image folder and its files whole?"
+                f"{self._failures_in_a_row} images in a row could not be read (last: {error}): "
+                f"check the image folder and its files"
             ) from error
 
 
 class _MaskCrop(T.CropTransform):
-    """A crop that only moves polygons: filling them cuts them to the frame.
+    """A crop that only shifts polygons, since filling them cuts them to the frame.
 
-    Detectron2's own crop intersects polygons with the frame, for which it imports shapely.
+    Detectron2's own crop intersects polygons with the frame and needs shapely for that.
     """
 
     @classmethod
@@ -226,13 +197,5 @@ class _MaskCrop(T.CropTransform):
 
 @MAPPER_REGISTRY.register()
 def instance(cfg: CfgNode, is_train: bool) -> InstanceMapper:
-    """The mapper of every method that learns from instance masks."""
+    """The mapper of all methods that learn from instance masks."""
     return InstanceMapper(cfg, is_train)
-
-
-def _make_empty_instances(image_shape: tuple[int, int]) -> Instances:
-    instances = Instances(image_shape)
-    instances.gt_boxes = Boxes(torch.zeros(0, 4))
-    instances.gt_classes = torch.zeros(0, dtype=torch.int64)
-    instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
-    return instances

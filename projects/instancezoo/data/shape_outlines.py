@@ -1,7 +1,9 @@
 """Outlines of the eight shapes, and an exact polygon fill.
 
-A fill in integers, because the built-in sets must be the same to the bit on every machine: float
-rasterisers, and those of drawing libraries, differ between CPUs and versions.
+The fill uses integers, because the built-in sets must be the same to the bit on every machine:
+float rasterisers, and those of drawing libraries, differ between CPUs and versions.
+
+V vertices of a contour, H W size of a frame in pixels.
 """
 
 from __future__ import annotations
@@ -22,36 +24,22 @@ _UNITS_PER_PIXEL = SUBSAMPLES * _UNITS_PER_SAMPLE
 FULL_COVERAGE = SUBSAMPLES**2
 
 
-def outline_shape(name: str, rng: np.random.Generator) -> Outline:
-    """A shape of a class, with its free proportions drawn at random, in the unit disc.
-
-    Args:
-        name: one of `SHAPES`.
-        rng: source of the proportions.
-
-    Returns:
-        Contours (V, 2) of xy in [-1, 1].
-    """
-    return SHAPES[name](rng)
-
-
 def place_outline(outline: Outline, x: float, y: float, radius: float, angle: float) -> Outline:
-    """Scale an outline to `radius` pixels, turn it by `angle` radians, move it to (x, y)."""
+    """Scale an outline to `radius` pixels, rotate it by `angle` radians, move it to (x, y)."""
     cos, sin = math.cos(angle), math.sin(angle)
     rotation = np.array([[cos, sin], [-sin, cos]])
     return [contour @ rotation * radius + (x, y) for contour in outline]
 
 
 def measure_coverage(outline: Outline, height: int, width: int) -> NDArray[np.int64]:
-    """How much of each pixel an outline covers.
+    """Count the samples of each pixel that lie inside an outline.
 
     Args:
         outline: contours (V, 2) in pixels; they may reach beyond the frame.
-        height: rows of the frame.
-        width: columns of the frame.
+        height, width: size of the frame in pixels.
 
     Returns:
-        (height, width) counts from 0 to `FULL_COVERAGE` of the pixel's samples that are inside.
+        (H, W) counts from 0 to `FULL_COVERAGE`.
     """
     rows, columns = height * SUBSAMPLES, width * SUBSAMPLES
     flips = np.zeros((rows, columns + 1), dtype=np.int64)
@@ -63,7 +51,7 @@ def measure_coverage(outline: Outline, height: int, width: int) -> NDArray[np.in
         low, high = np.where(upward, start, end), np.where(upward, end, start)
         row, edge = np.nonzero((low[:, 1] <= sample_y) & (sample_y < high[:, 1]))  # (rows, V)
         run, rise = (high - low)[edge].T
-        # The first sample right of where the edge meets the row, in whole numbers.
+        # The first sample to the right of the edge in each row, in whole numbers.
         offset = (low[edge, 0] - _UNITS_PER_SAMPLE // 2) * rise
         offset += (sample_y[row, 0] - low[edge, 1]) * run
         column = offset // (rise * _UNITS_PER_SAMPLE) + 1
@@ -79,14 +67,6 @@ def _trace_polar(radii: Points, angles: Points) -> Points:
 def _trace_circle(radius: float = 1.0, num_points: int = 48) -> Points:
     angles = np.arange(num_points) * (2 * math.pi / num_points)
     return _trace_polar(np.full(num_points, radius), angles)
-
-
-def _outline_disc(rng: np.random.Generator) -> Outline:
-    return [_trace_circle()]
-
-
-def _outline_ring(rng: np.random.Generator) -> Outline:
-    return [_trace_circle(), _trace_circle(0.45 + 0.2 * rng.random())]
 
 
 def _outline_star(rng: np.random.Generator) -> Outline:
@@ -115,14 +95,6 @@ def _outline_gear(rng: np.random.Generator) -> Outline:
     return [_trace_polar(radii, angles), _trace_circle(0.3)]
 
 
-def _outline_ellipse(rng: np.random.Generator) -> Outline:
-    return [_trace_circle() * (1.0, 0.4 + 0.2 * rng.random())]
-
-
-def _outline_square(rng: np.random.Generator) -> Outline:
-    return [np.array([[-0.8, -0.8], [0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]])]
-
-
 def _outline_blob(rng: np.random.Generator) -> Outline:
     angles = np.arange(64) * (2 * math.pi / 64)
     radii = np.ones(64)
@@ -132,13 +104,14 @@ def _outline_blob(rng: np.random.Generator) -> Outline:
     return [_trace_polar(radii / radii.max(), angles)]
 
 
+# Class name -> function that samples its free proportions: contours (V, 2) in the unit disc.
 SHAPES: dict[str, Callable[[np.random.Generator], Outline]] = {
-    "disc": _outline_disc,
-    "ring": _outline_ring,
+    "disc": lambda rng: [_trace_circle()],
+    "ring": lambda rng: [_trace_circle(), _trace_circle(0.45 + 0.2 * rng.random())],
     "star": _outline_star,
     "crescent": _outline_crescent,
     "gear": _outline_gear,
-    "ellipse": _outline_ellipse,
-    "square": _outline_square,
+    "ellipse": lambda rng: [_trace_circle() * (1.0, 0.4 + 0.2 * rng.random())],
+    "square": lambda rng: [0.8 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])],
     "blob": _outline_blob,
 }

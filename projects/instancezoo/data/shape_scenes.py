@@ -1,7 +1,7 @@
 """Draws one image of the built-in sets: textured background, shapes, occluders.
 
-Every number comes from `Generator.random`, and everything after the outlines is whole numbers, so
-an image is the same to the bit on every machine. M instances, H W image size.
+Every random number comes from `Generator.random`, and all arithmetic after the outlines is in whole
+numbers, so an image is the same to the bit on every machine. H W image size, h w a part of it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from instancezoo.data.shape_outlines import (
     FULL_COVERAGE,
+    SHAPES,
     Outline,
     measure_coverage,
-    outline_shape,
     place_outline,
 )
 
@@ -29,45 +29,43 @@ PLACEMENT_TRIES = 12
 
 @dataclass(frozen=True)
 class SceneStyle:
-    """What the images of a set look like."""
+    """Appearance of the images of a set."""
 
     size: int  # pixels, height and width
     classes: tuple[str, ...]
     num_objects: tuple[int, int]  # fewest and most, without crowds
     radius: tuple[float, float]  # pixels, smallest and largest
-    min_visible: float  # an object that would hide more of another than this leaves is not drawn
+    min_visible: float  # smallest visible share of an object; no other may be placed to hide more
     crowd_probability: float  # of one group of small neighbours of one class
     bar_probability: float  # of an unlabelled bar across one object
-    min_contrast: int  # sum over RGB between an object's colour and what is behind it
+    min_contrast: int  # sum over RGB between the colours of an object and of its background
     texture: int  # amplitude of the textures, in grey levels
 
 
 @dataclass
 class Scene:
-    """An image and the objects one can see in it."""
+    """An image and its visible objects."""
 
     image: Pixels  # (H, W, 3) in [0, 255]
     names: list[str] = field(default_factory=list)
     masks: list[NDArray[np.bool_]] = field(default_factory=list)  # (H, W), visible pixels, disjoint
-    full_areas: list[int] = field(default_factory=list)  # pixels in the image, hidden ones too
+    full_areas: list[int] = field(default_factory=list)  # pixels, hidden ones included
 
 
 def draw_scene(style: SceneStyle, rng: Random) -> Scene:
-    """Draw one image.
+    """Draw one image, with at least `style.min_visible` of each object visible.
 
     Args:
-        style: what the set looks like.
-        rng: a generator of this image alone.
-
-    Returns:
-        Image and visible masks; no object is hidden but for `style.min_visible` of it.
+        style: appearance of the set.
+        rng: generator used for this image only.
     """
     scene = Scene(_paint_background(style, rng))
     low, high = style.num_objects
     radii = [
-        _draw_between(*style.radius, rng) for _ in range(low + int((high - low + 1) * rng.random()))
+        _sample_between(*style.radius, rng)
+        for _ in range(low + int((high - low + 1) * rng.random()))
     ]
-    # Large ones first: small ones then lie on top, and few placements are refused.
+    # Large ones first, so that small ones lie on top and few placements are rejected.
     for radius in sorted(radii, reverse=True):
         _add_somewhere(scene, style, radius, rng)
     if rng.random() < style.crowd_probability:
@@ -77,60 +75,60 @@ def draw_scene(style: SceneStyle, rng: Random) -> Scene:
     return scene
 
 
-def _draw_between(low: float, high: float, rng: Random) -> float:
+def _sample_between(low: float, high: float, rng: Random) -> float:
     return low + (high - low) * rng.random()
 
 
-def _draw_class(style: SceneStyle, rng: Random) -> str:
+def _sample_class(style: SceneStyle, rng: Random) -> str:
     return style.classes[int(len(style.classes) * rng.random())]
 
 
 def _add_somewhere(scene: Scene, style: SceneStyle, radius: float, rng: Random) -> None:
-    name = _draw_class(style, rng)
-    outline = outline_shape(name, rng)
+    name = _sample_class(style, rng)
+    outline = SHAPES[name](rng)
     for _ in range(PLACEMENT_TRIES):
-        # Up to half a radius may lie beyond the border, where objects may hide each other at all.
+        # Where objects may hide each other, up to half a radius may lie beyond the border.
         margin = radius if style.min_visible > 0.5 else radius / 2
-        x = _draw_between(margin, style.size - margin, rng)
-        y = _draw_between(margin, style.size - margin, rng)
-        placed = place_outline(outline, x, y, radius, _draw_between(0, 2 * math.pi, rng))
+        x = _sample_between(margin, style.size - margin, rng)
+        y = _sample_between(margin, style.size - margin, rng)
+        placed = place_outline(outline, x, y, radius, _sample_between(0, 2 * math.pi, rng))
         if _add_object(scene, style, placed, name, rng):
             return
 
 
 def _add_crowd(scene: Scene, style: SceneStyle, rng: Random) -> None:
-    name = _draw_class(style, rng)
-    radius = _draw_between(6.0, 10.0, rng)
+    name = _sample_class(style, rng)
+    radius = _sample_between(6.0, 10.0, rng)
     spacing = 1.9 * radius
-    x0 = _draw_between(2 * spacing, style.size - 2 * spacing, rng)
-    y0 = _draw_between(2 * spacing, style.size - 2 * spacing, rng)
+    x0 = _sample_between(2 * spacing, style.size - 2 * spacing, rng)
+    y0 = _sample_between(2 * spacing, style.size - 2 * spacing, rng)
     for row in (-1, 0, 1):
         for column in (-1, 0, 1):
             x = x0 + (column + row / 2 + 0.3 * rng.random()) * spacing
             y = y0 + (row * 0.87 + 0.3 * rng.random()) * spacing
-            angle = _draw_between(0, 2 * math.pi, rng)
-            placed = place_outline(outline_shape(name, rng), x, y, radius, angle)
+            angle = _sample_between(0, 2 * math.pi, rng)
+            placed = place_outline(SHAPES[name](rng), x, y, radius, angle)
             _add_object(scene, style, placed, name, rng)
 
 
 def _add_bar(scene: Scene, style: SceneStyle, rng: Random) -> None:
-    """Lay a bar, which is no object, over the middle of an object: it falls into two parts."""
+    """Draw a bar, which is not an object, across an object to split it into two parts."""
     large = [mask for mask in scene.masks if mask.sum() >= 400]
     if not large:
         return
     ys, xs = np.nonzero(large[int(len(large) * rng.random())])
     x, y = int(xs.sum()) / len(xs), int(ys.sum()) / len(ys)
     length = 1.2 * max(int(np.ptp(xs)), int(np.ptp(ys)))
-    thickness = _draw_between(4.0, 7.0, rng) / 2 / length
+    thickness = _sample_between(4.0, 7.0, rng) / 2 / length
     bar = np.array([[-1, -thickness], [1, -thickness], [1, thickness], [-1, thickness]])
-    placed = place_outline([bar], x, y, length, _draw_between(0, math.pi, rng))
+    placed = place_outline([bar], x, y, length, _sample_between(0, math.pi, rng))
     _add_object(scene, style, placed, None, rng)
 
 
 def _add_object(
     scene: Scene, style: SceneStyle, outline: Outline, name: str | None, rng: Random
 ) -> bool:
-    """Paint an outline over the scene unless it would hide too much; None is an unlabelled bar."""
+    """Paint an outline over the scene unless it would hide too much; no name: no object."""
     corners = np.concatenate(outline)
     low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, style.size)
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int), 0, style.size)
@@ -153,10 +151,9 @@ def _add_object(
 
 
 def _hides_too_much(scene: Scene, mask: NDArray[np.bool_], min_visible: float) -> bool:
-    visible = [int((other & ~mask).sum()) for other in scene.masks]
     return any(
-        rest < max(MIN_VISIBLE_PIXELS, min_visible * full)
-        for rest, full in zip(visible, scene.full_areas, strict=True)
+        (other & ~mask).sum() < max(MIN_VISIBLE_PIXELS, min_visible * full_area)
+        for other, full_area in zip(scene.masks, scene.full_areas, strict=True)
     )
 
 
@@ -177,7 +174,7 @@ def _paint(behind: Pixels, coverage: Pixels, style: SceneStyle, rng: Random) -> 
 
 
 def _draw_pattern(height: int, width: int, amplitude: int, rng: Random) -> Pixels:
-    """Plain, stripes, checks or a slope: (height, width) in [-amplitude, amplitude]."""
+    """Plain, stripes, checks or a slope: (h, w) in [-amplitude, amplitude]."""
     kind, strength = int(4 * rng.random()), int(amplitude * (1 + 2 * rng.random()) / 3)
     slope_x, slope_y = (int(9 * rng.random()) - 4 for _ in range(2))
     period = 6 + int(12 * rng.random())
@@ -197,7 +194,7 @@ def _draw_grain(like: Pixels, rng: Random, amplitude: int = 6) -> Pixels:
 
 
 def _paint_background(style: SceneStyle, rng: Random) -> Pixels:
-    """(size, size, 3) smooth noise at three scales over one colour, a pattern, and grain."""
+    """(H, W, 3) smooth noise at three scales over one colour, a pattern, and grain."""
     size = style.size
     image = np.zeros((size, size, 3), dtype=np.int64) + (40 + 176 * rng.random(3)).astype(np.int64)
     for cell, share in ((size // 2, 4), (size // 6, 3), (size // 16, 2)):
@@ -207,10 +204,10 @@ def _paint_background(style: SceneStyle, rng: Random) -> Pixels:
 
 
 def _draw_smooth_noise(size: int, cell: int, rng: Random) -> Pixels:
-    """(size, size, 3) in [-256, 256]: random values on a grid of `cell` pixels, interpolated."""
+    """(H, W, 3) in [-256, 256]: random values on a grid of `cell` pixels, interpolated."""
     count = size // cell + 2
     grid = (513 * rng.random((count, count, 3))).astype(np.int64) - 256
     index, step = np.divmod(np.arange(size), cell)
     step_y, step_x = step[:, None, None], step[None, :, None]
-    rows = grid[index] * (cell - step_y) + grid[index + 1] * step_y  # (size, count, 3)
+    rows = grid[index] * (cell - step_y) + grid[index + 1] * step_y  # (H, count, 3)
     return (rows[:, index] * (cell - step_x) + rows[:, index + 1] * step_x) // cell**2

@@ -1,4 +1,4 @@
-"""Augmentations that Detectron2 lacks, and which of them a config asks for.
+"""Augmentations that Detectron2 lacks, and the choice between them by the config.
 
 C channels, H W image size.
 """
@@ -13,22 +13,21 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
-from instancezoo.modeling.input_size import read_fixed_heights, read_fixed_size
+from instancezoo.modeling.input_size import read_pair
 
 
 def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
-    """Build the resize of a config: to one size, or with the aspect ratio kept.
+    """Build the resize of a config: to a fixed size, or with the aspect ratio kept.
 
     Args:
-        cfg: reads INPUT.FIXED_SIZE and INPUT.FIXED_HEIGHTS_TRAIN, or INPUT.MIN_SIZE_*,
-            INPUT.MAX_SIZE_* and INPUT.MIN_SIZE_TRAIN_SAMPLING where there is no fixed size.
-        is_train: which of the two of each key is read.
+        cfg: its INPUT.FIXED_SIZE and INPUT.FIXED_HEIGHTS_TRAIN are read, or without a fixed size
+            INPUT.MIN_SIZE_*, INPUT.MAX_SIZE_* and INPUT.MIN_SIZE_TRAIN_SAMPLING.
+        is_train: choose the *_TRAIN keys over the *_TEST keys.
 
     Raises:
-        ConfigError: INPUT.FIXED_SIZE or INPUT.FIXED_HEIGHTS_TRAIN is no pair of positive numbers.
+        ConfigError: INPUT.FIXED_SIZE or INPUT.FIXED_HEIGHTS_TRAIN is not two positive numbers.
     """
-    size = read_fixed_size(cfg)
-    heights = read_fixed_heights(cfg)
+    size, heights = read_pair(cfg, "FIXED_SIZE"), read_pair(cfg, "FIXED_HEIGHTS_TRAIN")
     if size is not None and heights is not None and is_train:
         return StretchToRandomHeight(heights, size[1])
     if size is not None:
@@ -40,7 +39,7 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
 
 
 def make_model_input(image: NDArray[Any], resize: T.Augmentation) -> dict[str, Any]:
-    """What models take for inference on one image, in Detectron2's format.
+    """A model's input for inference on one image, in Detectron2's format.
 
     Args:
         image: (H, W, C) uint8 in the channel order of the model.
@@ -56,7 +55,7 @@ def make_model_input(image: NDArray[Any], resize: T.Augmentation) -> dict[str, A
 
 
 class StretchToRandomHeight(T.Augmentation):
-    """Resize to one width and a random height, whatever the aspect ratio.
+    """Resize to a fixed width and a random height; the aspect ratio is not kept.
 
     Args:
         heights: lowest and highest height in pixels, both included.
@@ -69,7 +68,8 @@ class StretchToRandomHeight(T.Augmentation):
         self.width = width
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:
-        """Draw the height for an image (H, W, C)."""
+        """Sample the height for an image (H, W, C)."""
         low, high = self.heights
-        height = int(np.random.randint(low, high + 1))  # noqa: NPY002  (what Detectron2 draws from)
+        # From the global generator, as Detectron2's augmentations do.
+        height = int(np.random.randint(low, high + 1))  # noqa: NPY002
         return T.ResizeTransform(*image.shape[:2], height, self.width)

@@ -28,8 +28,8 @@ from instancezoo.engine.hooks import Evaluate, ProgressBar, compute_mean_losses
 from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
 from instancezoo.engine.optimizer import build_optimizer
 from instancezoo.engine.step import NonFiniteLossError, StepTrainer, find_precision
-from instancezoo.errors import ConfigError
-from instancezoo.evaluation.average_precision import check_backend
+from instancezoo.errors import ConfigError, check_choice
+from instancezoo.evaluation.average_precision import BACKENDS
 from instancezoo.evaluation.evaluator import InstanceEvaluator
 from instancezoo.files import open_atomically
 
@@ -52,7 +52,8 @@ class Trainer(DefaultTrainer):
         for name in ("detectron2", "instancezoo"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        check_backend(cfg.TEST.COCO_BACKEND)  # now, not after the last iteration
+        # Now, not after the last iteration.
+        check_choice("TEST.COCO_BACKEND", cfg.TEST.COCO_BACKEND, BACKENDS)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

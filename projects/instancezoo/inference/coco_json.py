@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import IO, Any
 
 from detectron2.structures import Instances
 
-from instancezoo.data.coco_masks import measure_area
+from instancezoo.data.coco_masks import measure_object
 from instancezoo.errors import ZooError
 from instancezoo.evaluation.results import instances_to_results
 from instancezoo.files import open_atomically
@@ -87,9 +86,8 @@ class PredictionsFile:
         for result in results:
             separator = ",\n" if self.num_annotations else "\n"
             self.num_annotations += 1
-            mask, (_, _, *sides) = result.get("segmentation"), result["bbox"]
-            area = math.prod(sides) if mask is None else measure_area(mask, height, width)
-            annotation = {"id": self.num_annotations, **result, "area": area, "iscrowd": 0}
+            annotation = {"id": self.num_annotations, **result, "iscrowd": 0}
+            annotation["area"] = measure_object(result, height, width)
             self.file.write(separator + json.dumps(annotation))
 
 

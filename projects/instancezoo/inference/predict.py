@@ -13,7 +13,7 @@ import torch
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 
-from instancezoo.data.mappers import read_image
+from instancezoo.data.images import read_image
 from instancezoo.errors import first_line
 from instancezoo.progress import track
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-# Bytes that unpacked masks of one band of rows may take.
-DEFAULT_BUDGET = 64 * 2**20
+from instancezoo.layers.budget import DEFAULT_BUDGET
+
 _GATHER_BITS = sum(1 << (56 - 7 * bit) for bit in range(8))
 
 

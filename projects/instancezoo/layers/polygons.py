@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from instancezoo.layers.extension import find_compiled, register_fake
-from instancezoo.layers.rle import encode_boundaries, find_boundaries
+from instancezoo.layers.rle import cancel_pairs, encode_ends, find_ends
 
 # Corners farther out than this are moved here: whole numbers up to it are exact in fp32.
 _FARTHEST = 2.0**24
@@ -47,8 +47,8 @@ def encode_polygons(vertices: Tensor, height: int, width: int) -> list[dict[str,
     corners = _truncate(vertices)
     compiled = find_compiled("find_polygon_runs", corners.device)
     positions, lengths = (compiled or _find_polygon_runs)(corners, height, width)
-    owners = torch.repeat_interleave(lengths)
-    return encode_boundaries(positions.numpy(), owners.numpy(), len(corners), height, width)
+    ends = torch.repeat_interleave(lengths) * (height * width + 1) + positions
+    return encode_ends(ends, len(corners), height, width)
 
 
 def _truncate(vertices: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ def _find_polygon_runs(corners: Tensor, height: int, width: int) -> tuple[Tensor
         shifted, first.tolist(), sizes.tolist(), strict=True
     ):
         window = _fill_polygons(polygon[None], rows, columns)
-        positions.append(find_boundaries(window, torch.tensor([[y, x]]), height)[0])
-    lengths = torch.tensor([len(part) for part in positions])
-    return torch.from_numpy(np.concatenate(positions)), lengths
+        ends = find_ends(window, torch.tensor([[y, x]]), height, width)
+        positions.append(cancel_pairs(ends))
+    return torch.cat(positions), torch.tensor([len(part) for part in positions])
 
 
 @register_fake("fill_polygons")

@@ -47,28 +47,52 @@ def encode_windows(
     Returns:
         N dicts `{"size": [H, W], "counts": str}`.
     """
-    positions, owners = find_boundaries(windows, corners, height)
-    return encode_boundaries(positions, owners, len(windows), height, width)
+    return encode_ends(find_ends(windows, corners, height, width), len(windows), height, width)
 
 
-def encode_boundaries(
-    positions: np.ndarray, owners: np.ndarray, num_masks: int, height: int, width: int
-) -> list[dict[str, Any]]:
-    """Encode masks of which only the ends of runs are known.
+def encode_ends(ends: Tensor, num_masks: int, height: int, width: int) -> list[dict[str, Any]]:
+    """Encode masks of which only the ends of foreground runs are known.
 
     Args:
-        positions: (E,) int64, where foreground begins and ends in turn, as column-major pixel
-            numbers; ascending for each mask.
-        owners: (E,) int64, ascending, the mask of each.
+        ends: (E,) long, ascending: index of the mask * (H * W + 1) + column-major number of the
+            pixel where a run begins or of the first pixel after it. Equal pairs cancel.
         num_masks: N.
         height, width: size of the image in pixels.
 
     Returns:
         N dicts `{"size": [H, W], "counts": str}`.
     """
-    counts, lengths = _count_runs(positions, owners, num_masks, height * width)
+    num_pixels = height * width
+    owners, positions = np.divmod(cancel_pairs(ends).cpu().numpy(), num_pixels + 1)
+    inside = positions < num_pixels  # a run up to the last pixel has no background after it
+    owners, positions = owners[inside], positions[inside]
+    # All masks in one row of pixels: the last run of each ends where the next mask begins.
+    stops = np.concatenate(
+        [owners * num_pixels + positions, np.arange(1, num_masks + 1) * num_pixels]
+    )
+    counts = np.diff(np.sort(stops, kind="stable"), prepend=0)
+    lengths = np.bincount(owners, minlength=num_masks) + 1
     size = [int(height), int(width)]
     return [{"size": list(size), "counts": text} for text in pack_counts(counts, lengths)]
+
+
+def find_ends(windows: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    """Ends of the foreground runs of each column, see `encode_ends`; arguments of `encode_windows`.
+
+    Returns:
+        (E,) long. A run that fills a column to its foot and goes on in the next has a pair of ends
+        there.
+    """
+    columns = F.pad(windows.transpose(1, 2).to(torch.uint8), (1, 1))  # (N, w, h + 2)
+    owner, x, y = (columns[..., 1:] != columns[..., :-1]).nonzero(as_tuple=True)  # (E,) each
+    position = (corners[owner, 1] + x) * height + corners[owner, 0] + y
+    return owner * (height * width + 1) + position
+
+
+def cancel_pairs(ends: Tensor) -> Tensor:
+    """Remove values of an ascending (E,) tensor that occur twice: a run goes on there."""
+    values, counts = ends.unique_consecutive(return_counts=True)
+    return values[counts == 1]
 
 
 def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[str]:
@@ -105,41 +129,3 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[str]:
     per_run = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
     ends = per_run[starts + lengths]
     return [text[a:b] for a, b in zip(per_run[starts].tolist(), ends.tolist(), strict=True)]
-
-
-def find_boundaries(windows: Tensor, corners: Tensor, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where foreground runs begin and end, as column-major pixel numbers, and whose they are.
-
-    Args:
-        windows, corners: as in `encode_windows`.
-        height: of the image in pixels.
-
-    Returns:
-        Positions (E,) and owners (E,), int64, as in `encode_boundaries`.
-    """
-    columns = F.pad(windows.transpose(1, 2).to(torch.uint8), (1, 1))  # (N, w, h + 2)
-    owner, x, y = (columns[..., 1:] != columns[..., :-1]).nonzero(as_tuple=True)  # (E,) each
-    position = (corners[owner, 1] + x) * height + corners[owner, 0] + y
-    positions, owners = position.cpu().numpy(), owner.cpu().numpy()
-    # A run that fills a column to its foot goes on at the head of the next: no boundary there.
-    joined = (positions[1:] == positions[:-1]) & (owners[1:] == owners[:-1])
-    keep = np.ones(len(positions), dtype=bool)
-    keep[1:][joined] = False
-    keep[:-1][joined] = False
-    return positions[keep], owners[keep]
-
-
-def _count_runs(
-    positions: np.ndarray, owners: np.ndarray, num_masks: int, num_pixels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run lengths (T,) of all masks in turn, and the number of runs of each mask (N,)."""
-    inside = positions < num_pixels  # a run up to the last pixel has no background after it
-    positions, owners = positions[inside], owners[inside]
-    runs = np.bincount(owners, minlength=num_masks) + 1  # (N,)
-    ends = np.full(int(runs.sum()), num_pixels, dtype=np.int64)
-    last_of_mask = np.zeros(len(ends), dtype=bool)
-    last_of_mask[np.cumsum(runs) - 1] = True
-    ends[~last_of_mask] = positions
-    begins = np.concatenate([[0], ends[:-1]])
-    begins[1:][last_of_mask[:-1]] = 0
-    return ends - begins, runs

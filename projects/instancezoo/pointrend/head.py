@@ -16,8 +16,6 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instancezoo.errors import check_choice
-
 POINT_HEAD_REGISTRY: Any = Registry("POINT_HEAD")
 POINT_HEAD_REGISTRY.__doc__ = """
 Registry of point heads, built by `obj(cfg, ShapeSpec(channels=C), **overrides)`; they take what
@@ -32,7 +30,7 @@ class CoarseMaskHead(nn.Module):
 
     Args:
         in_channels: channels of the region's features.
-        conv_dim: channels of the convolutions; more than that are first reduced by a 1x1.
+        conv_dim: channels of the convolutions; a 1x1 convolution reduces more input channels first.
         pooler_side: side of the region's features, halved by a 2x2 convolution.
         fc_dim, num_fc: width and number of the fully connected layers.
         num_classes: K.
@@ -87,9 +85,8 @@ class StandardPointHead(nn.Module):
         num_outputs: K, or 1 for a mask that does not depend on the class.
         fc_dim, num_fc: width and number of the hidden layers.
         coarse_each_layer: the coarse logits join every layer's input, not only the first one's.
-        start_from_coarse: untrained, it gives back the coarse logits (nearly), so that only what
-            is to be changed has to be learnt. It takes K outputs, and does nothing without
-            `coarse_each_layer`.
+        start_from_coarse: the untrained head nearly returns the coarse logits, so that it learns
+            corrections only. Needs K outputs; has no effect without `coarse_each_layer`.
     """
 
     @configurable
@@ -156,9 +153,7 @@ class StandardPointHead(nn.Module):
 
 def build_point_head(cfg: CfgNode, input_shape: ShapeSpec, **overrides: Any) -> nn.Module:
     """Build the head that `cfg.MODEL.POINT_HEAD.NAME` names; `overrides` go to its constructor."""
-    name = cfg.MODEL.POINT_HEAD.NAME
-    check_choice("MODEL.POINT_HEAD.NAME", name, [known for known, _ in POINT_HEAD_REGISTRY])
-    return POINT_HEAD_REGISTRY.get(name)(cfg, input_shape, **overrides)
+    return POINT_HEAD_REGISTRY.get(cfg.MODEL.POINT_HEAD.NAME)(cfg, input_shape, **overrides)
 
 
 def _make_conv(in_channels: int, out_channels: int, **options: int) -> Conv2d:

@@ -18,10 +18,4 @@ METHOD = Method(
     stages={nms_per_class: "box NMS"},
 )
 
-__all__ = [
-    "METHOD",
-    "PolarMask",
-    "PolarMaskMapper",
-    "add_polarmask_config",
-    "translate_polarmask_keys",
-]
+__all__ = ["METHOD", "PolarMask", "PolarMaskMapper"]

@@ -5,15 +5,17 @@ Legend: N masks, H W image size.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from pycocotools.mask import toBbox
 from torch import Tensor
 
 from instancezoo.errors import check_choice
 from instancezoo.layers.mass_centers import count_pixels
 
 from .box import BoxMasks
+from .form import MaskForm
 from .image import ImageMasks, remove_padding
 from .polygon import VertexMasks
 
@@ -33,18 +35,6 @@ MASK_OUTPUTS = ("bitmask", "rle")
 Rows = TypeVar("Rows")
 
 
-class MaskForm(Protocol):
-    """What every compact form can become."""
-
-    def __len__(self) -> int: ...
-
-    def bitmasks(self, height: int, width: int) -> Tensor:
-        """Full-size masks, bool (N, H, W)."""
-
-    def rle(self, height: int, width: int) -> list[dict[str, Any]]:
-        """COCO RLE of the same masks, `{"size": [H, W], "counts": str}` each."""
-
-
 def masks_for_output(
     masks: MaskForm, height: int, width: int, mask_output: str
 ) -> Tensor | list[dict[str, Any]]:
@@ -57,9 +47,8 @@ def select_rows(values: Rows, rows: Tensor) -> Rows:
     """Some rows of a field of `Instances`, which may be a list, as `pred_masks` of RLE is.
 
     Args:
-        values: a list of N, or what a tensor indexes by its first dimension: a tensor, boxes,
-            masks.
-        rows: (n,) long, indices.
+        values: a list, or what a tensor of indices selects rows of: a tensor, boxes, masks.
+        rows: (R,) long, indices.
     """
     field: Any = values
     chosen = [field[i] for i in rows.tolist()] if isinstance(field, list) else field[rows]
@@ -76,9 +65,6 @@ def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
         (N, 4) fp32 XYXY in pixels, right and lower edge exclusive; zeros for an empty mask.
     """
     if isinstance(masks, list):
-        # Only this branch needs it: training works on tensors alone.
-        from pycocotools.mask import toBbox
-
         boxes = torch.as_tensor(toBbox(masks) if masks else [], dtype=torch.float32).view(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         return boxes
@@ -88,7 +74,7 @@ def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
 
 
 def _find_extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First occupied position and the one after the last of each row; (N, n) bool."""
+    """First occupied position and the one after the last of each row of (N, H) or (N, W) bool."""
     positions = torch.arange(1, occupied.shape[1] + 1, device=occupied.device)
     last = (occupied * positions).amax(dim=1) if occupied.numel() else positions.new_zeros(0)
     first_is_large = positions.flip(0)  # so that the largest value marks the first position

@@ -1,37 +1,35 @@
 """Masks whose scores lie on a grid over the whole padded input.
 
-Legend: N masks, h w grid size, H W image size, T tiles of pixels, B tile side.
+Legend: N masks, h w grid size, H W image size, T tiles, A pixels of a tile's side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.contour_tiles import TileAxis, compute_tiles, find_sides, split_axis
 from instancezoo.layers.resize_chain import Crop, Resize, Step, resize_at_points, weigh_samples
-from instancezoo.layers.rle import encode_boundaries
+from instancezoo.layers.rle import encode_ends
 
-from .box import DEFAULT_BUDGET
-from .indexing import keep_dimension
+from .form import MaskForm
 
-# Of one chunk of tiles: pixels in fp64 and what is found out about them.
+# Of a pixel in a chunk of tiles: its value in fp64 and the comparisons made with it.
 _BYTES_PER_PIXEL = 16
 # Pixels computed at once; more leave a processor's cache.
 _PIXELS_PER_CHUNK = 2**18
-# How many rounding errors of fp32 a pixel may gather in each step: five in torch's resize, four in
-# the weights of ours, and some to spare.
+# Rounding errors of fp32 that a pixel may gather in each step: five in torch's resize, four in the
+# weights of ours, and a reserve.
 _ERRORS_PER_STEP = 12
 
 
 def remove_padding(padded_size: tuple[int, int], image_size: tuple[int, int]) -> list[Step]:
-    """Steps of codes that enlarge scores to the padded input and cut the padding off.
+    """Steps that enlarge scores to the padded input and cut the padding off.
 
     Args:
         padded_size: height and width of the padded network input in pixels.
@@ -40,65 +38,37 @@ def remove_padding(padded_size: tuple[int, int], image_size: tuple[int, int]) ->
     return [Resize(*padded_size), Crop(*image_size)]
 
 
-class ImageMasks:
-    """Mask scores on a grid over the network input (SOLO and its kin, YOLACT, CondInst).
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageMasks(MaskForm):
+    """Mask scores on a grid over the network input (SOLO, YOLACT, CondInst).
 
-    A mask is what the official code makes of it: scores go through the steps, then to the original
-    size, and the threshold comes last. Only pixels near contours are computed; pixels that rounding
+    Masks equal those of the official code: scores go through the steps, then to the original size,
+    and the threshold comes last. Only pixels near contours are computed; pixels that rounding
     could put on the other side are computed by the official steps themselves. (Where a score meets
     the threshold to the last bit, torch's own result depends on its threads and on how many masks
     it resizes together; here it is that of one mask alone.)
 
     Args:
-        scores: (N, h, w), whatever the official code resizes: probabilities, or logits.
+        scores: (N, h, w), what the official code resizes: probabilities, or logits.
         steps: resizes and crops between the grid and the resize to the original size, which is
             always the last step.
         threshold: of the scores.
-        inclusive: whether a score that equals the threshold belongs to the mask.
+        inclusive: if True, a score that equals the threshold belongs to the mask.
         budget: bytes of working memory, beside what is returned.
     """
 
-    def __init__(
-        self,
-        scores: Tensor,
-        steps: Sequence[Step] = (),
-        threshold: float = 0.5,
-        *,
-        inclusive: bool = False,
-        budget: int = DEFAULT_BUDGET,
-    ) -> None:
-        if scores.ndim != 3:
-            raise ValueError(f"scores must be (N, h, w), got {tuple(scores.shape)}")
-        self.scores = scores
-        self.steps = tuple(steps)
-        self.threshold = threshold
-        self.inclusive = inclusive
-        self.budget = budget
+    scores: Tensor
+    steps: Sequence[Step] = ()
+    threshold: float = 0.5
+    _: KW_ONLY
+    inclusive: bool = False
+    budget: int = DEFAULT_BUDGET
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __getitem__(self, item: int | slice | Tensor) -> ImageMasks:
-        return self._with(self.scores[keep_dimension(item, len(self))])
-
-    def to(self, *args: Any, **kwargs: Any) -> ImageMasks:
-        """Move or cast the scores, as `Tensor.to`."""
-        return self._with(self.scores.to(*args, **kwargs))
-
-    @staticmethod
-    def cat(parts: Sequence[ImageMasks]) -> ImageMasks:
-        """Join masks of one image."""
-        return parts[0]._with(torch.cat([part.scores for part in parts]))
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 3:
+            raise ValueError(f"scores must be (N, h, w), got {tuple(self.scores.shape)}")
 
     def bitmasks(self, height: int, width: int) -> Tensor:
-        """Full-size masks.
-
-        Args:
-            height, width: size of the original image in pixels.
-
-        Returns:
-            (N, H, W) bool.
-        """
         masks = self.scores.new_zeros((len(self), height, width), dtype=torch.bool)
         if len(self) == 0:
             return masks
@@ -109,38 +79,20 @@ class ImageMasks:
         return masks
 
     def rle(self, height: int, width: int) -> list[dict[str, Any]]:
-        """COCO RLE of the same masks; full-size masks are never built.
-
-        Args:
-            height, width: size of the original image in pixels.
-
-        Returns:
-            N dicts `{"size": [H, W], "counts": str}`.
-        """
         if len(self) == 0:
             return []
         tiling = self._tile(height, width)
-        parts = [_find_known_edges(tiling, height, width)]
+        ends = [_find_known_ends(tiling, height, width)]
         for tiles, inside in self._compute_unknown(tiling, 0, len(self)):
-            # A tile has the row before its own first one, so that no boundary is missed.
+            # A tile has the row before its own first one, so that no end of a run is missed.
             tile, y, x = (inside[:, 1:] != inside[:, :-1]).nonzero(as_tuple=True)
             owner, down, across = tiles[tile].unbind(1)
             position = (across * tiling.columns.size + x) * height + down * tiling.rows.size + y
-            parts.append(owner * (height * width + 1) + position)
-        ends = torch.cat(parts).sort().values
-        # A run that fills a column to its foot goes on at the head of the next: no end there.
-        same = ends[1:] == ends[:-1]
-        ends = ends[~(F.pad(same, (0, 1)) | F.pad(same, (1, 0)))]
-        owners, positions = np.divmod(ends.cpu().numpy(), height * width + 1)
-        return encode_boundaries(positions, owners, len(self), height, width)
-
-    def _with(self, scores: Tensor) -> ImageMasks:
-        return ImageMasks(
-            scores, self.steps, self.threshold, inclusive=self.inclusive, budget=self.budget
-        )
+            ends.append(owner * (height * width + 1) + position)
+        return encode_ends(torch.cat(ends).sort().values, len(self), height, width)
 
     def _tile(self, height: int, width: int) -> _Tiling:
-        """Cut the image into tiles and find those that need no computing."""
+        """Cut the image into tiles and find those whose pixels need not be computed."""
         scores = self.scores.detach().float()
         steps = (*self.steps, Resize(height, width))
         grid = scores.shape[1], scores.shape[2]
@@ -157,7 +109,7 @@ class ImageMasks:
         """Compute the tiles of some masks that lie on neither side.
 
         Yields:
-            (T, 3) long, mask, tile row and column; (T, B + 1, B) bool, the first row is the one
+            (T, 3) long, mask, tile row and column; (T, A + 1, A) bool, the first row is the one
             before the tile.
         """
         rows, columns = tiling.rows, tiling.columns
@@ -181,7 +133,7 @@ class ImageMasks:
             yield tiles, inside
 
     def _fill(self, masks: Tensor, tiling: _Tiling, start: int) -> None:
-        """Write some masks, of which `start` is the first, into (n, H, W) bool."""
+        """Write the masks from number `start` on into `masks`, a part of (N, H, W) bool."""
         down, across = tiling.rows.size, tiling.columns.size
         stop = start + len(masks)
         known = tiling.sides[start:stop] > 0
@@ -212,8 +164,8 @@ class _Tiling:
     sides: Tensor
 
 
-def _find_known_edges(tiling: _Tiling, height: int, width: int) -> Tensor:
-    """Run ends at the image's upper and lower edge in tiles that were not computed."""
+def _find_known_ends(tiling: _Tiling, height: int, width: int) -> Tensor:
+    """Ends of runs at the image's upper and lower edge in tiles that were not computed."""
     ends = []
     x = torch.arange(width, device=tiling.sides.device)
     for row, y in ((0, 0), (-1, height)):

@@ -5,7 +5,7 @@ Legend: N masks, V vertices, H W image size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from instancezoo.layers.polygons import encode_polygons, fill_polygons
 
-from .indexing import keep_dimension
+from .form import MaskForm
 
 
-class VertexMasks:
+@dataclass(frozen=True, eq=False, repr=False)
+class VertexMasks(MaskForm):
     """One polygon per mask; its inside and its outline belong to the mask.
 
     Vertices are truncated toward zero to whole pixels, lines between them are drawn and the
@@ -26,56 +27,26 @@ class VertexMasks:
         vertices: (N, V, 2) x and y in pixels of the image whose size is given later.
     """
 
-    def __init__(self, vertices: Tensor) -> None:
-        if vertices.ndim != 3 or vertices.shape[2] != 2:
-            raise ValueError(f"vertices must be (N, V, 2), got {tuple(vertices.shape)}")
-        self.vertices = vertices
+    vertices: Tensor
 
-    def __len__(self) -> int:
-        return len(self.vertices)
-
-    def __getitem__(self, item: int | slice | Tensor) -> VertexMasks:
-        return VertexMasks(self.vertices[keep_dimension(item, len(self))])
-
-    def to(self, *args: Any, **kwargs: Any) -> VertexMasks:
-        """Move or cast the vertices, as `Tensor.to`."""
-        return VertexMasks(self.vertices.to(*args, **kwargs))
-
-    @staticmethod
-    def cat(parts: Sequence[VertexMasks]) -> VertexMasks:
-        """Join forms with the same number of vertices."""
-        return VertexMasks(torch.cat([part.vertices for part in parts]))
+    def __post_init__(self) -> None:
+        if self.vertices.ndim != 3 or self.vertices.shape[2] != 2:
+            raise ValueError(f"vertices must be (N, V, 2), got {tuple(self.vertices.shape)}")
 
     def bitmasks(self, height: int, width: int) -> Tensor:
-        """Full-size masks.
-
-        Args:
-            height, width: size of the image that the vertices refer to, in pixels.
-
-        Returns:
-            (N, H, W) bool.
-        """
         return fill_polygons(self.vertices, height, width)
 
     def rle(self, height: int, width: int) -> list[dict[str, Any]]:
-        """COCO RLE of the same masks, from the edges straight to runs.
-
-        Args:
-            height, width: size of the image that the vertices refer to, in pixels.
-
-        Returns:
-            N dicts `{"size": [H, W], "counts": str}`.
-        """
         return encode_polygons(self.vertices, height, width)
 
     def polygons(self, height: int, width: int) -> list[list[list[float]]]:
-        """COCO polygons, one outline per mask, cut off at the image's border.
+        """COCO polygons, one outline per mask, clipped to the image.
 
-        Vertices stay where they are: the pixel that one is truncated to has its centre, in COCO's
-        frame, half a pixel beyond the truncated vertex, which is where the vertex is on average.
+        Vertices are not shifted: a vertex is truncated to a pixel whose centre, in COCO's frame,
+        is half a pixel farther, which is where the vertex is on average.
 
         Args:
-            height, width: size of the image that the vertices refer to, in pixels.
+            height, width: size in pixels of the image that the masks refer to.
 
         Returns:
             N lists with one list `[x0, y0, x1, y1, ...]` each, in hundredths of a pixel.
