@@ -9,7 +9,6 @@ from instancezoo.fcos.targets import (
     assign_targets,
     compute_centerness,
     find_centers,
-    list_points,
 )
 from instancezoo.modeling.point_assignment import PointSpec
 
@@ -30,12 +29,6 @@ def _make_image(boxes, classes, masks=None):
 
 def _assign(*images, spec=SPEC):
     return assign_targets(images, MAP_SIZES, spec, NUM_CLASSES)
-
-
-def test_points_of_all_levels_follow_each_other():
-    points, strides = list_points(MAP_SIZES, SPEC.strides, torch.device("cpu"))
-    assert points.shape == (NUM_POINTS, 2) and strides.tolist() == [8] * 96 + [16] * 24
-    assert points[:2].tolist() == [[4, 4], [12, 4]] and points[96].tolist() == [8, 8]
 
 
 def test_one_box():

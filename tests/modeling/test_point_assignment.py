@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from instancezoo.modeling.levels import locate_points
-from instancezoo.modeling.point_assignment import PointSpec, assign_points
+from instancezoo.modeling.levels import find_best, index_levels, locate_points
+from instancezoo.modeling.objects import Objects
+from instancezoo.modeling.point_assignment import (
+    PointSpec,
+    assign_points,
+    boxes_from_distances,
+    match_points,
+    measure_distances,
+)
 
 STRIDES = [8, 16, 32]
 LIMITS = [32, 64]
@@ -52,6 +59,41 @@ def test_points_are_half_a_stride_into_their_cells():
     finest = [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
     assert points.tolist() == [*finest, [2, 2], [7, 2]]  # rounded down
     assert points.dtype == torch.float32
+    assert index_levels([(2, 3), (1, 2), (0, 3), (1, 1)]).tolist() == [0] * 6 + [1] * 2 + [3]
+
+
+def test_positive_points_know_their_image_place_and_stride():
+    # The last box is too large for the finest level.
+    boxes = torch.tensor([[0.0, 0, 24, 24], [0, 0, 24, 24], [30, 30, 100, 100]])
+    image, classes = torch.tensor([0, 2, 2]), torch.tensor([4, 5, 6])
+    objects = Objects(boxes, classes, image, [], num_images=3)
+    centers, areas = (boxes[:, :2] + boxes[:, 2:]) / 2, torch.ones(3)
+    found = match_points(objects, centers, areas, PointSpec(STRIDES, LIMITS), SIZES, 9)
+    assert found.classes.shape == (3, NUM_POINTS) and (found.classes[1] == 9).all()
+    assert torch.equal(found.classes[found.image, found.point], classes[found.instance])
+    assert len(found.point) == (found.classes < 9).sum()
+    assert torch.equal(found.image, image[found.instance])
+    assert torch.equal(found.locations, locate_points(SIZES, STRIDES)[found.point])
+    assert set(zip(found.instance.tolist(), found.strides.tolist(), strict=True)) == {
+        (0, 8), (1, 8), (2, 16)
+    }  # fmt: skip
+    distances = measure_distances(found.locations, boxes[found.instance])
+    assert (distances > 0).all()
+    assert torch.equal(boxes_from_distances(found.locations, distances), boxes[found.instance])
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+def test_the_best_of_each_group_and_the_first_of_equals(limit):
+    generator = torch.Generator().manual_seed(limit)
+    scores = torch.randint(0, 5, (60,), generator=generator) / 4
+    groups = torch.randint(0, 6, (60,), generator=generator) * 2
+    expected = [False] * 60
+    for group in range(12):
+        rows = [row for row in range(60) if groups[row] == group]
+        for row in sorted(rows, key=lambda row: -scores[row].item())[:limit]:
+            expected[row] = True
+    assert find_best(scores, groups, limit).tolist() == expected
+    assert find_best(scores[:0], groups[:0], limit).shape == (0,)
 
 
 @pytest.mark.parametrize("radius", [1.5, 1.0, 0.3, 2.25, 40.0, None])

@@ -1,11 +1,12 @@
 """Pyramid levels of dense heads: which object belongs where, and maps of several levels as one.
 
-Legend: N images, C channels, H W map size, L levels, P points of all levels, M instances.
+Legend: N images, C channels, H W map size, L levels, P points of all levels, M instances,
+R rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -53,6 +54,36 @@ def locate_points(
     return torch.cat(levels).float()
 
 
+def find_levels(
+    key: str, names: Sequence[str], available: Iterable[str], source: str = "the backbone's maps"
+) -> list[int]:
+    """Index of each named feature map among those that exist.
+
+    Args:
+        key: config key that lists `names`, for the message.
+        names: at least one.
+        available: names of the maps, finest first.
+        source: what these maps are, for the message.
+
+    Raises:
+        ConfigError: no name, or an unknown one.
+    """
+    known = list(available)
+    if not names or not set(names) <= set(known):
+        raise ConfigError(
+            f"{key} is {list(names)}; it must name some of {source}: {', '.join(known)}"
+        )
+    return [known.index(name) for name in names]
+
+
+def index_levels(
+    map_sizes: Sequence[tuple[int, int]], device: torch.device | str | None = None
+) -> Tensor:
+    """Level of each point in the order of `locate_points`: (P,) long."""
+    counts = torch.tensor([height * width for height, width in map_sizes], device=device)
+    return torch.repeat_interleave(counts)
+
+
 def check_levels(node: CfgNode, key: str, shapes: Mapping[str, ShapeSpec]) -> None:
     """Check a node's `IN_FEATURES`, `FPN_STRIDES` and `SIZES_OF_INTEREST` against a backbone.
 
@@ -65,13 +96,7 @@ def check_levels(node: CfgNode, key: str, shapes: Mapping[str, ShapeSpec]) -> No
         ConfigError: the backbone lacks a level, or has another stride there; or there is not one
             size between each two levels, the smallest first.
     """
-    if not node.IN_FEATURES:
-        raise ConfigError(f"{key}.IN_FEATURES is empty; the backbone gives {', '.join(shapes)}")
-    if missing := [name for name in node.IN_FEATURES if name not in shapes]:
-        raise ConfigError(
-            f"{key}.IN_FEATURES names {', '.join(missing)}, but the backbone gives "
-            f"{', '.join(shapes)}"
-        )
+    find_levels(f"{key}.IN_FEATURES", node.IN_FEATURES, shapes)
     strides = [shapes[name].stride for name in node.IN_FEATURES]
     if list(node.FPN_STRIDES) != strides:
         raise ConfigError(
@@ -111,3 +136,23 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 def level_offsets(num_grids: Sequence[int]) -> list[int]:
     """First cell of each of L grids of given sides in `flatten_levels`' order, and the total."""
     return list(accumulate((side * side for side in num_grids), initial=0))
+
+
+def find_best(scores: Tensor, groups: Tensor, limit: int) -> Tensor:
+    """Find the best rows of each group, such as the candidates of one image and level.
+
+    Args:
+        scores: (R,) fp32.
+        groups: (R,) long, a number for each group.
+        limit: maximum number of rows of a group; the first of equal ones are taken.
+
+    Returns:
+        (R,) bool.
+    """
+    by_score = scores.argsort(descending=True, stable=True)
+    # Stable: within its group each row keeps its place among the scores.
+    groups, by_group = groups[by_score].sort(stable=True)
+    rank = torch.arange(len(groups), device=groups.device) - torch.searchsorted(groups, groups)
+    is_best = torch.zeros_like(groups, dtype=torch.bool)
+    is_best[by_score[by_group]] = rank < limit
+    return is_best

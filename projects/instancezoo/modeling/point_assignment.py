@@ -1,6 +1,7 @@
 """Which feature points are positive for which instances (FCOS, section 3.1, centre sampling).
 
-Legend: N images, L levels, M instances of all images, P points of all levels, Q candidates.
+Legend: N images, L levels, K classes, M instances of all images, P points of all levels, R positive
+points, Q candidates.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from instancezoo.modeling.levels import locate_points
+from instancezoo.modeling.levels import index_levels, locate_points
+from instancezoo.modeling.objects import Objects
 
 # No limit for the first and the last level, in pixels.
 _LOWEST, _HIGHEST = -1.0, 1e8
@@ -38,6 +40,70 @@ class PointSpec:
     def size_ranges(self) -> list[tuple[float, float]]:
         """L pairs in pixels, lowest and highest distance, both included."""
         return list(pairwise([_LOWEST, *self.sizes_of_interest, _HIGHEST]))
+
+
+@dataclass(frozen=True)
+class PointTargets:
+    """Class of every point, and the instances that positive points predict.
+
+    Attributes:
+        classes: (N, P) long; K for background.
+        image, point, instance: (R,) long, ordered by image, then point; `instance` counts the
+            instances of all images.
+        locations: (R, 2) x and y in pixels of the network input.
+        strides: (R,) in pixels.
+    """
+
+    classes: Tensor
+    image: Tensor
+    point: Tensor
+    instance: Tensor
+    locations: Tensor
+    strides: Tensor
+
+
+def match_points(
+    objects: Objects,
+    centers: Tensor,
+    areas: Tensor,
+    spec: PointSpec,
+    map_sizes: Sequence[tuple[int, int]],
+    num_classes: int,
+) -> PointTargets:
+    """Find the positive points of a batch; see `assign_points`.
+
+    Args:
+        objects: ground truth of the batch.
+        centers, areas, spec, map_sizes: as in `assign_points`.
+        num_classes: K.
+    """
+    winners = assign_points(
+        centers,
+        objects.boxes,
+        areas,
+        objects.image,
+        spec,
+        num_images=objects.num_images,
+        map_sizes=map_sizes,
+    )  # (N, P)
+    image, point = (winners >= 0).nonzero(as_tuple=True)
+    instance = winners[image, point]
+    classes = torch.full_like(winners, num_classes)
+    classes[image, point] = objects.classes[instance]
+    locations = locate_points(map_sizes, spec.strides, winners.device)[point]
+    level = index_levels(map_sizes, winners.device)[point]
+    strides = locations.new_tensor(spec.strides)[level]
+    return PointTargets(classes, image, point, instance, locations, strides)
+
+
+def measure_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """From points (R, 2) to the left, top, right and bottom side of boxes (R, 4) XYXY: (R, 4)."""
+    return torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1)
+
+
+def boxes_from_distances(points: Tensor, distances: Tensor) -> Tensor:
+    """Undo `measure_distances`: points (R, 2), distances (R, 4) -> (R, 4) XYXY."""
+    return torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
 
 
 def assign_points(
@@ -140,7 +206,7 @@ def _is_positive(
 ) -> Tensor:
     """Which candidates are positive, (Q,) bool; all arguments have a row for each."""
     ranges = boxes.new_tensor(spec.size_ranges).view(-1, 2)[level]
-    to_sides = torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1)
+    to_sides = measure_distances(points, boxes)
     farthest = to_sides.amax(dim=1)
     is_positive = (to_sides > 0).all(dim=1)
     is_positive &= (ranges[:, 0] <= farthest) & (farthest <= ranges[:, 1])
