@@ -51,6 +51,8 @@ class PointTargets:
         image, point, instance: (R,) long, ordered by image, then point; `instance` counts the
             instances of all images.
         locations: (R, 2) x and y in pixels of the network input.
+        distances: (R, 4) to the left, top, right and bottom side of the instance's box, positive
+            pixels.
         strides: (R,) in pixels.
     """
 
@@ -59,6 +61,7 @@ class PointTargets:
     point: Tensor
     instance: Tensor
     locations: Tensor
+    distances: Tensor
     strides: Tensor
 
 
@@ -91,9 +94,10 @@ def match_points(
     classes = torch.full_like(winners, num_classes)
     classes[image, point] = objects.classes[instance]
     locations = locate_points(map_sizes, spec.strides, winners.device)[point]
+    distances = measure_distances(locations, objects.boxes[instance])
     level = index_levels(map_sizes, winners.device)[point]
     strides = locations.new_tensor(spec.strides)[level]
-    return PointTargets(classes, image, point, instance, locations, strides)
+    return PointTargets(classes, image, point, instance, locations, distances, strides)
 
 
 def measure_distances(points: Tensor, boxes: Tensor) -> Tensor:
