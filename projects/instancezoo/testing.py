@@ -52,9 +52,8 @@ def keep_nothing(cfg: CfgNode) -> CfgNode:
 
 
 def _set_score_thresholds(cfg: CfgNode, value: float) -> None:
-    for method in METHODS:
-        for key in method.score_keys:
-            cfg.merge_from_list([key, value])
+    keys = [key for method in METHODS for key in method.score_keys]
+    cfg.merge_from_list([word for key in keys for word in (key, value)])
 
 
 def build_seeded_model(cfg: CfgNode, seed: int = 0) -> nn.Module:

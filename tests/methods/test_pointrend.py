@@ -11,9 +11,9 @@ from detectron2.utils.events import EventStorage
 from instancezoo.errors import ConfigError
 from instancezoo.layers.points import make_grid_points
 from instancezoo.pointrend.config import MASK_HEAD
-from instancezoo.pointrend.mask_head import Regions
+from instancezoo.pointrend.mask_head import Regions, sample_point_labels
 from instancezoo.pointrend.settings import TrainingPoints
-from instancezoo.pointrend.targets import compute_point_loss, sample_point_labels
+from instancezoo.pointrend.targets import compute_point_loss
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
 TINY = "pointrend/pointrend_tiny"
@@ -171,7 +171,7 @@ def test_regions_are_rendered_in_parts_of_bounded_size(monkeypatch):
 def test_losses_equal_the_slow_ones(option):
     head, features = _build_head(OPTIONS[option], training=True), _make_features()
     proposals = _make_proposals()
-    candidates, fresh = head.training_points.draw(4, torch.device("cpu"))
+    candidates, fresh = head.training_points.sample(4, torch.device("cpu"))
     with EventStorage():
         losses = head.losses(features, proposals, candidates, fresh)
     names = dict(zip(OPTIONS[option][::2], OPTIONS[option][1::2], strict=True))
@@ -199,19 +199,19 @@ def test_losses_equal_the_slow_ones(option):
     torch.testing.assert_close(losses["loss_mask_point"], torch.stack(point_losses).mean())
 
 
-def test_training_draws_twice_and_feeds_both_to_the_losses(monkeypatch):
+def test_training_samples_twice_and_feeds_both_to_the_losses(monkeypatch):
     head, features = _build_head(training=True), _make_features()
-    drawn = []
+    sampled = []
 
-    def draw(*shape, real=torch.rand, **options):
-        drawn.append(real(*shape, **options))
-        return drawn[-1]
+    def sample(*shape, real=torch.rand, **options):
+        sampled.append(real(*shape, **options))
+        return sampled[-1]
 
-    monkeypatch.setattr(torch, "rand", draw)
+    monkeypatch.setattr(torch, "rand", sample)
     with EventStorage():
         losses = head(features, _make_proposals())
-        assert [tuple(points.shape) for points in drawn] == [(4, 63, 2), (4, 6, 2)]
-        again = head.losses(features, _make_proposals(), *drawn)
+        assert [tuple(points.shape) for points in sampled] == [(4, 63, 2), (4, 6, 2)]
+        again = head.losses(features, _make_proposals(), *sampled)
     assert losses == again
 
 

@@ -9,7 +9,8 @@ from instancezoo.errors import ConfigError
 from instancezoo.layers.dynamic_conv import dynamic_conv
 from instancezoo.layers.points import PointSampler, sample_masks
 from instancezoo.modeling.masks import BoxMasks, ImageMasks, remove_padding
-from instancezoo.pointrend.solov2 import apply_kernels, read_labels
+from instancezoo.pointrend.solov2 import apply_kernels
+from instancezoo.pointrend.targets import sample_labels
 from instancezoo.solov2 import SOLOv2
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
@@ -63,13 +64,13 @@ def test_labels_are_read_from_the_own_object_of_the_own_image():
     # rows come in any order, and several may be of one object
     instance = torch.tensor([2, 0, 1, 0])
     points = torch.tensor([[2.5, 0.5], [2.5, 1.5], [2.5, 2.5], [3.0, 1.5]]).expand(4, -1, -1)
-    labels = read_labels([objects.gt_masks.tensor for objects in truth], instance, points)
+    labels = sample_labels([objects.gt_masks.tensor for objects in truth], instance, points)
     assert labels.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0.5], [1, 0, 0, 0]]
 
 
 def _compute_point_loss(model, batch, images, outputs):
     truth = [record["instances"] for record in batch]
-    return model.point_loss(outputs, *model.assign(outputs, images, truth))
+    return model.point_loss(outputs, model.assign(outputs, images, truth))
 
 
 @pytest.mark.parametrize("boxes", [BOXES, []], ids=["objects", "none"])
@@ -94,9 +95,9 @@ def test_no_more_rows_than_asked_for_are_trained_on():
     model.max_rows = 3
     seen, predict = [], model.head.predict_points
 
-    def record(features, coarse):
+    def record(fine, mask_feature, coarse):
         seen.append(coarse.shape)
-        return predict(features, coarse)
+        return predict(fine, mask_feature, coarse)
 
     model.head.predict_points = record
     batch = [make_input(96, 128, BOXES)]
@@ -112,7 +113,8 @@ def test_an_untrained_point_head_gives_back_the_coarse_logits(each_layer):
     generator = torch.Generator().manual_seed(0)
     coarse = 20 * torch.rand(3, 50, generator=generator) - 10
     features = torch.randn(3, 50, head.point_head.fc1.in_channels - 1, generator=generator)
-    difference = (head.predict_points(features, coarse) - coarse).abs().max()
+    logits = head.predict_points(features[..., :9], features[..., 9:], coarse)
+    difference = (logits - coarse).abs().max()
     assert (difference < 0.1) == each_layer
 
 

@@ -44,29 +44,34 @@ def lattice(step, side, canvas=128):
     return place([box(x, y, side) for y in places for x in places])
 
 
+def one_level(side):
+    return GridSpec([side], [[0, 2048]])
+
+
 def test_last_object_of_an_image_keeps_a_shared_cell():
     # the first two share a cell, the third is alone, the fourth is in another image
     boxes = [box(24, 24, 10), box(25, 25, 10), box(100, 100, 10), box(24, 24, 10)]
-    claimed, kept = count_cells(place(boxes, [0, 0, 0, 1]), 4, 0.2)
-    assert claimed.tolist() == [1, 1, 1, 1]
-    assert kept.tolist() == [0, 1, 1, 1]
+    claimed, kept = count_cells(place(boxes, [0, 0, 0, 1]), one_level(4))
+    assert claimed[:, 0].tolist() == [1, 1, 1, 1]
+    assert kept[:, 0].tolist() == [0, 1, 1, 1]
 
 
 def test_object_that_loses_some_cells():
     # 0.2 * 100 pixels around the centre span 3 x 3 cells of 8; the small one takes the middle
-    claimed, kept = count_cells(place([box(60, 60, 100), box(61, 61, 4)]), 16, 0.2)
-    assert claimed.tolist() == [9, 1]
-    assert kept.tolist() == [8, 1]
+    claimed, kept = count_cells(place([box(60, 60, 100), box(61, 61, 4)]), one_level(16))
+    assert claimed[:, 0].tolist() == [9, 1]
+    assert kept[:, 0].tolist() == [8, 1]
 
 
 def test_no_object_claims_nothing():
-    claimed, kept = count_cells(place([]), 16, 0.2)
-    assert claimed.shape == kept.shape == (0,)
+    claimed, kept = count_cells(place([]), one_level(16))
+    assert claimed.shape == kept.shape == (0, 1)
 
 
-@pytest.mark.parametrize("side", [3, 7, 12, 16])
-def test_cells_are_those_of_the_targets(side):
-    rng = np.random.default_rng(side)
+@pytest.mark.parametrize("sides", [(3,), (7,), (12, 5), (16, 9, 4)])
+def test_cells_are_those_of_the_targets(sides):
+    rng = np.random.default_rng(sides[0])
+    ranges = [[1, 2048], [20, 40], [30, 2048]][: len(sides)]
     low = rng.integers(0, 90, (24, 2))
     boxes = np.concatenate([low, np.minimum(low + rng.integers(1, 60, (24, 2)), [160, 128])], 1)
     image = np.sort(rng.integers(0, 2, 24))
@@ -77,12 +82,13 @@ def test_cells_are_those_of_the_targets(side):
     objects = GridObjects(
         torch.from_numpy(boxes), torch.arange(24), torch.from_numpy(image), masks, 2, (128, 160)
     )
-    claimed, kept = count_cells(place(boxes, image, (160, 128)), side, 0.2)
+    claimed, kept = count_cells(place(boxes, image, (160, 128)), GridSpec(sides, ranges))
     for counts, last_only in ((claimed, False), (kept, True)):
-        grid = GridSpec([side], [[1, 2048]], 0.2, one_object_per_cell=last_only)
+        grid = GridSpec(sides, ranges, one_object_per_cell=last_only)
         targets = assign_cells(objects, grid, num_classes=24)
-        expected = Counter(targets.instance.tolist())
-        assert counts.tolist() == [expected[i] for i in range(24)]
+        expected = Counter(zip(targets.instance.tolist(), targets.level.tolist(), strict=True))
+        levels = range(len(sides))
+        assert counts.tolist() == [[expected[i, level] for level in levels] for i in range(24)]
 
 
 def test_measured_shares():
@@ -142,7 +148,7 @@ def test_smallest_side_that_separates():
     side = propose_num_grid(objects, 64, 0.2)
     assert side == 12
     for other, is_enough in ((8, False), (12, True)):
-        kept = count_cells(objects, other, 0.2)[1]
+        kept = count_cells(objects, one_level(other))[1]
         assert ((kept == 0).mean() <= MAX_LOST_SHARE) == is_enough
 
 

@@ -57,7 +57,7 @@ def _list_rows(targets):
 
 def _assign_by_loops(image, grid):
     """Rows (level, cell, object) and the class map, as spec section 3.2 reads."""
-    rows, classes = [], []
+    rows, classes, first = [], [], 0
     for level, (side, (low, high)) in enumerate(
         zip(grid.num_grids, grid.scale_ranges, strict=True)
     ):
@@ -84,8 +84,9 @@ def _assign_by_loops(image, grid):
             for row in spans[0]:
                 for column in spans[1]:
                     category[row, column] = int(image.gt_classes[index])
-                    rows.append((level, row * side + column, index))
+                    rows.append((level, first + row * side + column, index))
         classes.append(category.ravel())
+        first += side * side
     return rows, np.concatenate(classes)
 
 
@@ -102,7 +103,7 @@ def test_assignment_equals_the_loops(seed):
 def test_a_small_centered_object_takes_one_cell():
     # Its centre region (18.7, 11.3) - (21.3, 13.7) is in row 2, column 2 of the 12 x 12 grid.
     targets = _assign([_make_image([[14, 7, 27, 19]], [3])])
-    assert _list_rows(targets) == [(0, 0, 2 * 12 + 2, 0), (0, 1, 1 * 8 + 1, 0)]
+    assert _list_rows(targets) == [(0, 0, 2 * 12 + 2, 0), (0, 1, 144 + 1 * 8 + 1, 0)]
     assert targets.classes[0, 26] == 3 and targets.classes[0, 144 + 9] == 3
 
 

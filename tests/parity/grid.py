@@ -135,7 +135,7 @@ class GridParity(ParityBase):
     def _rows_of_level(self, level: int) -> tuple[Tensor, Tensor]:
         """Cells (R,) and masks (R, H, W) of a level, in the fixture's order."""
         rows = (self.targets.level == level).nonzero().squeeze(1)
-        cells = self.targets.cell[rows]
+        cells = self.targets.cell[rows] - level_offsets(self.node.NUM_GRIDS)[level]
         if self.model.grid.one_object_per_cell:
             cells, order = cells.sort()
             rows = rows[order]

@@ -12,8 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from instancezoo.layers.points import make_grid_points, place_points, subdivide
-from instancezoo.pointrend.mask_head import Regions
-from instancezoo.pointrend.targets import sample_point_labels
+from instancezoo.pointrend.mask_head import Regions, sample_point_labels
 
 from .base import ParityBase
 from .fixtures import Fixture
@@ -154,11 +153,11 @@ class PointRendParity(ParityBase):
         regions, coarse = self.training_regions, self.training_coarse
         rows = torch.arange(len(regions))
         self._check_map(name, coarse[rows, regions.classes])
-        points = self.head.choose_points(coarse, regions.classes, *self.draws)
+        points = self.head.choose_points(coarse, regions.classes, *self.uniform_points)
         self._check_map("train_points", points, share=0.99)
         counts = self.head.training_points
-        assert counts.num_candidates == self.draws[0].shape[1]
-        assert counts.num_fresh == self.draws[1].shape[1]
+        assert counts.num_candidates == self.uniform_points[0].shape[1]
+        assert counts.num_fresh == self.uniform_points[1].shape[1]
         targets = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, 7) for x in self.training]
         np.testing.assert_array_equal(torch.cat(targets), self.arrays["train_mask_target_7"])
 
@@ -178,7 +177,7 @@ class PointRendParity(ParityBase):
 
     def check_losses(self) -> None:
         with EventStorage():
-            losses = self.head.losses(self.features, self.training, *self.draws)
+            losses = self.head.losses(self.features, self.training, *self.uniform_points)
         for name in ("loss_mask", "loss_mask_point"):
             self._check_relative(f"loss.{name}", losses[name])
 
@@ -226,7 +225,7 @@ class PointRendParity(ParityBase):
         return place_points(points, self.training_regions.boxes)
 
     @property
-    def draws(self) -> tuple[Tensor, Tensor]:
+    def uniform_points(self) -> tuple[Tensor, Tensor]:
         names = ("train_point_candidates", "train_point_rest")
         candidates, fresh = (torch.from_numpy(self.arrays[name]) for name in names)
         return candidates, fresh

@@ -17,7 +17,7 @@ import torch
 # A stage, or a function of the call's arguments that returns it.
 Name = str | Callable[..., str]
 # Object, name of its method, stage.
-Method = tuple[Any, str, Name]
+TimedMethod = tuple[Any, str, Name]
 
 
 class StageClock:
@@ -68,12 +68,12 @@ class StageClock:
 
 
 @contextmanager
-def time_methods(clock: StageClock, methods: Iterable[Method]) -> Iterator[None]:
+def time_methods(clock: StageClock, methods: Iterable[TimedMethod]) -> Iterator[None]:
     """Time methods of single objects; "forward" times the calls of a module."""
     with ExitStack() as changes:
         for holder, attribute, name in methods:
             setattr(holder, attribute, clock.wrap(getattr(holder, attribute), name))
-            changes.callback(vars(holder).pop, attribute, None)  # uncovers the class's method
+            changes.callback(holder.__dict__.pop, attribute, None)  # uncovers the class's method
         yield
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from instancezoo.methods import METHODS
 from instancezoo.modeling.masks import masks_for_output
 
-from .clock import Method, Name, StageClock, time_functions, time_methods
+from .clock import Name, StageClock, TimedMethod, time_functions, time_methods
 
 OTHER = "other"
 
@@ -37,7 +37,7 @@ SHARED_STAGES: dict[str | Callable[..., Any], Name] = {
 
 @contextmanager
 def time_stages(
-    clock: StageClock, model: nn.Module, methods: Sequence[Method] = ()
+    clock: StageClock, model: nn.Module, methods: Sequence[TimedMethod] = ()
 ) -> Iterator[None]:
     """Time the stages of every call of a model.
 
@@ -56,7 +56,7 @@ def time_stages(
         yield
 
 
-def _list_modules(model: nn.Module) -> Iterator[Method]:
+def _list_modules(model: nn.Module) -> Iterator[TimedMethod]:
     """Stages of a model's parts and of their parts; "rest" is a part's own work.
 
     A backbone with a pyramid has two stages: the bottom-up network, and the pyramid as the rest.
@@ -73,7 +73,7 @@ def _list_modules(model: nn.Module) -> Iterator[Method]:
                 yield called, "forward", f"{name}.{part}"
 
 
-def _list_methods(model: nn.Module, paths: dict[str, Name]) -> Iterator[Method]:
+def _list_methods(model: nn.Module, paths: dict[str, Name]) -> Iterator[TimedMethod]:
     for path, stage in paths.items():
         *holders, method = path.split(".")
         holder: Any = model

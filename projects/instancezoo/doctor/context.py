@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.data.coco_dataset import AnnotationReport
-from instancezoo.modeling.input_size import read_fixed_heights, read_fixed_size
+from instancezoo.modeling.input_size import read_pair
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,9 @@ class Context:
         return self._find_train_size(max)
 
     def _find_train_size(self, choose: Callable[[list[int]], int]) -> InputSize:
-        node, fixed = self.cfg.INPUT, read_fixed_size(self.cfg)
-        heights = read_fixed_heights(self.cfg)
+        node = self.cfg.INPUT
+        fixed = read_pair(self.cfg, "FIXED_SIZE")
+        heights = read_pair(self.cfg, "FIXED_HEIGHTS_TRAIN")
         if fixed is not None and heights is not None:
             fixed = choose([heights[0], sum(heights) // 2, heights[1]]), fixed[1]
         return InputSize(choose(sorted(node.MIN_SIZE_TRAIN)), int(node.MAX_SIZE_TRAIN), fixed)

@@ -93,8 +93,7 @@ def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
             except (ZooError, KeyError, OSError) as problem:
                 failures.append(_fail("data set", problem, remedy))
     if not cfg.DATASETS.TRAIN:
-        problem = ZooError("DATASETS.TRAIN has 0 data sets")
-        failures.append(_fail("data set", problem, remedy))
+        failures.append(_fail("data set", ZooError("DATASETS.TRAIN has 0 data sets"), remedy))
     return facts, failures
 
 

@@ -6,7 +6,7 @@ R rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -54,6 +54,28 @@ def locate_points(
     return torch.cat(levels).float()
 
 
+def find_levels(
+    key: str, names: Sequence[str], available: Iterable[str], source: str = "the backbone's maps"
+) -> list[int]:
+    """Index of each named feature map among those that exist.
+
+    Args:
+        key: config key that lists `names`, for the message.
+        names: at least one.
+        available: names of the maps, finest first.
+        source: what these maps are, for the message.
+
+    Raises:
+        ConfigError: no name, or an unknown one.
+    """
+    known = list(available)
+    if not names or not set(names) <= set(known):
+        raise ConfigError(
+            f"{key} is {list(names)}; it must name some of {source}: {', '.join(known)}"
+        )
+    return [known.index(name) for name in names]
+
+
 def index_levels(
     map_sizes: Sequence[tuple[int, int]], device: torch.device | str | None = None
 ) -> Tensor:
@@ -74,13 +96,7 @@ def check_levels(node: CfgNode, key: str, shapes: Mapping[str, ShapeSpec]) -> No
         ConfigError: the backbone lacks a level, or has another stride there; or there is not one
             size between each two levels, the smallest first.
     """
-    if not node.IN_FEATURES:
-        raise ConfigError(f"{key}.IN_FEATURES is empty; the backbone gives {', '.join(shapes)}")
-    if missing := [name for name in node.IN_FEATURES if name not in shapes]:
-        raise ConfigError(
-            f"{key}.IN_FEATURES names {', '.join(missing)}, but the backbone gives "
-            f"{', '.join(shapes)}"
-        )
+    find_levels(f"{key}.IN_FEATURES", node.IN_FEATURES, shapes)
     strides = [shapes[name].stride for name in node.IN_FEATURES]
     if list(node.FPN_STRIDES) != strides:
         raise ConfigError(
@@ -118,14 +134,7 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 
 
 def level_offsets(num_grids: Sequence[int]) -> list[int]:
-    """Index of the first cell of each of L grids in the order of `flatten_levels`, and the total.
-
-    Args:
-        num_grids: L grid sides.
-
-    Returns:
-        L + 1 numbers.
-    """
+    """First cell of each of L grids of given sides in `flatten_levels`' order, and the total."""
     return list(accumulate((side * side for side in num_grids), initial=0))
 
 

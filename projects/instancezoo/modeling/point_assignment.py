@@ -162,8 +162,7 @@ def _pick_smallest(areas: Tensor, instance: Tensor, position: Tensor, length: in
     """(length,) the instance of least area that claims each position, -1 where none does."""
     # Ranks are integers and all different: the minimum is exact in any order of computation.
     by_area = areas.sort(stable=True).indices
-    rank = torch.empty_like(by_area)
-    rank[by_area] = torch.arange(len(areas), device=areas.device)
+    rank = by_area.argsort()
     best = rank.new_full((length,), len(areas))
     best = best.scatter_reduce(0, position, rank[instance], "amin")
     return torch.cat([by_area, by_area.new_full((1,), -1)])[best]

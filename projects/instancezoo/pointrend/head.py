@@ -30,7 +30,7 @@ class CoarseMaskHead(nn.Module):
 
     Args:
         in_channels: channels of the region's features.
-        conv_dim: channels of the convolutions; more than that are first reduced by a 1x1.
+        conv_dim: channels of the convolutions; a 1x1 convolution reduces more input channels first.
         pooler_side: side of the region's features, halved by a 2x2 convolution.
         fc_dim, num_fc: width and number of the fully connected layers.
         num_classes: K.
@@ -85,9 +85,8 @@ class StandardPointHead(nn.Module):
         num_outputs: K, or 1 for a mask that does not depend on the class.
         fc_dim, num_fc: width and number of the hidden layers.
         coarse_each_layer: the coarse logits join every layer's input, not only the first one's.
-        start_from_coarse: untrained, it gives back the coarse logits (nearly), so that only what
-            is to be changed has to be learnt. It takes K outputs, and does nothing without
-            `coarse_each_layer`.
+        start_from_coarse: the untrained head nearly returns the coarse logits, so that it learns
+            corrections only. Needs K outputs; has no effect without `coarse_each_layer`.
     """
 
     @configurable

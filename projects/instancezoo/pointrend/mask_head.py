@@ -5,6 +5,7 @@ Legend: N images, R regions of all images, P points, K classes, S grid side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +18,21 @@ from detectron2.structures import Instances, PolygonMasks
 from torch import Tensor, nn
 
 from instancezoo.errors import ConfigError
+from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.points import (
     PointSampler,
     choose_points,
     make_grid_points,
     measure_uncertainty,
     place_points,
+    sample_masks,
 )
 from instancezoo.modeling.objects import index_images
 
 from .config import check_pointrend_config
 from .head import CoarseMaskHead, build_point_head
 from .settings import SubdivisionSettings, TrainingPoints
-from .targets import compute_point_loss, sample_point_labels
+from .targets import compute_point_loss, sample_labels
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class Regions:
         """Join the proposals and their ground truth, or in inference the detections, of images."""
         names = ("proposal_boxes", "gt_classes") if training else ("pred_boxes", "pred_classes")
         boxes = torch.cat([x.get(names[0]).tensor for x in instances])
-        owners = index_images([len(x) for x in instances], boxes.device)
-        return cls(boxes, owners, torch.cat([x.get(names[1]) for x in instances]).long())
+        classes = torch.cat([x.get(names[1]) for x in instances]).long()
+        return cls(boxes, index_images([len(x) for x in instances], boxes.device), classes)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -74,7 +77,7 @@ class PointRendMaskHeadBatched(nn.Module):
         coarse_features, point_features: names of the maps that each of the two reads.
         strides: stride of each named map in pixels.
         pooler_side: side of the grid of features that the coarse head takes.
-        training_points: how points are drawn.
+        training_points: numbers of points.
         subdivision: how masks are refined.
         vis_period: as in Detectron2's mask heads.
     """
@@ -108,7 +111,6 @@ class PointRendMaskHeadBatched(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         check_pointrend_config(cfg, input_shape)
         node = cfg.MODEL.ROI_MASK_HEAD
-        point_features = list(cfg.MODEL.POINT_HEAD.IN_FEATURES) if node.POINT_HEAD_ON else []
         coarse_head = CoarseMaskHead(
             in_channels=sum(input_shape[name].channels for name in node.IN_FEATURES),
             conv_dim=node.CONV_DIM,
@@ -118,8 +120,9 @@ class PointRendMaskHeadBatched(nn.Module):
             num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             side=node.OUTPUT_SIDE_RESOLUTION,
         )
-        point_head = None
+        point_head, point_features = None, []
         if node.POINT_HEAD_ON:
+            point_features = list(cfg.MODEL.POINT_HEAD.IN_FEATURES)
             channels = sum(input_shape[name].channels for name in point_features)
             point_head = build_point_head(cfg, ShapeSpec(channels=channels))
         return {
@@ -150,7 +153,7 @@ class PointRendMaskHeadBatched(nn.Module):
             return self.inference(features, instances)
         count = sum(len(regions) for regions in instances)
         device = next(iter(features.values())).device
-        return self.losses(features, instances, *self.training_points.draw(count, device))
+        return self.losses(features, instances, *self.training_points.sample(count, device))
 
     def losses(
         self,
@@ -164,22 +167,17 @@ class PointRendMaskHeadBatched(nn.Module):
         Args:
             features: maps by name.
             instances: foreground proposals with their ground truth; any of the N may be empty.
-            candidates, fresh: points from `TrainingPoints.draw`.
-
-        Raises:
-            ConfigError: the masks are polygons.
+            candidates, fresh: points from `TrainingPoints.sample`.
         """
-        names = ["loss_mask"] + ["loss_mask_point"] * (self.point_head is not None)
-        if not sum(len(regions) for regions in instances):
-            # Every parameter takes part in every step, as distributed training expects.
-            zero = 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
-            return {name: zero for name in names}
+        if not any(len(regions) for regions in instances):
+            zero = zero_of_parameters(self)
+            names = ["loss_mask"] + ["loss_mask_point"] * (self.point_head is not None)
+            return dict.fromkeys(names, zero)
         regions = Regions.collect(instances, training=True)
         coarse_sampler, point_sampler = self.make_samplers(features)
         coarse = self.predict_coarse(coarse_sampler, regions)
         losses = {"loss_mask": mask_rcnn_loss(coarse, instances, self.vis_period)}
         if self.point_head is not None:
-            _refuse_polygons(instances)
             points = self.choose_points(coarse.detach(), regions.classes, candidates, fresh)
             labels = sample_point_labels(instances, place_points(points, regions.boxes))
             logits = self.predict_points(point_sampler, regions, coarse, points)
@@ -187,14 +185,20 @@ class PointRendMaskHeadBatched(nn.Module):
         return losses
 
     def inference(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
-        """Add `pred_masks` to detections."""
+        """Add `pred_masks` to detections (section 3.2)."""
         regions = Regions.collect(instances, training=False)
         coarse_sampler, point_sampler = self.make_samplers(features)
         coarse = self.predict_coarse(coarse_sampler, regions)
         if self.point_head is None:
             mask_rcnn_inference(coarse, instances)
             return instances
-        logits = self.render(point_sampler, regions, coarse)
+
+        def evaluate(rows: Tensor, points: Tensor) -> Tensor:
+            return self.predict_points(point_sampler, regions[rows], coarse[rows], points)
+
+        # All classes' coarse logits feed the point head, but only the predicted class is refined:
+        # enlarging and choosing cells touch each class by itself.
+        logits = self.subdivision.render(evaluate, len(regions), coarse.device)
         counts = [len(detections) for detections in instances]
         for detections, probs in zip(instances, logits.sigmoid().split(counts), strict=True):
             detections.pred_masks = probs[:, None]
@@ -212,9 +216,8 @@ class PointRendMaskHeadBatched(nn.Module):
     ) -> Tensor:
         """Points to train on, (R, P, 2) in the boxes' frame, by the coarse logits of the class."""
         rows = torch.arange(len(classes), device=classes.device)
-        own = coarse[rows, classes][:, None]
-        # The logits are interpolated, and then measured: not the other way round.
-        logits = PointSampler([own], [1 / own.shape[-1]])(rows, candidates)[:, :, 0]
+        # Interpolated logits are measured; interpolated uncertainties would be wrong.
+        logits = sample_masks(coarse[rows, classes], rows, candidates * coarse.shape[-1])
         count = self.training_points.num_uncertain
         return choose_points(candidates, measure_uncertainty(logits), fresh, count)
 
@@ -226,18 +229,6 @@ class PointRendMaskHeadBatched(nn.Module):
         fine = sampler(regions.owners, place_points(points, regions.boxes))
         at_points = PointSampler([coarse], [1 / coarse.shape[-1]])(rows, points)
         return self.point_head(fine, at_points, regions.classes)  # type: ignore[misc]
-
-    def render(self, sampler: PointSampler, regions: Regions, coarse: Tensor) -> Tensor:
-        """Refined logits (R, S, S) of each region's own class (section 3.2).
-
-        All classes' coarse logits feed the point head; of its output one class is enough, as
-        enlarging and choosing cells touch each class by itself.
-        """
-
-        def evaluate(rows: Tensor, points: Tensor) -> Tensor:
-            return self.predict_points(sampler, regions[rows], coarse[rows], points)
-
-        return self.subdivision.render(evaluate, len(regions), coarse.device)
 
     def make_samplers(self, features: dict[str, Tensor]) -> tuple[PointSampler, PointSampler]:
         """Of the coarse head and of the point head; one and the same if both read the same maps."""
@@ -252,10 +243,24 @@ class PointRendMaskHeadBatched(nn.Module):
         return PointSampler(maps, [self.strides[name] for name in names])
 
 
-def _refuse_polygons(instances: list[Instances]) -> None:
-    # an image without objects has no masks
-    if any(isinstance(x.gt_masks, PolygonMasks) for x in instances if len(x)):
+def sample_point_labels(instances: Sequence[Instances], image_points: Tensor) -> Tensor:
+    """Soft labels of regions at points: how much of the region's object lies around each.
+
+    Args:
+        instances: N Instances, R in all; those with any have `gt_masks` (BitMasks), one for each.
+        image_points: (R, P, 2), in pixels of the image that the region belongs to.
+
+    Returns:
+        (R, P) fp32 in [0, 1].
+
+    Raises:
+        ConfigError: the masks are polygons.
+    """
+    masks = [regions.gt_masks for regions in instances if len(regions)]
+    if any(isinstance(form, PolygonMasks) for form in masks):
         raise ConfigError(
-            "PointRend reads the ground truth at points, for which masks must be bitmaps, but they "
-            "came as polygons: set INPUT.MASK_FORMAT to 'bitmask'"
+            "PointRend samples the ground truth at points, but its masks are polygons: set "
+            "INPUT.MASK_FORMAT to 'bitmask'"
         )
+    rows = torch.arange(len(image_points), device=image_points.device)
+    return sample_labels([form.tensor for form in masks], rows, image_points)

@@ -1,4 +1,4 @@
-"""Numbers of training and inference that all uses of the point head share.
+"""Settings of training and inference that all uses of the point head share.
 
 Legend: R regions, P points, S grid side.
 """
@@ -13,27 +13,22 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instancezoo.layers.points import (
-    EvaluatePoints,
-    make_grid_points,
-    plan_subdivision,
-    subdivide,
-)
+from instancezoo.layers.points import make_grid_points, plan_subdivision, subdivide
 
 # (n,) long, which regions; (n, P, 2) points in their frames -> (n, P) logits
 EvaluateRegions = Callable[[Tensor, Tensor], Tensor]
-# Enough to keep a GPU busy, and some 200 MB at 784 points each.
+# Enough to keep a GPU busy; about 200 MB at 784 points each.
 _REGIONS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class TrainingPoints:
-    """How many points are drawn in each region (section 3.1).
+    """Numbers of points in each region (section 3.1).
 
     Attributes:
-        num_candidates: kN, of which the most uncertain are kept.
-        num_uncertain: beta * N, so many are kept.
-        num_fresh: (1 - beta) * N, drawn anew for coverage.
+        num_candidates: kN random points.
+        num_uncertain: beta * N, the most uncertain candidates, which are trained on.
+        num_fresh: (1 - beta) * N further random points, for coverage.
     """
 
     num_candidates: int
@@ -42,14 +37,14 @@ class TrainingPoints:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TrainingPoints:
-        """Read `MODEL.POINT_HEAD`; see `check_points` for its limits."""
+        """Read `MODEL.POINT_HEAD`."""
         node = cfg.MODEL.POINT_HEAD
         count = node.TRAIN_NUM_POINTS
         num_uncertain = int(node.IMPORTANCE_SAMPLE_RATIO * count)
         return cls(int(node.OVERSAMPLE_RATIO * count), num_uncertain, count - num_uncertain)
 
-    def draw(self, num_regions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Draw uniform points, (R, candidates, 2) and (R, fresh, 2), in [0, 1)."""
+    def sample(self, num_regions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Sample uniform points, (R, candidates, 2) and (R, fresh, 2), in [0, 1)."""
         candidates = torch.rand(num_regions, self.num_candidates, 2, device=device)
         return candidates, torch.rand(num_regions, self.num_fresh, 2, device=device)
 
@@ -60,8 +55,8 @@ class SubdivisionSettings:
 
     Attributes:
         first_side: side of the grid whose cells are all evaluated.
-        num_steps: doublings from there on.
-        num_points: cells that are evaluated anew at each.
+        num_steps: number of doublings after it.
+        num_points: cells that are evaluated anew after each.
     """
 
     first_side: int
@@ -70,7 +65,7 @@ class SubdivisionSettings:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SubdivisionSettings:
-        """Read `MODEL.POINT_HEAD` and the side of the coarse mask; see `check_points`."""
+        """Read `MODEL.POINT_HEAD` and the side of the coarse mask."""
         node, side = cfg.MODEL.POINT_HEAD, cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
         num_points = node.SUBDIVISION_NUM_POINTS
         return cls(*plan_subdivision(side, node.SUBDIVISION_STEPS, num_points), num_points)
@@ -86,14 +81,12 @@ class SubdivisionSettings:
         Returns:
             (R, S, S) logits. Without regions S is the first side, as in the official code.
         """
-        logits = [torch.zeros((0, self.first_side, self.first_side), device=device)]
-        if num_regions:
-            parts = torch.arange(num_regions, device=device).split(_REGIONS_AT_ONCE)
-            logits = [self._render_some(partial(evaluate, rows), rows) for rows in parts]
-        return torch.cat(logits)
-
-    def _render_some(self, evaluate: EvaluatePoints, rows: Tensor) -> Tensor:
         side = self.first_side
-        grid = make_grid_points(side, rows.device).expand(len(rows), -1, -1)
-        logits = evaluate(grid).unflatten(1, (side, side))
-        return subdivide(logits, self.num_steps, self.num_points, evaluate)
+        if not num_regions:
+            return torch.zeros((0, side, side), device=device)
+        grid, parts = make_grid_points(side, device), []
+        for rows in torch.arange(num_regions, device=device).split(_REGIONS_AT_ONCE):
+            evaluate_rows = partial(evaluate, rows)
+            logits = evaluate_rows(grid.expand(len(rows), -1, -1)).unflatten(1, (side, side))
+            parts.append(subdivide(logits, self.num_steps, self.num_points, evaluate_rows))
+        return torch.cat(parts)

@@ -1,15 +1,16 @@
 """SOLOv2 whose masks are refined at points: PointRend for a model without regions.
 
 A detection's mask gives the box in which it is refined, and its logit at a point is the coarse
-prediction there. The point head also sees the pyramid's finest map and the unified mask feature.
+prediction there. The point head also reads the pyramid's finest map and the unified mask feature.
 
 Legend: N images, R rows (object and cell) in training and detections in inference, P points,
-C channels of the fine maps, D of the mask feature, h w its size, S grid side.
+C channels of the fine maps, D channels of the mask feature, H W its size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.points import (
     PointSampler,
@@ -30,18 +30,17 @@ from instancezoo.layers.points import (
 )
 from instancezoo.modeling.masks import BoxMasks, boxes_from_masks
 from instancezoo.modeling.objects import index_images
-from instancezoo.solo.config import find_levels
 from instancezoo.solo.solo import GridTargets
-from instancezoo.solo.targets import CellTargets, GridObjects
 from instancezoo.solov2.head import SOLOv2Head, build_head_parts
 from instancezoo.solov2.masks import KernelMasks
 from instancezoo.solov2.solov2 import SOLOv2, read_solov2_arguments
 
+from .config import check_solov2_pointrend_config
 from .head import build_point_head
 from .settings import SubdivisionSettings, TrainingPoints
-from .targets import compute_point_loss
+from .targets import compute_point_loss, sample_labels
 
-# Logits of probabilities nearer to 0 or 1 are not told apart in fp32; the point head sees none.
+# Limit of the point head's coarse logits; beyond it fp32 probabilities are too coarse near 1.
 _LARGEST_LOGIT = 12.0
 
 
@@ -75,30 +74,11 @@ class RefinedSOLOv2Head(SOLOv2Head):
         fine = [pyramid[index] for index in self.point_levels]
         return RefinedOutputs(outputs.cls_logits, outputs.masks, fine)
 
-    def predict_points(self, features: Tensor, coarse: Tensor) -> Tensor:
-        """Logits (R, P) of features (R, P, C + D) and coarse logits (R, P)."""
+    def predict_points(self, fine: Tensor, mask_feature: Tensor, coarse: Tensor) -> Tensor:
+        """Logits (R, P) of features (R, P, C), (R, P, D) and coarse logits (R, P)."""
         coarse = coarse.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)[..., None]
-        classes = torch.zeros(len(features), dtype=torch.long, device=features.device)
-        return self.point_head(features, coarse, classes)
-
-
-class FinePoints:
-    """What the point head calls fine: features at points of a batch's images.
-
-    Args:
-        outputs: of the head.
-        strides: of the fine maps, and last of the mask feature.
-    """
-
-    def __init__(self, outputs: RefinedOutputs, strides: Sequence[int]) -> None:
-        *fine_strides, mask_stride = strides
-        self.fine = PointSampler(outputs.fine, fine_strides)
-        self.mask_feature = PointSampler([outputs.masks.mask_feature], [mask_stride])
-
-    def __call__(self, owners: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) images and (R, P, 2) pixels -> (R, P, C + D) features, and (R, P, D) of these."""
-        mask_feature = self.mask_feature(owners, points)
-        return torch.cat([self.fine(owners, points), mask_feature], dim=2), mask_feature
+        classes = torch.zeros(len(fine), dtype=torch.long, device=fine.device)
+        return self.point_head(torch.cat([fine, mask_feature], dim=2), coarse, classes)
 
 
 @META_ARCH_REGISTRY.register()
@@ -107,10 +87,10 @@ class SOLOv2PointRend(SOLOv2):
 
     Args:
         point_strides: strides of the maps that the point head reads; the mask feature's is last.
-        training_points: how points are sampled.
+        training_points: numbers of points.
         subdivision: how masks are refined.
-        max_rows: largest number of (object, cell) pairs of a batch that train the point head,
-            sampled anew in every step.
+        max_rows: maximum number of (object, cell) pairs of a batch that train the point head; a
+            random choice in every step.
         kwargs: those of `SOLOv2`.
     """
 
@@ -135,6 +115,7 @@ class SOLOv2PointRend(SOLOv2):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         arguments = read_solov2_arguments(cfg)
+        check_solov2_pointrend_config(cfg)
         shapes = arguments["backbone"].output_shape()
         names = [*cfg.MODEL.POINT_HEAD.IN_FEATURES, cfg.MODEL.SOLOV2.MASK_IN_FEATURES[0]]
         return {
@@ -147,115 +128,90 @@ class SOLOv2PointRend(SOLOv2):
 
     def losses(self, outputs: Any, targets: GridTargets) -> dict[str, Tensor]:
         """The losses of SOLOv2, and `loss_mask_point`."""
-        return {
-            **super().losses(outputs, targets),
-            "loss_mask_point": self.point_loss(outputs, targets.objects, targets.cells),
-        }
+        losses = super().losses(outputs, targets)
+        return {**losses, "loss_mask_point": self.point_loss(outputs, targets)}
 
-    def point_loss(
-        self, outputs: RefinedOutputs, objects: GridObjects, targets: CellTargets
-    ) -> Tensor:
+    def point_loss(self, outputs: RefinedOutputs, targets: GridTargets) -> Tensor:
         """Cross-entropy at points that cover the objects, most where their masks are uncertain."""
-        rows = torch.randperm(len(targets.image), device=targets.image.device)[: self.max_rows]
+        objects, cells = targets
+        rows = torch.randperm(len(cells.image), device=cells.image.device)[: self.max_rows]
         if not len(rows):
             return zero_of_parameters(self.head.point_head)
-        owners, instance = targets.image[rows], targets.instance[rows]
-        kernels = outputs.masks.select_kernels(targets, rows)  # (R, D)
+        owners, instance = cells.image[rows], cells.instance[rows]
+        kernels = outputs.masks.kernels[owners, cells.cell[rows]]  # (R, D)
         boxes = self.add_margin(objects.boxes[instance])
 
-        fine = FinePoints(outputs, self.point_strides)
-        candidates, fresh = self.training_points.draw(len(rows), rows.device)
+        fine, mask_feature = self.make_samplers(outputs)
+        candidates, fresh = self.training_points.sample(len(rows), rows.device)
         with torch.no_grad():
-            found = fine.mask_feature(owners, place_points(candidates, boxes))
-            uncertainty = measure_uncertainty(apply_kernels(found, kernels))
+            features = mask_feature(owners, place_points(candidates, boxes))
+            uncertainty = measure_uncertainty(apply_kernels(features, kernels))
         count = self.training_points.num_uncertain
         points = place_points(choose_points(candidates, uncertainty, fresh, count), boxes)
-        features, mask_feature = fine(owners, points)
-        logits = self.head.predict_points(features, apply_kernels(mask_feature, kernels))
-        return compute_point_loss(logits, read_labels(objects.masks, instance, points))
+        features = mask_feature(owners, points)
+        coarse = apply_kernels(features, kernels)
+        logits = self.head.predict_points(fine(owners, points), features, coarse)
+        return compute_point_loss(logits, sample_labels(objects.masks, instance, points))
 
     def decode(self, outputs: Any, images: ImageList) -> list[Instances]:
         """Detections of SOLOv2, with masks on a grid over a box around each."""
         results = super().decode(outputs, images)
-        masks = torch.cat([found.pred_masks.scores for found in results])  # (R, h, w)
+        masks = torch.cat([found.pred_masks.scores for found in results])  # (R, H, W)
         counts = [len(found) for found in results]
         owners = index_images(counts, masks.device)
-        stride = self.point_strides[-1]
-        boxes = boxes_from_masks(masks > self.decode_settings.mask_thresh).to(masks.device) * stride
-        boxes = self.add_margin(boxes)
-        fine, coarse_logits = FinePoints(outputs, self.point_strides), masks.logit(eps=1e-6)
+        stride, thresh = self.point_strides[-1], self.decode_settings.mask_thresh
+        boxes = self.add_margin(boxes_from_masks(masks > thresh).to(masks.device) * stride)
+        fine, mask_feature = self.make_samplers(outputs)
+        coarse_logits = masks.logit(eps=1e-6)
 
         def evaluate(rows: Tensor, points: Tensor) -> Tensor:
-            points = place_points(points, boxes[rows])
-            features, _ = fine(owners[rows], points)
+            points, image = place_points(points, boxes[rows]), owners[rows]
             # Interpolating the map of logits is the same as applying the kernel at the point.
             coarse = sample_masks(coarse_logits, rows, points / stride)
-            return self.head.predict_points(features, coarse)
+            return self.head.predict_points(
+                fine(image, points), mask_feature(image, points), coarse
+            )
 
         probs = self.subdivision.render(evaluate, len(masks), masks.device).sigmoid()
-        for found, scores, place in zip(
-            results, probs.split(counts), boxes.split(counts), strict=True
-        ):
-            found.pred_masks = BoxMasks(scores, place, self.decode_settings.mask_thresh)
+        rendered = zip(results, probs.split(counts), boxes.split(counts), strict=True)
+        for found, scores, place in rendered:
+            found.pred_masks = BoxMasks(scores, place, thresh)
         return results
 
     def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
-        """See `DenseMethod.postprocess`."""
+        """See `DenseMethod.postprocess`; boxes of the masks are scaled to the original image."""
         masks, (input_height, input_width) = candidates.pred_masks, candidates.image_size
         scale = masks.boxes.new_tensor([width / input_width, height / input_height] * 2)
-        fields = {
-            **candidates.get_fields(),
-            "pred_masks": BoxMasks(masks.scores, masks.boxes * scale, masks.threshold),
-        }
-        return super().postprocess(Instances(candidates.image_size, **fields), height, width)
+        scaled = Instances(candidates.image_size, **candidates.get_fields())
+        scaled.pred_masks = replace(masks, boxes=masks.boxes * scale)
+        return super().postprocess(scaled, height, width)
+
+    def make_samplers(self, outputs: RefinedOutputs) -> tuple[PointSampler, PointSampler]:
+        """Samplers of the fine maps and of the mask feature, at points in pixels."""
+        *strides, mask_stride = self.point_strides
+        mask_feature = PointSampler([outputs.masks.mask_feature], [mask_stride])
+        return PointSampler(outputs.fine, strides), mask_feature
 
     def add_margin(self, boxes: Tensor) -> Tensor:
-        """Boxes (R, 4) with one cell of the mask map more on each side: a mask may grow."""
+        """Enlarge boxes (R, 4) by one cell of the mask map on each side: a mask may grow."""
         margin = self.point_strides[-1]
         return boxes.float() + boxes.new_tensor([-margin, -margin, margin, margin])
 
 
 def build_refined_head(cfg: CfgNode) -> RefinedSOLOv2Head:
-    """SOLOv2's head with the point head of `cfg.MODEL.POINT_HEAD`. Raises `ConfigError`."""
-    node, names = cfg.MODEL.SOLOV2, list(cfg.MODEL.POINT_HEAD.IN_FEATURES)
-    levels = list(node.INSTANCE_IN_FEATURES)
-    if not names:
-        raise ConfigError(f"MODEL.POINT_HEAD.IN_FEATURES is empty; name some of {levels}")
-    point_levels = find_levels(names, levels, "MODEL.POINT_HEAD.IN_FEATURES")
-    channels = len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS
-    point_head = build_point_head(
-        cfg,
-        ShapeSpec(channels=channels),
-        coarse_channels=1,
-        num_outputs=1,
-        start_from_coarse=True,
+    """SOLOv2's head with the point head of `cfg.MODEL.POINT_HEAD`."""
+    node, names = cfg.MODEL.SOLOV2, cfg.MODEL.POINT_HEAD.IN_FEATURES
+    shape = ShapeSpec(channels=len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS)
+    return RefinedSOLOv2Head(
+        point_head=build_point_head(
+            cfg, shape, coarse_channels=1, num_outputs=1, start_from_coarse=True
+        ),
+        point_levels=[list(node.INSTANCE_IN_FEATURES).index(name) for name in names],
+        **build_head_parts(cfg),
     )
-    parts = build_head_parts(node, cfg.MODEL.FPN.OUT_CHANNELS)
-    return RefinedSOLOv2Head(point_head=point_head, point_levels=point_levels, **parts)
 
 
 def apply_kernels(features: Tensor, kernels: Tensor) -> Tensor:
     """SOLOv2's dynamic convolution at points: (R, P, D) and (R, D) -> (R, P) fp32 logits."""
     with torch.autocast(features.device.type, enabled=False):
         return (features.float() @ kernels.float()[:, :, None])[:, :, 0]
-
-
-def read_labels(masks: Sequence[Tensor], instance: Tensor, points: Tensor) -> Tensor:
-    """Soft labels at points.
-
-    Args:
-        masks: of N images, (M, H, W) bool each.
-        instance: (R,) long, the object of each row, counted over all images.
-        points: (R, P, 2), in pixels.
-
-    Returns:
-        (R, P) fp32 in [0, 1].
-    """
-    labels = points.new_zeros(points.shape[:2])
-    start = 0
-    for own in masks:
-        is_here = (instance >= start) & (instance < start + len(own))
-        rows = is_here.nonzero().squeeze(1)
-        labels[rows] = sample_masks(own, instance[rows] - start, points[rows])
-        start += len(own)
-    return labels

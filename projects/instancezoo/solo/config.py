@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers
+from instancezoo.modeling.levels import find_levels
 from instancezoo.modeling.towers import NORMS, PRIOR_LIMITS, check_group_norm
 
 from .targets import RESIZE_RULES
@@ -29,6 +30,7 @@ _LIMITS = {
     "NMS_PRE": (1, inf),
     "MAX_PER_IMG": (1, inf),
 }
+_ONE_PER_LEVEL = ("INSTANCE_IN_FEATURES", "NUM_GRIDS", "FPN_SCALE_RANGES")
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -53,7 +55,7 @@ def add_grid_keys(node: CfgNode) -> None:
     # Smallest and largest object of each level, in pixels of the network input (square root of the
     # box area). Ranges may overlap: the object is then trained on both levels.
     node.FPN_SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
-    # epsilon: part of the box around the mass centre whose cells are positive, in [0, 1].
+    # epsilon: share of the box around the mass centre whose cells are positive, in [0, 1].
     node.SIGMA = 0.2
     # Number of classes; follows the data set.
     node.NUM_CLASSES = 80
@@ -70,23 +72,23 @@ def add_grid_keys(node: CfgNode) -> None:
     # "opencv": resize the unpadded mask with OpenCV's uint8 arithmetic (AdelaiDet).
     node.TARGET_RESIZE = "padded"
 
-    # Minimum class probability of a candidate (cell, class).
+    # Minimum class probability of a candidate (cell, class). Raise it for speed.
     node.SCORE_THR = 0.1
     # Probability above which a pixel belongs to the mask.
     node.MASK_THR = 0.5
     # Maximum number of candidates that enter Matrix NMS, best first.
     node.NMS_PRE = 500
-    # Decay of Matrix NMS, "gaussian" or "linear", and the Gaussian's sigma.
+    # Decay of Matrix NMS, "gaussian" or "linear"; a larger sigma of the Gaussian decays more.
     node.NMS_KERNEL = "gaussian"
     node.NMS_SIGMA = 2.0
     # Minimum score after Matrix NMS.
     node.UPDATE_THR = 0.05
     # Maximum number of detections per image.
     node.MAX_PER_IMG = 100
-    # parity: the official code keeps detections whose mask lies in the padding and ends empty.
+    # Keep detections whose mask lies in the padding and ends empty, as the official code does.
     node.KEEP_EMPTY_MASKS = False
 
-    # Focal loss of the categories, Dice loss of the masks (weight lambda).
+    # Focal loss of the categories, and lambda, the weight of the masks' Dice loss.
     node.LOSS = type(node)()
     node.LOSS.FOCAL_ALPHA = 0.25
     node.LOSS.FOCAL_GAMMA = 2.0
@@ -95,17 +97,17 @@ def add_grid_keys(node: CfgNode) -> None:
 
 
 def check_solo_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
-    """Check `cfg.MODEL.SOLO` against a backbone that gives `shapes`. Raises `ConfigError`."""
+    """Check `cfg.MODEL.SOLO`, see `check_grid_config`."""
     check_grid_config("MODEL.SOLO", cfg.MODEL.SOLO, shapes)
 
 
 def check_grid_config(key: str, node: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
-    """Refuse values in a method's node that cannot be meant or would fail only when used.
+    """Refuse values of a method's node that it cannot work with.
 
     Args:
         key: of `node`, for the message.
         node: with the keys of `add_grid_keys`.
-        shapes: what the backbone gives.
+        shapes: outputs of the backbone.
 
     Raises:
         ConfigError: with the key and what it may be.
@@ -121,27 +123,23 @@ def check_grid_config(key: str, node: CfgNode, shapes: dict[str, ShapeSpec]) -> 
             f"{key}.FPN_SCALE_RANGES is {node.FPN_SCALE_RANGES}; it must be one pair "
             "[smallest size, largest size] in pixels for each level"
         )
-    find_levels(node.INSTANCE_IN_FEATURES, list(shapes), f"{key}.INSTANCE_IN_FEATURES")
-    strides = [int(shapes[name].stride) for name in node.INSTANCE_IN_FEATURES]
+    names = node.INSTANCE_IN_FEATURES
+    find_levels(f"{key}.INSTANCE_IN_FEATURES", names, shapes)
+    strides = [shapes[name].stride for name in names]
     if strides != sorted(set(strides)):
         raise ConfigError(
-            f"{key}.INSTANCE_IN_FEATURES is {node.INSTANCE_IN_FEATURES}; it must name each map "
-            "once, the finest first"
+            f"{key}.INSTANCE_IN_FEATURES is {names}; it must name each map once, the finest first"
         )
-    counts = {
-        "INSTANCE_IN_FEATURES": len(strides),
-        "NUM_GRIDS": len(node.NUM_GRIDS),
-        "FPN_SCALE_RANGES": len(node.FPN_SCALE_RANGES),
-    }
-    if len(set(counts.values())) != 1 or len(strides) < 2:
+    counts = {name: len(node[name]) for name in _ONE_PER_LEVEL}
+    if len(set(counts.values())) != 1 or len(names) < 2:
         raise ConfigError(
-            f"these keys of {key} must name equally many levels, at least two; their lengths are "
-            f"{counts}"
+            f"these keys of {key} must have one value for each of two or more levels; their "
+            f"lengths are {counts}"
         )
 
 
 def lower_mask_threshold(cfg: CfgNode, name: str) -> None:
-    """Set the mask threshold to the scores of untrained masks, which lie around the prior.
+    """Set the mask threshold to the scores of untrained masks, which are close to the prior.
 
     Args:
         cfg: the whole config; changed in place.
@@ -151,22 +149,6 @@ def lower_mask_threshold(cfg: CfgNode, name: str) -> None:
     # A decoupled mask is the product of two.
     power = 2 if cfg.MODEL.META_ARCHITECTURE == "DecoupledSOLO" else 1
     node.MASK_THR = node.PRIOR_PROB**power
-
-
-def find_levels(names: Sequence[str], available: Sequence[str], key: str) -> list[int]:
-    """Places of feature maps among those that there are.
-
-    Args:
-        names: that a key lists.
-        available: names of the maps, finest first.
-        key: for the message.
-
-    Raises:
-        ConfigError: a name is not among them.
-    """
-    if unknown := [name for name in names if name not in available]:
-        raise ConfigError(f"{key} names {', '.join(unknown)}; there are {', '.join(available)}")
-    return [list(available).index(name) for name in names]
 
 
 def _is_range(pair: Any) -> bool:

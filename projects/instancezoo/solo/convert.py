@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from instancezoo.checkpoint.mmdetection import (
     BACKBONES,
     UNUSED,
@@ -11,14 +13,14 @@ from instancezoo.checkpoint.mmdetection import (
 )
 from instancezoo.checkpoint.rename import Layout, Row
 
-SOLO_LICENCE = "2-clause BSD for non-commercial purposes (WXinlong/SOLO)"
-MMDET_LICENCE = "Apache-2.0 (MMDetection)"
-# Backbone and neck have the same names in WXinlong/SOLO and in MMDetection.
-PYRAMID_ROWS = pyramid_rows(finest_level=2)
+LICENCES = {
+    "WXinlong/SOLO": "2-clause BSD for non-commercial purposes (WXinlong/SOLO)",
+    "MMDetection": "Apache-2.0 (MMDetection)",
+}
 
 
 def make_family(
-    source: str, method: str, configs: dict[str, str], head: Signature, rows: tuple[Row, ...]
+    source: str, method: str, configs: Mapping[str, str], head: Signature, rows: tuple[Row, ...]
 ) -> list[Layout]:
     """Make one layout per backbone.
 
@@ -29,23 +31,18 @@ def make_family(
         head: signature of the head.
         rows: of the head.
     """
-    layouts = []
-    for backbone, config in configs.items():
-        signature = BACKBONES[backbone] + head
-        layouts.append(
-            Layout(
-                name=f"{source} {config.rsplit('/', 1)[-1]}",
-                method=method,
-                config=config,
-                licence=SOLO_LICENCE if source == "WXinlong/SOLO" else MMDET_LICENCE,
-                rows=(*PYRAMID_ROWS, *rows),
-                unused=UNUSED,
-                must=signature.must,
-                must_not=signature.must_not,
-                shapes=signature.shapes,
-            )
+    return [
+        Layout(
+            name=f"{source} {config.rsplit('/', 1)[-1]}",
+            method=method,
+            config=config,
+            licence=LICENCES[source],
+            rows=(*pyramid_rows(finest_level=2), *rows),  # with the same names in both sources
+            unused=UNUSED,
+            **vars(BACKBONES[backbone] + head),
         )
-    return layouts
+        for backbone, config in configs.items()
+    ]
 
 
 _SOLO = {"R_50": "solo/solo_R_50_FPN_3x", "R_101": "solo/solo_R_101_FPN_3x"}
@@ -55,58 +52,50 @@ _LIGHT = {
     "R_50_DCN": "solo/decoupled_solo_light_R_50_DCN_FPN_3x",
 }
 
-# source -> names of: head, category tower, category output, mask tower, mask output,
-# category output of Decoupled SOLO, mask output of Decoupled SOLO
+# source -> names of: category tower, mask tower; outputs of SOLO and of Decoupled SOLO, category
+# and mask each
 _NAMES = {
-    "WXinlong/SOLO": ("bbox_head", "cate_convs", "solo_cate", "ins_convs", "solo_ins_list")
-    + ("dsolo_cate", "dsolo_ins_list"),
-    "MMDetection": ("mask_head", "cls_convs", "conv_cls", "mask_convs", "conv_mask_list")
-    + ("conv_cls", "conv_mask_list"),
+    "WXinlong/SOLO": (
+        ("bbox_head.cate_convs", "bbox_head.ins_convs"),
+        ("bbox_head.solo_cate", "bbox_head.solo_ins_list"),
+        ("bbox_head.dsolo_cate", "bbox_head.dsolo_ins_list"),
+    ),
+    "MMDetection": (
+        ("mask_head.cls_convs", "mask_head.mask_convs"),
+        ("mask_head.conv_cls", "mask_head.conv_mask_list"),
+        ("mask_head.conv_cls", "mask_head.conv_mask_list"),
+    ),
 }
 
 
 def _make_layouts(source: str) -> list[Layout]:
-    head, tower, cate, masks, list_, cate2, list2 = _NAMES[source]
-    category: tuple[Row, ...] = (
-        *conv_rows(f"{head}.{tower}.{{i}}", "head.cate_branch.tower.{i}"),
-        (f"{head}.{cate}.*", "head.cate_branch.predict.*"),
-        (f"{head}.{cate2}.*", "head.cate_branch.predict.*"),
+    (tower, masks), (category, output), (category_2, output_2) = _NAMES[source]
+    tower_rows = conv_rows(f"{tower}.{{i}}", "head.cate_branch.tower.{i}")
+    solo: tuple[Row, ...] = (
+        *tower_rows,
+        (f"{category}.*", "head.cate_branch.predict.*"),
+        *conv_rows(f"{masks}.{{i}}", "head.mask_tower.{i}"),
+        (f"{output}.{{l}}.*", "head.mask_predict.{l}.*"),
     )
     decoupled: tuple[Row, ...] = (
-        *category,
-        (f"{head}.{list2}_x.{{l}}.*", "head.predict_x.{l}.*"),
-        (f"{head}.{list2}_y.{{l}}.*", "head.predict_y.{l}.*"),
+        *tower_rows,
+        (f"{category_2}.*", "head.cate_branch.predict.*"),
+        (f"{output_2}_x.{{l}}.*", "head.predict_x.{l}.*"),
+        (f"{output_2}_y.{{l}}.*", "head.predict_y.{l}.*"),
+        *conv_rows(f"{masks}_x.{{i}}", "head.mask_towers.x.{i}"),
+        *conv_rows(f"{masks}_y.{{i}}", "head.mask_towers.y.{i}"),
+        *conv_rows(f"{masks}.{{i}}", "head.mask_towers.xy.{i}"),  # the light model's
+    )
+    first = f"{output_2}_x.0.weight"
+    heads = (
+        ("SOLO", _SOLO, (f"{output}.0.weight",), solo),
+        ("Decoupled SOLO", _DECOUPLED, (first, f"{masks}_x.0.conv.weight"), decoupled),
+        ("Decoupled SOLO light", _LIGHT, (first, f"{masks}.0.conv.weight"), decoupled),
     )
     return [
-        *make_family(
-            source,
-            "SOLO",
-            _SOLO,
-            Signature((f"{head}.{list_}.0.weight",)),
-            (
-                *category,
-                *conv_rows(f"{head}.{masks}.{{i}}", "head.mask_tower.{i}"),
-                (f"{head}.{list_}.{{l}}.*", "head.mask_predict.{l}.*"),
-            ),
-        ),
-        *make_family(
-            source,
-            "Decoupled SOLO",
-            _DECOUPLED,
-            Signature((f"{head}.{list2}_x.0.weight", f"{head}.{masks}_x.0.conv.weight")),
-            (
-                *decoupled,
-                *conv_rows(f"{head}.{masks}_x.{{i}}", "head.mask_towers.x.{i}"),
-                *conv_rows(f"{head}.{masks}_y.{{i}}", "head.mask_towers.y.{i}"),
-            ),
-        ),
-        *make_family(
-            source,
-            "Decoupled SOLO light",
-            _LIGHT,
-            Signature((f"{head}.{list2}_x.0.weight", f"{head}.{masks}.0.conv.weight")),
-            (*decoupled, *conv_rows(f"{head}.{masks}.{{i}}", "head.mask_towers.xy.{i}")),
-        ),
+        layout
+        for method, configs, must, rows in heads
+        for layout in make_family(source, method, configs, Signature(must), rows)
     ]
 
 

@@ -1,9 +1,10 @@
 """From category maps and mask scores to detections (SOLO, section 3.3.3; SOLOv2, section 3.3).
 
-Full-resolution masks never appear here, and soft masks only a chunk at a time: what lives through
-Matrix NMS are packed bits on the stride-4 map.
+No mask has full resolution here, and soft masks exist for a chunk of cells at a time: Matrix NMS
+works on packed bits on the stride-4 map.
 
-Legend: N images, L levels, S grid side, K classes, P cells, M candidates, H W stride-4 map size.
+Legend: N images, L levels, S grid side, K classes, P cells, M candidates or detections, B bytes of
+a row, H W stride-4 map size.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class DecodeSettings:
     Attributes:
         score_thresh: candidates have a higher probability.
         mask_thresh: mask pixels have a higher probability.
-        num_candidates: the best that enter Matrix NMS.
+        num_candidates: maximum number that enters Matrix NMS.
         nms_kernel, nms_sigma: see `matrix_nms`.
-        update_thresh: lowest score after Matrix NMS.
-        max_per_image: the best that are kept.
+        update_thresh: minimum score after Matrix NMS.
+        max_per_image: maximum number of detections.
     """
 
     score_thresh: float = 0.1
@@ -99,13 +100,13 @@ def rank_candidates(
     # Classes of one cell share its mask: each mask is made once.
     cells, owner = position.unique(return_inverse=True)
     packed, areas, totals = _pack_soft_masks(cell_masks, image, cells, settings.mask_thresh, budget)
-    kept = (areas > strides[cells])[owner].nonzero().squeeze(1)
-    position, classes, owner = position[kept], classes[kept], owner[kept]
-    maskness = totals[owner] / areas[owner]  # mean probability inside the mask
-    scores, order = (probs[position, classes] * maskness).sort(descending=True, stable=True)
-    scores, order = scores[: settings.num_candidates], order[: settings.num_candidates]
+    is_large = areas > strides[cells]
+    maskness = totals / areas  # mean probability inside the mask; NaN for an empty one
+    scores = probs[position, classes] * maskness[owner]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[is_large[owner[order]]][: settings.num_candidates]
     owner = owner[order]
-    return Candidates(position[order], classes[order], scores, areas[owner], packed[owner])
+    return Candidates(position[order], classes[order], scores[order], areas[owner], packed[owner])
 
 
 def select_detections(
@@ -115,20 +116,17 @@ def select_detections(
 
     Args:
         candidates: from `rank_candidates`.
-        cell_masks: of the batch.
-        image: index in the batch.
-        settings: thresholds.
+        cell_masks, image, settings: those that `rank_candidates` got.
 
     Returns:
         scores (M,) descending, classes (M,) long, soft masks (M, H, W).
     """
     scores = suppress(candidates, settings)
-    kept = (scores >= settings.update_thresh).nonzero().squeeze(1)
-    scores, order = scores[kept].sort(descending=True, stable=True)
-    order = kept[order][: settings.max_per_image]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= settings.update_thresh][: settings.max_per_image]
     cells, owner = candidates.cells[order].unique(return_inverse=True)
     masks = cell_masks.probs(image, cells)[owner]
-    return scores[: settings.max_per_image], candidates.classes[order], masks
+    return scores[order], candidates.classes[order], masks
 
 
 def suppress(candidates: Candidates, settings: DecodeSettings) -> Tensor:
@@ -147,7 +145,7 @@ def _pack_soft_masks(
     cell_masks: CellMasks, image: int, cells: Tensor, threshold: float, budget: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per cell: packed mask (P, H, B), area (P,) long, sum of probabilities inside it (P,)."""
-    # An empty call costs nothing and tells the size of the map.
+    # A call without cells costs nothing and gives the size of the map.
     height, width = cell_masks.probs(image, cells[:0]).shape[1:]
     packed = cells.new_zeros((len(cells), height, -(-width // 8)), dtype=torch.uint8)
     areas, totals = cells.new_zeros(len(cells)), cells.new_zeros(len(cells), dtype=torch.float32)

@@ -1,7 +1,7 @@
 """Checks of a SOLO model's grids and scale ranges against the sizes and places of objects.
 
-Cells are claimed as in training, with two approximations that spare reading masks: an object's mass
-centre is its box's centre, and each image is padded alone, not with its batch.
+Cells are claimed as in training, with two approximations: an object's mass centre is its box's
+centre, so that masks need not be read, and each image is padded alone, not with its batch.
 
 Legend: N images, L levels, M objects, R rows (object, cell), S grid side.
 """
@@ -19,16 +19,16 @@ import torch
 
 from instancezoo.doctor.context import Context, DatasetFacts, InputSize
 from instancezoo.doctor.findings import Finding, ok, warning
-from instancezoo.modeling.levels import match_scale_ranges
+from instancezoo.modeling.levels import level_offsets, match_scale_ranges
 
 from .targets import GridSpec, claim_cells, find_last_claims
 
 MAX_UNCAUGHT_SHARE = 0.01
-# Objects whose cells all belong to others: of a level's when grids are proposed, of all in a check.
+# Share of a level's objects (when a grid is proposed), or of all (when one is checked), whose cells
+# may all belong to others.
 MAX_LOST_SHARE = 0.03
 OVERLAP, OPEN_END = 2.0, 2048  # of the published ranges
-# Each range begins so much higher than the one before, at least.
-MIN_STEP = 1.25
+MIN_STEP = 1.25  # smallest ratio of a range's lower limit to that of the range before
 # Grid sides to choose from; the published ones are 12 to 40. SOLO has S * S mask channels.
 SIDES = (8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64)
 
@@ -52,21 +52,20 @@ class PlacedObjects(NamedTuple):
 
 @dataclass(frozen=True)
 class GridFit:
-    """Shares of objects: of all, or of those of a level."""
+    """Shares of objects."""
 
-    caught: np.ndarray  # (L,) of all, in each level's range
-    lost: np.ndarray  # (L,) of a level's, without one cell that another does not take
-    cut: np.ndarray  # (L,) of a level's, with some of their cells only
-    uncaught: float  # of all, in no range
-    hidden: float  # of all, without a cell of their own on any level
+    caught: np.ndarray  # (L,) of all: in each level's range
+    lost: np.ndarray  # (L,) of the level's: all their cells are taken by others
+    cut: np.ndarray  # (L,) of the level's: some of their cells are taken by others
+    uncaught: float  # of all: in no range
+    hidden: float  # of all: without a cell of their own on any level
     num_objects: int
 
     @property
     def is_good(self) -> bool:
-        """Whether nearly all objects have a level and a cell.
+        """If True, nearly all objects have a level and a cell.
 
-        Levels without objects are no fault: small objects need the fine ones, and all of them may
-        be small.
+        Levels without objects are no fault: in data of small objects only fine levels have any.
         """
         return self.uncaught <= MAX_UNCAUGHT_SHARE and self.hidden <= MAX_LOST_SHARE
 
@@ -81,11 +80,11 @@ class GridFit:
 
 
 def check_grids(context: Context, key: str) -> Iterator[Finding]:
-    """Which objects each level catches, which of them share a cell, and grids that fit better.
+    """Report objects without a level or without a cell, and propose grids that fit better.
 
     Args:
-        context: a model without a grid is not looked at.
-        key: of the section that holds the grid's keys.
+        context: with a model that has a grid, else there are no findings.
+        key: of the config node that holds the grid's keys.
     """
     model: Any = context.model
     grid = getattr(model, "grid", None)
@@ -113,12 +112,7 @@ def check_grids(context: Context, key: str) -> Iterator[Finding]:
 
 
 def place_objects(datasets: Sequence[DatasetFacts], size: InputSize, divisor: int) -> PlacedObjects:
-    """Join the objects of data sets at the network's input.
-
-    Args:
-        size: of the network's input.
-        divisor: padded sides are multiples of it.
-    """
+    """Join the objects of data sets at the network's input size; `divisor` of padded sides."""
     boxes, owners, shapes, num_images = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [], 0
     for facts in datasets:
         rows = {image["id"]: num_images + i for i, image in enumerate(facts.clean["images"])}
@@ -133,52 +127,43 @@ def place_objects(datasets: Sequence[DatasetFacts], size: InputSize, divisor: in
 def measure_grid(objects: PlacedObjects, grid: GridSpec) -> GridFit:
     """How well a grid serves objects, of which there must be one at least."""
     on_level = match_levels(objects.sizes, grid.scale_ranges)  # (M, L)
-    is_seen = np.zeros(len(objects.boxes), dtype=bool)
-    lost, cut = [], []
-    for chosen, side in zip(on_level.T, grid.num_grids, strict=True):
-        claimed, kept = count_cells(objects.select(chosen), side, grid.center_fraction)
-        is_seen[chosen] |= kept > 0
-        lost.append((kept == 0).sum() / max(1, len(kept)))
-        cut.append(((kept > 0) & (kept < claimed)).sum() / max(1, len(kept)))
+    claimed, kept = count_cells(objects, grid)
+    counts = np.maximum(on_level.sum(axis=0), 1)
     return GridFit(
         caught=on_level.mean(axis=0),
-        lost=np.array(lost),
-        cut=np.array(cut),
+        lost=(on_level & (kept == 0)).sum(axis=0) / counts,
+        cut=((kept > 0) & (kept < claimed)).sum(axis=0) / counts,
         uncaught=float((~on_level.any(axis=1)).mean()),
-        hidden=float((~is_seen).mean()),
-        num_objects=len(is_seen),
+        hidden=float((kept == 0).all(axis=1).mean()),
+        num_objects=len(kept),
     )
 
 
 def match_levels(sizes: np.ndarray, scale_ranges: Sequence[Sequence[float]]) -> np.ndarray:
-    """(M, L) bool: on which levels objects of the sizes (M,) are, in fp32 as in training."""
+    """(M, L) bool: levels that predict objects of the sizes (M,), in fp32 as in training."""
     ranges = torch.tensor(scale_ranges, dtype=torch.float32).view(-1, 2)
     return match_scale_ranges(torch.from_numpy(sizes).float(), ranges).numpy()
 
 
-def count_cells(
-    objects: PlacedObjects, side: int, center_fraction: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of each object on one level; of those that claim a cell, the last one keeps it.
-
-    Args:
-        objects: those of the level.
-        side: S.
-        center_fraction: share of the box around its centre whose cells are claimed.
+def count_cells(objects: PlacedObjects, grid: GridSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of each object on each level; the last object that claims a cell keeps it.
 
     Returns:
-        (M,) and (M,) int, cells claimed and cells kept.
+        (M, L) and (M, L) int, cells claimed and cells kept.
     """
-    boxes = torch.from_numpy(objects.boxes).float()
+    boxes, image = torch.from_numpy(objects.boxes).float(), torch.from_numpy(objects.image)
     # Mass centres are means of pixel indices: half a pixel less than coordinates.
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5
-    image = torch.from_numpy(objects.image)
     canvas = torch.from_numpy(objects.canvases)[image].float()
-    rows = claim_cells(boxes, centers, canvas, GridSpec([side], [[0, inf]], center_fraction))
-    _, owner, row, column = rows.unbind(dim=1)
-    kept = owner[find_last_claims((image[owner] * side + row) * side + column)]
-    claimed, kept = (torch.bincount(part, minlength=len(boxes)) for part in (owner, kept))
-    return claimed.numpy(), kept.numpy()
+    level, owner, cell = claim_cells(boxes, centers, canvas, grid).unbind(dim=1)
+    is_kept = find_last_claims(image[owner] * level_offsets(grid.num_grids)[-1] + cell)
+    num_levels = len(grid.num_grids)
+    place = owner * num_levels + level
+    claimed, kept = (
+        torch.bincount(part, minlength=len(boxes) * num_levels).view(-1, num_levels).numpy()
+        for part in (place, place[is_kept])
+    )
+    return claimed, kept
 
 
 def propose_grid(
@@ -222,17 +207,17 @@ def propose_scale_ranges(sizes: np.ndarray, level_strides: Sequence[int]) -> lis
 
 
 def propose_num_grid(objects: PlacedObjects, largest: int, center_fraction: float) -> int:
-    """Smallest side at which few objects of a level lose all cells, else the one with fewest.
+    """Smallest side at which few objects of a level lose all cells, else the one with fewest such.
 
-    No side exceeds `largest`, that of the feature map: a finer grid would only interpolate.
+    No side exceeds `largest`, the side of the feature map: a finer grid would only interpolate.
     """
-    sides, shares = [s for s in SIDES if s < largest] + [min(largest, SIDES[-1])], []
-    for side in sides:
-        kept = count_cells(objects, side, center_fraction)[1]
-        shares.append(float((kept == 0).mean()) if len(kept) else 0.0)
-        if shares[-1] <= MAX_LOST_SHARE:
+    shares = {}
+    for side in [*(side for side in SIDES if side < largest), min(largest, SIDES[-1])]:
+        kept = count_cells(objects, GridSpec([side], [[0, inf]], center_fraction))[1]
+        shares[side] = float((kept == 0).mean()) if len(kept) else 0.0
+        if shares[side] <= MAX_LOST_SHARE:
             return side
-    return sides[int(np.argmin(shares))]
+    return min(shares, key=shares.__getitem__)
 
 
 def format_overrides(key: str, grid: GridSpec) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from instancezoo.layers.coords import append_coordinates
@@ -18,13 +19,13 @@ from .masks import DecoupledMasks, GridOutputs, SOLOMasks, resize_map
 
 
 class CategoryBranch(nn.Module):
-    """What each cell holds.
+    """Category of each cell.
 
     Args:
-        tower: convolutions, one after the other.
+        tower: convolutions in a row.
         predict: last convolution, to K channels.
         num_grids: L grid sides.
-        resize_before: number of the tower's convolution before which maps become S x S.
+        resize_before: index of the tower's convolution before which maps are resized to S x S.
     """
 
     def __init__(
@@ -123,15 +124,14 @@ def rearrange_levels(pyramid: list[Tensor]) -> list[Tensor]:
     Returns:
         L tensors of strides 8, 8, 16, 32, 32.
     """
-    finest = pyramid[0]
-    height, width = finest.shape[2:]
-    halved = resize_map(finest, (height // 2, width // 2))
-    enlarged = resize_map(pyramid[-1], (pyramid[-2].shape[2], pyramid[-2].shape[3]))
-    return [halved, *pyramid[1:-1], enlarged]
+    height, width = pyramid[0].shape[2:]
+    halved = resize_map(pyramid[0], (height // 2, width // 2))
+    return [halved, *pyramid[1:-1], resize_map(pyramid[-1], pyramid[-2].shape[2:])]
 
 
-def rearrange_strides(strides: Sequence[int]) -> list[int]:
-    """Strides of `rearrange_levels`' output, given those of its input."""
+def rearrange_strides(names: Sequence[str], shapes: dict[str, ShapeSpec]) -> list[int]:
+    """Strides of the re-arranged levels of a pyramid of named backbone outputs."""
+    strides = [int(shapes[name].stride) for name in names]
     return [2 * strides[0], *strides[1:-1], strides[-2]]
 
 
@@ -141,8 +141,9 @@ def double_map(features: Tensor) -> Tensor:
     return resize_map(features, (2 * height, 2 * width))
 
 
-def build_solo_head(node: CfgNode, in_channels: int) -> SOLOHead:
-    """SOLO's head from `cfg.MODEL.SOLO`, on maps of `in_channels` channels."""
+def build_solo_head(cfg: CfgNode) -> SOLOHead:
+    """SOLO's head from `cfg.MODEL.SOLO`."""
+    node, in_channels = cfg.MODEL.SOLO, cfg.MODEL.FPN.OUT_CHANNELS
     predict = nn.ModuleList(
         build_prediction(node.INSTANCE_CHANNELS, side * side, kernel_size=1, prior=node.PRIOR_PROB)
         for side in node.NUM_GRIDS
@@ -154,8 +155,9 @@ def build_solo_head(node: CfgNode, in_channels: int) -> SOLOHead:
     )
 
 
-def build_decoupled_head(node: CfgNode, in_channels: int) -> DecoupledSOLOHead:
-    """Decoupled SOLO's head from `cfg.MODEL.SOLO`, on maps of `in_channels` channels."""
+def build_decoupled_head(cfg: CfgNode) -> DecoupledSOLOHead:
+    """Decoupled SOLO's head from `cfg.MODEL.SOLO`."""
+    node, in_channels = cfg.MODEL.SOLO, cfg.MODEL.FPN.OUT_CHANNELS
     axes = ["xy"] if node.SHARED_MASK_TOWER else ["x", "y"]
     towers = {name: build_grid_tower(node, in_channels + len(name)) for name in axes}
     predict_x, predict_y = (

@@ -1,6 +1,6 @@
-"""How a grid cell says its mask (SOLO, section 3.2; Decoupled SOLO, section 3.4).
+"""Mask representations of grid cells (SOLO, section 3.2; Decoupled SOLO, section 3.4).
 
-A mask representation is a value: the head makes it of its maps, training compares it with ground
+A representation is a value: the head makes it from its maps, training compares it with ground
 truth, inference reads the masks of chosen cells from it.
 
 Legend: N images, C channels, L levels, S grid side, K classes, R rows (one object, one cell),
@@ -10,6 +10,8 @@ P cells, H W map size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -18,9 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instancezoo.layers.losses import dice_loss
-from instancezoo.modeling.levels import level_offsets
+from instancezoo.modeling.levels import level_offsets, list_map_sizes
 
 from .targets import CellTargets, GridObjects, reduce_masks
+
+# One pair per factor of the masks: logits (images, C, H, W), and each cell's channel, (P,) long
+Channels = list[tuple[Tensor, Tensor]]
 
 
 class CellMasks(Protocol):
@@ -54,7 +59,7 @@ class GridOutputs(NamedTuple):
 
 
 class LevelMasks(ABC):
-    """Masks whose channels belong to the cells of one level; two functions read the channels.
+    """Masks that are one channel of their level's map, or the product of several.
 
     Args:
         num_grids: L grid sides.
@@ -66,43 +71,39 @@ class LevelMasks(ABC):
         self.map_sizes = map_sizes
 
     @abstractmethod
-    def read_level(self, level: int, image: Tensor, cell: Tensor) -> Tensor:
-        """Probabilities at the level's own size.
-
-        Args:
-            level: its index.
-            image, cell: (P,) long, `cell` counts within the level.
-
-        Returns:
-            (P, H, W) fp32.
-        """
-
-    @abstractmethod
-    def read_resized(self, level: int, image: int, cell: Tensor, size: tuple[int, int]) -> Tensor:
-        """Probabilities of one image's cells of a level at another size, (P, H, W) fp32."""
+    def find_channels(self, level: int, images: slice, cell: Tensor) -> Channels:
+        """Channels whose product is the mask, for cells (P,) of a level, indices within it."""
 
     def dice(self, objects: GridObjects, targets: CellTargets) -> Tensor:
         """See `CellMasks.dice`; rows are ordered by level."""
         strides = [objects.canvas[0] // height for height, _ in self.map_sizes]
-        reduced = {stride: reduce_masks(objects, stride) for stride in set(strides)}
+        reduced_masks = {stride: reduce_masks(objects, stride) for stride in set(strides)}
         dice = [targets.image.new_zeros(0, dtype=torch.float32)]
-        for level, stride in enumerate(strides):
+        for level, (start, _) in enumerate(pairwise(level_offsets(self.num_grids))):
             rows = (targets.level == level).nonzero().squeeze(1)
             if len(rows):
-                probs = self.read_level(level, targets.image[rows], targets.cell[rows])
-                masks = reduced[stride][targets.instance[rows]]
-                dice.append(dice_loss(probs.flatten(1), masks.flatten(1)))
+                image, cell = targets.image[rows], targets.cell[rows] - start
+                channels = self.find_channels(level, slice(None), cell)
+                factors = [logits[image, index].float().sigmoid() for logits, index in channels]
+                masks = reduced_masks[strides[level]][targets.instance[rows]]
+                dice.append(dice_loss(reduce(torch.mul, factors).flatten(1), masks.flatten(1)))
         return torch.cat(dice)
 
     def probs(self, image: int, cells: Tensor) -> Tensor:
         """See `CellMasks.probs`; the finest level's map has the common size."""
-        size = self.map_sizes[0]
-        probs = [torch.zeros((0, *size), device=cells.device)]
+        probs = [torch.zeros((0, *self.map_sizes[0]), device=cells.device)]
         for level, (start, stop) in enumerate(pairwise(level_offsets(self.num_grids))):
             cell = cells[(cells >= start) & (cells < stop)] - start
             if len(cell):
-                probs.append(self.read_resized(level, image, cell, size))
+                channels = self.find_channels(level, slice(image, image + 1), cell)
+                # parity: factors are resized before they are multiplied.
+                probs.append(reduce(torch.mul, [self._resize(*factor) for factor in channels]))
         return torch.cat(probs)
+
+    def _resize(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Probabilities of one image's channels at the common size, each resized once."""
+        used, index = index.unique(return_inverse=True)
+        return resize_map(logits[:, used].float().sigmoid(), self.map_sizes[0])[0, index]
 
 
 class SOLOMasks(LevelMasks):
@@ -115,19 +116,13 @@ class SOLOMasks(LevelMasks):
     """
 
     def __init__(self, features: list[Tensor], convs: nn.ModuleList, num_grids: list[int]) -> None:
-        super().__init__(num_grids, _list_sizes(features))
+        super().__init__(num_grids, list_map_sizes(features))
         self.features = features
         self.convs = convs
 
-    def read_level(self, level: int, image: Tensor, cell: Tensor) -> Tensor:
-        cells, owner = cell.unique(return_inverse=True)
-        logits = predict_masks(self.features[level], self.convs[level], cells)
-        return logits[image, owner].float().sigmoid()
-
-    def read_resized(self, level: int, image: int, cell: Tensor, size: tuple[int, int]) -> Tensor:
-        features = self.features[level][image : image + 1]
-        logits = predict_masks(features, self.convs[level], cell)
-        return resize_map(logits.float().sigmoid(), size)[0]
+    def find_channels(self, level: int, images: slice, cell: Tensor) -> Channels:
+        cells, index = cell.unique(return_inverse=True)
+        return [(predict_masks(self.features[level][images], self.convs[level], cells), index)]
 
 
 class DecoupledMasks(LevelMasks):
@@ -139,25 +134,14 @@ class DecoupledMasks(LevelMasks):
     """
 
     def __init__(self, x_logits: list[Tensor], y_logits: list[Tensor]) -> None:
-        super().__init__([logits.shape[1] for logits in x_logits], _list_sizes(x_logits))
+        super().__init__([logits.shape[1] for logits in x_logits], list_map_sizes(x_logits))
         self.x_logits = x_logits
         self.y_logits = y_logits
 
-    def read_level(self, level: int, image: Tensor, cell: Tensor) -> Tensor:
+    def find_channels(self, level: int, images: slice, cell: Tensor) -> Channels:
+        x_logits, y_logits = self.x_logits[level][images], self.y_logits[level][images]
         side = self.num_grids[level]
-        x_probs = self.x_logits[level][image, cell % side].float().sigmoid()
-        y_probs = self.y_logits[level][image, cell // side].float().sigmoid()
-        return x_probs * y_probs
-
-    def read_resized(self, level: int, image: int, cell: Tensor, size: tuple[int, int]) -> Tensor:
-        side = self.num_grids[level]
-        columns, column = (cell % side).unique(return_inverse=True)
-        rows, row = (cell // side).unique(return_inverse=True)
-        x_logits, y_logits = self.x_logits[level][image], self.y_logits[level][image]
-        # The two are resized before they are multiplied, as the official code does.
-        x_probs = resize_map(x_logits[columns].float().sigmoid()[None], size)[0]
-        y_probs = resize_map(y_logits[rows].float().sigmoid()[None], size)[0]
-        return x_probs[column] * y_probs[row]
+        return [(x_logits, cell % side), (y_logits, cell // side)]
 
 
 def predict_masks(features: Tensor, conv: nn.Module, cells: Tensor) -> Tensor:
@@ -174,12 +158,8 @@ def predict_masks(features: Tensor, conv: nn.Module, cells: Tensor) -> Tensor:
     return F.conv2d(features, conv.weight[cells], conv.bias[cells])  # type: ignore[index]
 
 
-def resize_map(features: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_map(features: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of (N, C, H, W), half-pixel centres, without antialiasing."""
     if tuple(features.shape[2:]) == tuple(size):
         return features
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-
-
-def _list_sizes(maps: list[Tensor]) -> list[tuple[int, int]]:
-    return [(level.shape[2], level.shape[3]) for level in maps]
+    return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
@@ -27,7 +28,7 @@ from .targets import CellTargets, GridObjects, GridSpec, assign_cells, gather_ob
 
 
 class GridTargets(NamedTuple):
-    """What the outputs are compared with."""
+    """Training targets of a batch."""
 
     objects: GridObjects
     cells: CellTargets
@@ -35,7 +36,7 @@ class GridTargets(NamedTuple):
 
 @META_ARCH_REGISTRY.register()
 class SOLO(DenseSegmenter[GridOutputs, GridTargets]):
-    """Segmenting Objects by Locations; how a cell says its mask is up to the head.
+    """Segmenting Objects by Locations; the head chooses the mask representation.
 
     Args:
         grid: which cells predict which objects.
@@ -79,9 +80,7 @@ class SOLO(DenseSegmenter[GridOutputs, GridTargets]):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        arguments = read_solo_arguments(cfg)
-        head = build_solo_head(cfg.MODEL.SOLO, cfg.MODEL.FPN.OUT_CHANNELS)
-        return {**arguments, "head": head}
+        return {**read_solo_arguments(cfg), "head": build_solo_head(cfg)}
 
     def assign(
         self, outputs: GridOutputs, images: ImageList, ground_truth: list[Instances]
@@ -136,27 +135,24 @@ class DecoupledSOLO(SOLO):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        arguments = read_solo_arguments(cfg)
-        head = build_decoupled_head(cfg.MODEL.SOLO, cfg.MODEL.FPN.OUT_CHANNELS)
-        return {**arguments, "head": head}
+        return {**read_solo_arguments(cfg), "head": build_decoupled_head(cfg)}
 
 
 def read_solo_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of `SOLO`, but for the head, from `cfg.MODEL.SOLO`. Raises `ConfigError`."""
+    """Arguments of `SOLO` except the head, from `cfg.MODEL.SOLO`. Raises `ConfigError`."""
     arguments = DenseSegmenter.from_config(cfg)
-    check_solo_config(cfg, arguments["backbone"].output_shape())
-    return {**arguments, **read_grid_arguments(cfg.MODEL.SOLO, arguments["backbone"])}
+    shapes = arguments["backbone"].output_shape()
+    check_solo_config(cfg, shapes)
+    return {**arguments, **read_grid_arguments(cfg.MODEL.SOLO, shapes)}
 
 
-def read_grid_arguments(node: CfgNode, backbone: Any) -> dict[str, Any]:
-    """Arguments of `SOLO` from a node with the keys of `add_grid_keys`, but for the head."""
-    shapes = backbone.output_shape()
-    strides = [int(shapes[name].stride) for name in node.INSTANCE_IN_FEATURES]
+def read_grid_arguments(node: CfgNode, shapes: dict[str, ShapeSpec]) -> dict[str, Any]:
+    """What `SOLO` needs from a node with the keys of `add_grid_keys`; `shapes` of the backbone."""
     return {
-        "in_features": list(node.INSTANCE_IN_FEATURES),
+        "in_features": node.INSTANCE_IN_FEATURES,
         "keep_empty_masks": node.KEEP_EMPTY_MASKS,
-        "grid": GridSpec(list(node.NUM_GRIDS), list(node.FPN_SCALE_RANGES), node.SIGMA),
-        "level_strides": rearrange_strides(strides),
+        "grid": GridSpec(node.NUM_GRIDS, node.FPN_SCALE_RANGES, node.SIGMA),
+        "level_strides": rearrange_strides(node.INSTANCE_IN_FEATURES, shapes),
         "num_classes": node.NUM_CLASSES,
         "decode_settings": DecodeSettings(
             score_thresh=node.SCORE_THR,

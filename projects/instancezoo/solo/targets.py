@@ -23,7 +23,7 @@ RESIZE_RULES = ("padded", "opencv")
 _REACH = 1
 # OpenCV keeps interpolation weights as multiples of 1 / 2048.
 _OPENCV_ONE = 2048
-# Bytes of masks that are reduced at once: what is in between of more leaves a processor's cache.
+# Bytes of masks that are reduced at once; with more the intermediates leave a processor's cache.
 _CHUNK_BYTES = 16 * 2**20
 
 
@@ -42,14 +42,14 @@ class GridObjects(Objects):
 
 @dataclass(frozen=True)
 class GridSpec:
-    """What divides the work among cells.
+    """Which cells predict which objects.
 
     Attributes:
         num_grids: L grid sides S.
-        scale_ranges: L pairs, lowest and highest object size in pixels, both included.
+        scale_ranges: L pairs, smallest and largest object size in pixels, both included.
         center_fraction: epsilon, share of the box around the mass centre whose cells are positive.
-        one_object_per_cell: whether the last of the objects that claim a cell alone has a mask
-            loss there (SOLO), or all do (SOLOv2). The cell's class is the last one's in both.
+        one_object_per_cell: if True, only the last of the objects that claim a cell has a mask
+            loss there (SOLO), else all have (SOLOv2). The cell's class is the last one's in both.
     """
 
     num_grids: Sequence[int]
@@ -63,8 +63,8 @@ class CellTargets:
     """Rows in the order level, object, cell, and the class of every cell.
 
     Attributes:
-        image, level, cell, instance: (R,) long. `cell` counts within the level, row-major;
-            `instance` counts the objects of all images.
+        image, level, cell, instance: (R,) long. `cell` is an index over all levels, row-major
+            within a level; `instance` counts the objects of all images.
         classes: (N, cells of all levels) long; K where a cell predicts nothing.
         num_positive: (), number of distinct positive cells.
     """
@@ -98,13 +98,11 @@ def assign_cells(objects: GridObjects, grid: GridSpec, *, num_classes: int) -> C
     canvas = centers.new_tensor(objects.canvas).flip(0)
     rows = claim_cells(objects.boxes, centers, canvas, grid)
     rows = rows[(pixels > 0)[rows[:, 1]]]  # an empty mask has no centre
-    level, instance = rows[:, 0], rows[:, 1]
-    sides = torch.tensor(grid.num_grids, device=rows.device)
-    cell = rows[:, 2] * sides[level] + rows[:, 3]
+    level, instance, cell = rows.unbind(dim=1)
     image = objects.image[instance]
 
-    *starts, num_cells = level_offsets(grid.num_grids)
-    position = image * num_cells + torch.tensor(starts, device=rows.device)[level] + cell
+    num_cells = level_offsets(grid.num_grids)[-1]
+    position = image * num_cells + cell
     is_last = find_last_claims(position)
     classes = position.new_full((objects.num_images * num_cells,), num_classes)
     classes[position[is_last]] = objects.classes[instance[is_last]]
@@ -125,16 +123,16 @@ def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) 
         grid: see `GridSpec`.
 
     Returns:
-        (R, 4) long: level, object, grid row, grid column, in that order.
+        (R, 3) long, sorted: level, object, index of the cell over all levels.
     """
     extent = boxes[:, 2:].float() - boxes[:, :2].float()  # (M, 2) width, height
     ranges = extent.new_tensor(grid.scale_ranges).view(-1, 2)
     on_level = match_scale_ranges(extent.prod(dim=1).clamp(min=0).sqrt(), ranges)  # (M, L)
     half = 0.5 * grid.center_fraction * extent
-    last = torch.tensor(grid.num_grids, device=boxes.device)[:, None] - 1  # (L, 1)
+    sides = torch.tensor(grid.num_grids, device=boxes.device)
     center = _find_cell(centers / canvas, grid.num_grids)  # (M, L, 2) column, row
     low = _find_cell((centers - half) / canvas, grid.num_grids).clamp(min=0)
-    high = torch.minimum(_find_cell((centers + half) / canvas, grid.num_grids), last)
+    high = torch.minimum(_find_cell((centers + half) / canvas, grid.num_grids), sides[:, None] - 1)
 
     steps = torch.arange(-_REACH, _REACH + 1, device=boxes.device)
     candidates = center[..., None] + steps  # (M, L, 2, 3)
@@ -142,16 +140,16 @@ def claim_cells(boxes: Tensor, centers: Tensor, canvas: Tensor, grid: GridSpec) 
     chosen = inside[:, :, 1, :, None] & inside[:, :, 0, None, :]  # (M, L, 3, 3) row, column
     chosen &= on_level[:, :, None, None]
     level, instance, row, column = chosen.transpose(0, 1).nonzero(as_tuple=True)
-    row = candidates[instance, level, 1, row]
-    column = candidates[instance, level, 0, column]
-    return torch.stack([level, instance, row, column], dim=1)
+    row, column = candidates[instance, level, 1, row], candidates[instance, level, 0, column]
+    starts = torch.tensor(level_offsets(grid.num_grids), device=boxes.device)
+    return torch.stack([level, instance, starts[level] + row * sides[level] + column], dim=1)
 
 
 def find_last_claims(position: Tensor) -> Tensor:
-    """The last of the rows that claim one cell: objects come in annotation order.
+    """Mark the last of the rows that claim one cell; objects come in annotation order.
 
     Args:
-        position: (R,) long, a number for each cell.
+        position: (R,) long, a number that identifies the cell.
 
     Returns:
         (R,) bool.
@@ -215,7 +213,7 @@ def reduce_by_center_pixels(masks: Tensor, stride: int) -> Tensor:
 
 
 def reduce_as_opencv(masks: Tensor, stride: int) -> Tensor:
-    """What `cv2.resize` (uint8, INTER_LINEAR) makes of 0/1 masks whose size need not divide.
+    """Result of `cv2.resize` (uint8, INTER_LINEAR) for 0/1 masks of any size.
 
     Args:
         masks: (M, H, W) bool.
@@ -226,14 +224,10 @@ def reduce_as_opencv(masks: Tensor, stride: int) -> Tensor:
     """
     rows, row_weights = _list_opencv_taps(masks.shape[1], stride, masks.device)
     columns, column_weights = _list_opencv_taps(masks.shape[2], stride, masks.device)
-    taken = masks[:, rows]  # (M, 2, h, W)
-    left, right = (
-        taken.index_select(3, column) * weight
-        for column, weight in zip(columns, column_weights, strict=True)
-    )
-    horizontal = (left + right) >> 4  # (M, 2, h, w)
-    upper, lower = (horizontal * row_weights[..., None] >> 16).unbind(dim=1)
-    return (upper + lower + 2) >> 2 > 0
+    pairs = masks[:, rows][..., columns]  # (M, 2, h, 2, w)
+    horizontal = (pairs * column_weights).sum(dim=3, dtype=torch.int32) >> 4
+    vertical = (horizontal * row_weights[..., None] >> 16).sum(dim=1)  # (M, h, w)
+    return (vertical + 2) >> 2 > 0
 
 
 def _list_opencv_taps(size: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -241,8 +235,7 @@ def _list_opencv_taps(size: int, stride: int, device: torch.device) -> tuple[Ten
     num_out = int(size / stride + 0.5)
     positions = torch.arange(num_out, device=device, dtype=torch.float64)
     source = ((positions + 0.5) * (size / max(num_out, 1)) - 0.5).float().clamp(0, size - 1)
-    first = source.floor()
+    first = source.long()
     share = source - first
     weights = torch.stack([1 - share, share]).mul(_OPENCV_ONE).round().int()
-    first = first.long()
     return torch.stack([first, (first + 1).clamp(max=size - 1)]), weights

@@ -7,11 +7,12 @@ from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError
 from instancezoo.modeling.ignored_keys import IgnoredKey, add_ignored_keys, check_ignored_keys
+from instancezoo.modeling.levels import find_levels
 from instancezoo.modeling.towers import check_group_norm
-from instancezoo.solo.config import add_grid_keys, check_grid_config, find_levels
+from instancezoo.solo.config import add_grid_keys, check_grid_config
 from instancezoo.solo.head import rearrange_strides
 
-# AdelaiDet's config files name what follows from other keys here, or cannot be chosen.
+# Keys of AdelaiDet's config files that follow from other keys here, or have a single valid value.
 IGNORED_KEYS = {
     "FPN_INSTANCE_STRIDES": IgnoredKey([], "it follows MODEL.SOLOV2.INSTANCE_IN_FEATURES"),
     "INSTANCE_IN_CHANNELS": IgnoredKey(0, "it follows MODEL.FPN.OUT_CHANNELS"),
@@ -21,7 +22,6 @@ IGNORED_KEYS = {
     "NMS_TYPE": IgnoredKey("matrix", "greedy NMS of masks is not offered"),
     "LOSS.FOCAL_USE_SIGMOID": IgnoredKey(True, "the focal loss has no other form"),
 }
-_WIDTHS = ("MASK_CHANNELS", "NUM_KERNELS")
 
 
 def add_solov2_config(cfg: CfgNode) -> None:
@@ -43,14 +43,14 @@ def add_solov2_config(cfg: CfgNode) -> None:
 
 
 def check_solov2_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
-    """Check `cfg.MODEL.SOLOV2` against a backbone that gives `shapes`. Raises `ConfigError`."""
+    """Check `cfg.MODEL.SOLOV2`, see `check_grid_config`."""
     key, node = "MODEL.SOLOV2", cfg.MODEL.SOLOV2
     check_grid_config(key, node, shapes)
     find_mask_levels(node)
-    check_group_norm(node.NORM, {f"{key}.{name}": node[name] for name in _WIDTHS})
-    strides = [int(shapes[name].stride) for name in node.INSTANCE_IN_FEATURES]
+    widths = ("MASK_CHANNELS", "NUM_KERNELS")
+    check_group_norm(node.NORM, {f"{key}.{name}": node[name] for name in widths})
     followed = {
-        "FPN_INSTANCE_STRIDES": rearrange_strides(strides),
+        "FPN_INSTANCE_STRIDES": rearrange_strides(node.INSTANCE_IN_FEATURES, shapes),
         "INSTANCE_IN_CHANNELS": cfg.MODEL.FPN.OUT_CHANNELS,
         "MASK_IN_CHANNELS": cfg.MODEL.FPN.OUT_CHANNELS,
         "NUM_MASKS": node.NUM_KERNELS,
@@ -59,16 +59,16 @@ def check_solov2_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
 
 
 def find_mask_levels(node: CfgNode) -> list[int]:
-    """Places of the mask feature's maps in the pyramid.
+    """Indices of the mask feature's maps in the pyramid.
 
     Raises:
         ConfigError: they are not neighbours, the finest first.
     """
-    key, names = "MODEL.SOLOV2", list(node.MASK_IN_FEATURES)
-    levels = find_levels(names, node.INSTANCE_IN_FEATURES, f"{key}.MASK_IN_FEATURES")
-    if not levels or levels != list(range(levels[0], levels[0] + len(levels))):
+    key, names, pyramid = "MODEL.SOLOV2", list(node.MASK_IN_FEATURES), node.INSTANCE_IN_FEATURES
+    levels = find_levels(f"{key}.MASK_IN_FEATURES", names, pyramid, f"{key}.INSTANCE_IN_FEATURES")
+    if levels != list(range(levels[0], levels[0] + len(levels))):
         raise ConfigError(
-            f"{key}.MASK_IN_FEATURES is {names}; it must be neighbours of "
-            f"{list(node.INSTANCE_IN_FEATURES)} in their order"
+            f"{key}.MASK_IN_FEATURES is {names}; it must be neighbours of {list(pyramid)} in "
+            "their order"
         )
     return levels

@@ -46,17 +46,25 @@ def _make_layouts(source: str) -> list[Layout]:
 
 
 _7TH_BLOCK = "backbone.bottom_up.res4.6.conv1.weight"
-# In AdelaiDet a tower is a flat list of convolution, norm, ReLU; its index divides by three.
-_TOWER_ROWS: tuple[Row, ...] = tuple(
-    row
-    for tower in ("cate_tower", "kernel_tower")
-    for i in range(4)
-    for row in (
-        (f"ins_head.{tower}.{3 * i}.weight", f"head.{tower}.{i}.weight"),
-        (f"ins_head.{tower}.{3 * i + 1}.*", f"head.{tower}.{i}.norm.*"),
-    )
+_ADELAIDET_ROWS: tuple[Row, ...] = (
+    ("backbone.**", "backbone.**"),
+    # A tower is a flat list of convolution, norm, ReLU.
+    *(
+        row
+        for tower in ("cate_tower", "kernel_tower")
+        for i in range(4)
+        for row in (
+            (f"ins_head.{tower}.{3 * i}.weight", f"head.{tower}.{i}.weight"),
+            (f"ins_head.{tower}.{3 * i + 1}.*", f"head.{tower}.{i}.norm.*"),
+        )
+    ),
+    ("ins_head.cate_pred.*", "head.cate_predict.*"),
+    ("ins_head.kernel_pred.*", "head.kernel_predict.*"),
+    ("mask_head.convs_all_levels.{i}.conv{j}.0.weight", "head.mask_branch.levels.{i}.{j}.weight"),
+    ("mask_head.convs_all_levels.{i}.conv{j}.1.*", "head.mask_branch.levels.{i}.{j}.norm.*"),
+    ("mask_head.conv_pred.0.weight", "head.mask_branch.predict.weight"),
+    ("mask_head.conv_pred.1.*", "head.mask_branch.predict.norm.*"),
 )
-
 _ADELAIDET_LAYOUTS = tuple(
     Layout(
         name=f"AdelaiDet SOLOv2_R{depth}_3x",
@@ -66,22 +74,7 @@ _ADELAIDET_LAYOUTS = tuple(
         must=("ins_head.cate_tower.0.weight", "ins_head.kernel_pred.weight", *must),
         must_not=must_not,
         unused=("pixel_mean", "pixel_std"),
-        rows=(
-            ("backbone.**", "backbone.**"),
-            *_TOWER_ROWS,
-            ("ins_head.cate_pred.*", "head.cate_predict.*"),
-            ("ins_head.kernel_pred.*", "head.kernel_predict.*"),
-            (
-                "mask_head.convs_all_levels.{i}.conv{j}.0.weight",
-                "head.mask_branch.levels.{i}.{j}.weight",
-            ),
-            (
-                "mask_head.convs_all_levels.{i}.conv{j}.1.*",
-                "head.mask_branch.levels.{i}.{j}.norm.*",
-            ),
-            ("mask_head.conv_pred.0.weight", "head.mask_branch.predict.weight"),
-            ("mask_head.conv_pred.1.*", "head.mask_branch.predict.norm.*"),
-        ),
+        rows=_ADELAIDET_ROWS,
     )
     for depth, must, must_not in ((50, (), (_7TH_BLOCK,)), (101, (_7TH_BLOCK,), ()))
 )

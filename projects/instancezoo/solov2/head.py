@@ -67,7 +67,7 @@ class MaskFeatureBranch(nn.Module):
     """Unified mask feature: pyramid levels brought to the finest one's size and summed (figure 3).
 
     Args:
-        levels: per pyramid level its convolution blocks; a doubling follows each block but those of
+        levels: convolution blocks of each pyramid level; a doubling follows each block, except on
             the finest level. The last level's first block takes two more channels, the coordinates.
         predict: 1x1 block to D channels.
     """
@@ -79,28 +79,26 @@ class MaskFeatureBranch(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
         """Maps p2 .. p5 -> (N, D, H, W) of p2's size."""
-        total = self.levels[0](pyramid[0])
-        for index in range(1, len(pyramid)):
-            features = pyramid[index]
-            if index == len(pyramid) - 1:
-                features = append_coordinates(features)
-            blocks: Any = self.levels[index]
-            for block in blocks:
+        finest, *others = pyramid
+        if others:
+            others[-1] = append_coordinates(others[-1])
+        total = self.levels[0](finest)
+        for features, blocks in zip(others, self.levels[1:], strict=True):
+            for block in blocks.children():
                 features = double_map(block(features))
             total = total + features
         return self.predict(total)
 
 
-def build_head_parts(node: CfgNode, in_channels: int) -> dict[str, Any]:
-    """Arguments of `SOLOv2Head` from `cfg.MODEL.SOLOV2`, on maps of `in_channels` channels."""
+def build_head_parts(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of `SOLOv2Head` from `cfg.MODEL.SOLOV2`."""
+    node, in_channels = cfg.MODEL.SOLOV2, cfg.MODEL.FPN.OUT_CHANNELS
     width = node.INSTANCE_CHANNELS
-    cate_predict = build_prediction(width, node.NUM_CLASSES, prior=node.PRIOR_PROB)
-    kernel_predict = build_prediction(width, node.NUM_KERNELS)
     return {
         "cate_tower": build_grid_tower(node, in_channels),
-        "cate_predict": cate_predict,
+        "cate_predict": build_prediction(width, node.NUM_CLASSES, prior=node.PRIOR_PROB),
         "kernel_tower": build_grid_tower(node, in_channels + 2),
-        "kernel_predict": kernel_predict,
+        "kernel_predict": build_prediction(width, node.NUM_KERNELS),
         "mask_branch": _build_mask_branch(node, in_channels),
         "num_grids": node.NUM_GRIDS,
         "mask_levels": find_mask_levels(node),
@@ -112,8 +110,7 @@ def _build_mask_branch(node: CfgNode, in_channels: int) -> MaskFeatureBranch:
     num_levels = len(node.MASK_IN_FEATURES)
     levels = nn.ModuleList()
     for index in range(num_levels):
-        has_coordinates = 0 < index == num_levels - 1
-        channels = in_channels + (2 if has_coordinates else 0)
+        channels = in_channels + (2 if 0 < index == num_levels - 1 else 0)  # the coordinates
         levels.append(build_tower(channels, node.MASK_CHANNELS, max(index, 1), **options))
     predict = build_conv_block(node.MASK_CHANNELS, node.NUM_KERNELS, kernel_size=1, **options)
     return MaskFeatureBranch(levels=levels, predict=predict)

@@ -24,16 +24,14 @@ class SOLOv2(SOLO):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        arguments = read_solov2_arguments(cfg)
-        parts = build_head_parts(cfg.MODEL.SOLOV2, cfg.MODEL.FPN.OUT_CHANNELS)
-        return {**arguments, "head": SOLOv2Head(**parts)}
+        return {**read_solov2_arguments(cfg), "head": SOLOv2Head(**build_head_parts(cfg))}
 
 
 def read_solov2_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of `SOLOv2`, but for the head, from `cfg.MODEL.SOLOV2`. Raises `ConfigError`."""
+    """Arguments of `SOLOv2` except the head, from `cfg.MODEL.SOLOV2`. Raises `ConfigError`."""
     arguments = DenseSegmenter.from_config(cfg)
-    check_solov2_config(cfg, arguments["backbone"].output_shape())
-    grid_arguments = read_grid_arguments(cfg.MODEL.SOLOV2, arguments["backbone"])
+    shapes = arguments["backbone"].output_shape()
+    check_solov2_config(cfg, shapes)
+    arguments.update(read_grid_arguments(cfg.MODEL.SOLOV2, shapes))
     # Every (object, cell) pair has a mask loss, also where objects share a cell.
-    grid = replace(grid_arguments["grid"], one_object_per_cell=False)
-    return {**arguments, **grid_arguments, "grid": grid}
+    return {**arguments, "grid": replace(arguments["grid"], one_object_per_cell=False)}
