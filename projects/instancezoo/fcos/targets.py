@@ -14,7 +14,7 @@ from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
 from instancezoo.modeling.objects import join_objects
-from instancezoo.modeling.point_assignment import PointSpec, PointTargets, match_points
+from instancezoo.modeling.point_assignment import PointSpec, PointTargets, assign_points
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def assign_targets(
     boxes = objects.boxes
     centers = torch.cat([find_centers(instances) for instances in ground_truth])
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    found = match_points(objects, centers, areas, spec, map_sizes, num_classes)
+    found = assign_points(
+        objects, centers, areas, spec, map_sizes=map_sizes, num_classes=num_classes
+    )
     return FCOSTargets(**vars(found), centerness=compute_centerness(found.distances))
 
 

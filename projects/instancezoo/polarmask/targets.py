@@ -17,7 +17,7 @@ from torch import Tensor
 from instancezoo.layers.borders import Borders, find_borders
 from instancezoo.layers.polar import MISSED, cast_ray_targets, fill_missed_rays, intersect_rays
 from instancezoo.modeling.objects import Objects, join_objects
-from instancezoo.modeling.point_assignment import PointSpec, PointTargets, match_points
+from instancezoo.modeling.point_assignment import PointSpec, PointTargets, assign_points
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,9 @@ def make_targets(
     boxes, borders = objects.boxes, objects.borders
     centers = borders.centers if rules.center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
     areas = (boxes[:, 2:] - boxes[:, :2] + int(rules.plus_one)).prod(dim=1)
-    found = match_points(objects, centers, areas, rules.points, map_sizes, num_classes)
+    found = assign_points(
+        objects, centers, areas, rules.points, map_sizes=map_sizes, num_classes=num_classes
+    )
     rays = _make_rays(found.locations.long(), found.instance, borders, rules)
     return PolarTargets(**vars(found), rays=rays, centerness=polar_centerness(rays))
 
