@@ -48,7 +48,7 @@ def check_category_ids(context: Context) -> Iterator[Finding]:
         if num_duplicates := len(ids) - len(set(names)):
             yield warning(
                 f"{facts.name}: {num_duplicates} of {len(ids)} category names are duplicates",
-                "merge the categories that are the same, or rename them",
+                "merge the categories of the same name, or rename them",
             )
         if facts.is_train:
             yield from _check_frequencies(facts)
@@ -90,7 +90,7 @@ def check_category_agreement(context: Context) -> Iterator[Finding]:
         )
     if not context.test:
         yield warning(
-            "DATASETS.TEST has 0 data sets: the model is never evaluated",
+            "DATASETS.TEST is empty: the model is never evaluated",
             "set DATASETS.TEST to a validation set",
         )
 

@@ -126,7 +126,7 @@ def check_colours(context: Context) -> Iterator[Finding]:
 def check_masks(context: Context) -> Iterator[Finding]:
     """Two-stage models predict masks only with MODEL.MASK_ON."""
     if hasattr(context.model, "roi_heads") and not context.cfg.MODEL.MASK_ON:
-        yield warning("MODEL.MASK_ON is False: 0 masks, only boxes", "set MODEL.MASK_ON True")
+        yield warning("MODEL.MASK_ON is False: no masks, only boxes", "set MODEL.MASK_ON True")
 
 
 @register_check("memory")

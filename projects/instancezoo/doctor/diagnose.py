@@ -93,7 +93,7 @@ def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
             except (ZooError, KeyError, OSError) as problem:
                 failures.append(_fail("data set", problem, remedy))
     if not cfg.DATASETS.TRAIN:
-        failures.append(_fail("data set", ZooError("DATASETS.TRAIN has 0 data sets"), remedy))
+        failures.append(_fail("data set", ZooError("DATASETS.TRAIN is empty"), remedy))
     return facts, failures
 
 
