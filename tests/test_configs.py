@@ -62,27 +62,27 @@ def test_misspelt_key_is_answered_with_the_nearest(key, nearest, tmp_path):
 
 
 def test_wrong_type_names_the_key(tmp_path):
-    with pytest.raises(ConfigError, match=r"SOLVER.MAX_ITER.*command line"):
+    with pytest.raises(ConfigError, match=r"SOLVER\.MAX_ITER"):
         get_cfg().merge_from_list(["SOLVER.MAX_ITER", "many"])
     file = tmp_path / "bad.yaml"
     file.write_text("SOLVER:\n  MAX_ITER: many\n")
-    with pytest.raises(ConfigError, match=r"SOLVER.MAX_ITER.*bad.yaml"):
+    with pytest.raises(ConfigError, match=r"SOLVER\.MAX_ITER.*bad\.yaml"):
         get_cfg().merge_from_file(str(file))
 
 
 @pytest.mark.parametrize(
-    "key,value,message",
+    "key,value,named",
     [
         ("MODEL.META_ARCHITECTURE", "SOLOv3", "'SOLOv2'"),
-        ("MODEL.DEVICE", "cuda:0", "MODEL.DEVICE"),
+        ("MODEL.DEVICE", "cuda:0", r"MODEL\.DEVICE"),
         ("MODEL.LOAD_PROPOSALS", True, "MODEL.LOAD_PROPOSALS"),
         ("TEST.AUG.ENABLED", True, "TEST.AUG.ENABLED"),
-        ("MODEL.MASK_OUTPUT", "RLE", "MODEL.MASK_OUTPUT is 'RLE'.*bitmask, rle"),
+        ("MODEL.MASK_OUTPUT", "RLE", r"MODEL\.MASK_OUTPUT.*'RLE'.*bitmask, rle"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(key, value, message, monkeypatch):
+def test_what_cannot_be_done_is_refused_by_name(key, value, named, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=named):
         load_cfg("", ["DATASETS.TRAIN", (), "DATASETS.TEST", (), key, value])
 
 
@@ -107,9 +107,9 @@ def test_whole_number_for_a_fraction_on_the_command_line(number):
 
 
 def test_odd_overrides_and_missing_file():
-    with pytest.raises(ConfigError, match="pairs"):
+    with pytest.raises(ConfigError, match=r"SOLVER\.MAX_ITER"):
         get_cfg().merge_from_list(["SOLVER.MAX_ITER"])
-    with pytest.raises(ConfigError, match="does not exist"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         get_cfg().merge_from_file("nowhere.yaml")
 
 
@@ -124,7 +124,7 @@ def test_file_that_is_no_config_is_named(content, tmp_path):
 
 
 def test_option_behind_overrides_is_explained():
-    with pytest.raises(ConfigError, match="options go before"):
+    with pytest.raises(ConfigError, match="--num-gpus"):
         get_cfg().merge_from_list(["SOLVER.MAX_ITER", 4, "--num-gpus", "2"])
 
 
@@ -132,7 +132,7 @@ def test_yaml_with_code_is_refused(tmp_path):
     marker = tmp_path / "marker"
     file = tmp_path / "evil.yaml"
     file.write_text(f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {marker}']\n")
-    with pytest.raises(ConfigError, match="not plain YAML"):
+    with pytest.raises(ConfigError, match=r"evil\.yaml"):
         get_cfg().merge_from_file(str(file))
     assert not marker.exists()
 
@@ -160,12 +160,12 @@ def test_num_classes_set_by_hand_must_agree(number):
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", number])
     follow_dataset(cfg.clone(), number, "mine")
-    with pytest.raises(ConfigError, match=rf"NUM_CLASSES is {number}, .*'mine' has 7 classes"):
+    with pytest.raises(ConfigError, match=rf"NUM_CLASSES\b.*\b{number}\b.*'mine'.*\b7\b"):
         follow_dataset(cfg.clone(), 7, "mine")
 
 
 def test_num_classes_assigned_by_hand_must_agree():
     cfg = get_cfg()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
-    with pytest.raises(ConfigError, match="is 5"):
+    with pytest.raises(ConfigError, match=r"NUM_CLASSES\b.*\b5\b"):
         follow_dataset(cfg, 7, "mine")

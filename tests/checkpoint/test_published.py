@@ -63,7 +63,7 @@ def test_relative_path_is_converted_once_for_each_content(
 
 def test_unknown_file_is_an_error(tmp_path: Path, make_cfg) -> None:
     torch.save({"x": torch.ones(1)}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"w\.pth: the file's names fit no known layout"):
+    with pytest.raises(CheckpointError, match=r"w\.pth.*layout"):
         PathManager.get_local_path(f"published://{tmp_path}/w.pth")
     with pytest.raises(CheckpointError, match="absent"):
         DetectionCheckpointer(build_model(make_cfg("mask_rcnn/mask_rcnn_tiny"))).load(

@@ -87,7 +87,7 @@ def test_convert(layouts: list[Layout]) -> None:
 def test_a_name_without_a_row_is_an_error(layouts: list[Layout]) -> None:
     layouts.append(make_layout())
     state = {**STATE, "extra.weight": torch.ones(1)}
-    with pytest.raises(CheckpointError, match=r"'zebra net', but 1 of its 5 .* extra\.weight"):
+    with pytest.raises(CheckpointError, match=r"'zebra net'.*extra\.weight"):
         convert_state_dict(state)
     converted = convert_state_dict(state, allow_unknown=True)
     assert converted.unknown == ["extra.weight"] and len(converted.state) == 3
@@ -95,7 +95,7 @@ def test_a_name_without_a_row_is_an_error(layouts: list[Layout]) -> None:
 
 def test_two_names_on_one_are_an_error(layouts: list[Layout]) -> None:
     layouts.append(make_layout(rows=(("zebra.{i}.*", "head.*"), ("out.*", "out.*"))))
-    with pytest.raises(CheckpointError, match=r"'zebra.0.weight' and 'zebra.1.weight' both"):
+    with pytest.raises(CheckpointError, match=r"'zebra\.0\.weight'.*'zebra\.1\.weight'"):
         convert_state_dict(STATE)
 
 
@@ -104,7 +104,7 @@ def test_signature(layouts: list[Layout]) -> None:
     layouts.append(make_layout(name="wide", shapes={"zebra.{i}.weight": (4, None)}))
     layouts.append(make_layout(name="deep", must=("zebra.5.weight",)))
     assert convert_state_dict(STATE).layout.name == "zebra net"
-    with pytest.raises(CheckpointError, match="fit 'zebra net' and 'wide'"):
+    with pytest.raises(CheckpointError, match=r"'zebra net'.*'wide'"):
         convert_state_dict({"zebra.0.weight": torch.ones(4, 9)})
 
 
@@ -113,9 +113,8 @@ def test_no_layout_fits_shows_the_nearest(layouts: list[Layout]) -> None:
     layouts.append(make_layout(name="other", must=("other",), rows=(("other", "o"),)))
     with pytest.raises(CheckpointError) as error:
         convert_state_dict({**STATE, "lion.weight": torch.ones(1)})
-    assert "Nearest is 'zebra net' (4 of 5 names known)" in str(error.value)
-    assert "has 'lion.weight'" in str(error.value)
-    with pytest.raises(CheckpointError, match="no single name is known"):
+    assert re.search(r"'zebra net'.*4 of 5.*'lion\.weight'", str(error.value))
+    with pytest.raises(CheckpointError, match=r"x\.y"):
         convert_state_dict({"x.y": torch.ones(1)})
 
 
@@ -126,5 +125,5 @@ def test_two_layouts_of_one_name(add_method: Callable[[Method], None]) -> None:
 
 
 def test_a_wrong_row_is_found_when_it_is_written() -> None:
-    with pytest.raises(ValueError, match=r"'b\.\{j\}' uses \{j\}"):
+    with pytest.raises(ValueError, match=r"'b\.\{j\}'"):
         make_layout(rows=(("a.{i}", "b.{j}"),))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -305,39 +306,38 @@ def test_a_box_a_pixel_over_the_border_is_left_as_it_is(coco_folder: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        (b"", "valid JSON"),
-        (b"\xff\xfe\x00", "valid JSON"),
-        (b'{"images": [', "valid JSON"),
-        (b"[" * 100_000, "valid JSON"),
-        (b"1" * 5000, "valid JSON"),
-        (b"[]", "holds a list"),
-        (b"{}", "no list 'categories'"),
-        (b'{"categories": [{"id": 1, "name": "a"}]}', "no list 'images'"),
-        (b'{"categories": [{"id": 1, "name": "a"}], "images": []}', "no list 'images'"),
-        (b'{"categories": [3], "images": [{}]}', "no usable categories"),
-        (b'{"categories": [{"id": 1, "name": "a"}], "images": [{}]}', "no usable images"),
+        (b"", "JSON"),
+        (b"\xff\xfe\x00", "JSON"),
+        (b'{"images": [', "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b"1" * 5000, "JSON"),
+        (b"[]", "list"),
+        (b"{}", "'categories'"),
+        (b'{"categories": [{"id": 1, "name": "a"}]}', "'images'"),
+        (b'{"categories": [{"id": 1, "name": "a"}], "images": []}', "'images'"),
+        (b'{"categories": [3], "images": [{}]}', "categories"),
+        (b'{"categories": [{"id": 1, "name": "a"}], "images": [{}]}', "images"),
         (
             b'{"categories": [{"id": 1, "name": "a"}], "images": [{}], "annotations": 3}',
             "'annotations'",
         ),
     ],
 )
-def test_what_cannot_be_repaired_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_repaired_is_refused(content: bytes, named: str, tmp_path: Path) -> None:
     json_file = tmp_path / "a.json"
     json_file.write_bytes(content)
-    with pytest.raises(DatasetError, match=message) as raised:
+    with pytest.raises(DatasetError, match=rf"a\.json.*{named}"):
         check_coco(json_file, tmp_path)
-    assert str(json_file) in str(raised.value)
 
 
 def test_missing_paths_are_named(coco_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"nowhere\.json' does not exist"):
+    with pytest.raises(DatasetError, match=r"nowhere\.json"):
         check_coco(tmp_path / "nowhere.json", tmp_path)
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match=re.escape(str(tmp_path))):
         check_coco(tmp_path, tmp_path)
-    with pytest.raises(DatasetError, match=r"image folder '.*nowhere' .* does not exist"):
+    with pytest.raises(DatasetError, match="nowhere"):
         check(make_coco(), coco_folder)
         check_coco(coco_folder / "annotations.json", tmp_path / "nowhere")
 
@@ -346,9 +346,8 @@ def test_a_file_whose_every_annotation_is_bad_is_refused(coco_folder: Path) -> N
     coco = make_coco()
     for annotation in coco["annotations"]:
         annotation["image_id"] += 50
-    with pytest.raises(DatasetError, match="dropped 6: unknown image") as raised:
+    with pytest.raises(DatasetError, match="6: unknown image"):
         check(coco, coco_folder)
-    assert "every annotation" in str(raised.value)
 
 
 def test_a_file_without_annotations_is_for_testing(coco_folder: Path) -> None:

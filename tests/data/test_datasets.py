@@ -55,9 +55,9 @@ def test_registration_reads_nothing(folder: Path) -> None:
     register_dataset(NAME, "nowhere.json", "nowhere")
     metadata = MetadataCatalog.get(NAME)
     assert (metadata.evaluator_type, metadata.image_root) == ("coco", "nowhere")
-    with pytest.raises(DatasetError, match=r"'nowhere\.json' does not exist"):
+    with pytest.raises(DatasetError, match=r"nowhere\.json"):
         DatasetCatalog.get(NAME)
-    with pytest.raises(DatasetError, match=r"'nowhere\.json' does not exist"):
+    with pytest.raises(DatasetError, match=r"nowhere\.json"):
         load_metadata(NAME)
 
 
@@ -94,7 +94,7 @@ def test_images_of_a_faultless_set_are_opened_once(folder: Path) -> None:
     assert DatasetCatalog.get(NAME) == before
     _write(folder, _make_annotation(3))  # another file: all is looked at again
     os.utime(folder / "a.json", ns=(0, 0))
-    with pytest.raises(DatasetError, match="no usable images"):
+    with pytest.raises(DatasetError, match=r"a\.json.*images"):
         DatasetCatalog.get(NAME)
 
 
@@ -131,7 +131,7 @@ def test_evaluation_sees_what_was_loaded(folder: Path) -> None:
 def test_strict_refuses_what_would_be_dropped(folder: Path) -> None:
     _write(folder, _make_annotation(1), _make_annotation(2, bbox=[1, 1, 0, 4]))
     _register(folder, strict=True)
-    with pytest.raises(DatasetError, match=r"zero area \(id 2\)") as raised:
+    with pytest.raises(DatasetError, match=r"zero area.*\b2\b") as raised:
         DatasetCatalog.get(NAME)
     assert "DATASETS.STRICT" in str(raised.value)
 
@@ -149,10 +149,10 @@ def test_the_same_again_is_fine_and_another_is_not(
     monkeypatch.chdir(folder)
     register_dataset(NAME, "a.json", "images")
     assert len(DatasetCatalog.get(NAME)) == 1
-    with pytest.raises(DatasetError, match=f"'{NAME}' belongs to another data set"):
+    with pytest.raises(DatasetError, match=f"'{NAME}'"):
         register_dataset(NAME, "b.json", "images")
     for taken in ("coco_2017_val", "shapes_train"):
-        with pytest.raises(DatasetError, match=f"'{taken}' belongs to another data set"):
+        with pytest.raises(DatasetError, match=f"'{taken}'"):
             register_dataset(taken, "a.json", "images")
 
 
@@ -169,26 +169,26 @@ def test_the_argument_is_split(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("argument", "named"),
     [
-        ("mine", "not of the form NAME="),
-        ("mine=a.json", "not of the form NAME="),
-        ("=a.json:images", "not of the form NAME="),
-        ("mine=:images", "not of the form NAME="),
-        ("mine=a.json:", "not of the form NAME="),
-        ("", "not of the form NAME="),
-        ("mine=b.json:images", "annotation file 'b.json' does not exist"),
-        ("mine=images:images", "annotation file 'images' does not exist"),
-        ("mine=a.json:b", "image folder 'b' does not exist"),
-        ("mine=a.json:a.json", "image folder 'a.json' does not exist"),
-        ("shapes_val=a.json:images", "'shapes_val' belongs to another data set"),
+        ("mine", "NAME="),
+        ("mine=a.json", "NAME="),
+        ("=a.json:images", "NAME="),
+        ("mine=:images", "NAME="),
+        ("mine=a.json:", "NAME="),
+        ("", "NAME="),
+        ("mine=b.json:images", "'b.json'"),
+        ("mine=images:images", "'images'"),
+        ("mine=a.json:b", "'b'"),
+        ("mine=a.json:a.json", "'a.json'"),
+        ("shapes_val=a.json:images", "'shapes_val'"),
     ],
 )
 def test_a_wrong_argument_is_explained(
-    argument: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    argument: str, named: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(DatasetError, match=named):
         parse_dataset_argument(argument)
 
 

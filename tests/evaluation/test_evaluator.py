@@ -174,9 +174,9 @@ def test_errors_name_the_image(small_dataset: Dataset, register: Register) -> No
     evaluator = InstanceEvaluator(register(small_dataset[0]))
     record, output = next(make_outputs(small_dataset))
     output["instances"].scores[0] = torch.nan
-    with pytest.raises(ValueError, match=f"image {record['image_id']}: a predicted score"):
+    with pytest.raises(ValueError, match=rf"\b{record['image_id']}\b.*score"):
         evaluator.process([record], [output])
-    with pytest.raises(ValueError, match="it must be one of: hotcoco, pycocotools"):
+    with pytest.raises(ValueError, match="hotcoco, pycocotools"):
         InstanceEvaluator("any", backend="opencv")
     with pytest.raises(ValueError, match="output_dir"):
         InstanceEvaluator("any", num_pictures=3)
@@ -216,5 +216,5 @@ def test_errors_are_of_the_kind_that_commands_show_in_one_line(
             small_dataset)  # fmt: skip
     record, output = next(make_outputs(small_dataset))
     output["instances"].pred_boxes.tensor[0] = torch.inf
-    with pytest.raises(ZooError, match="box is not finite"):
+    with pytest.raises(ZooError, match=rf"\b{record['image_id']}\b.*box"):
         InstanceEvaluator(register(small_dataset[0])).process([record], [output])

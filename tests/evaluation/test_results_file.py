@@ -52,15 +52,15 @@ def test_instances_become_coco_results() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_name_the_image(value: float) -> None:
     scores = torch.tensor([0.5, value])
-    with pytest.raises(ValueError, match="image 77: a predicted score is not finite"):
+    with pytest.raises(ValueError, match=r"\b77\b.*score"):
         instances_to_results(make_instances(scores=scores), 77, [1, 2])
     boxes = Boxes(torch.tensor([[0.0, 0, 1, value], [0, 0, 1, 1]]))
-    with pytest.raises(ValueError, match="image 77: a predicted box is not finite"):
+    with pytest.raises(ValueError, match=r"\b77\b.*box"):
         instances_to_results(make_instances(pred_boxes=boxes), 77, [1, 2])
 
 
 def test_unknown_class_names_both_numbers() -> None:
-    with pytest.raises(ValueError, match="image 77: predicted class 1, but the data set has 1 "):
+    with pytest.raises(ValueError, match=r"\b77\b.*class 1\b"):
         instances_to_results(make_instances(), 77, [1])
 
 

@@ -27,7 +27,7 @@ def test_extension_of_another_pytorch_is_left_out_with_a_warning(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.warns(RuntimeWarning, match="undefined symbol.*install the package again"):
+    with pytest.warns(RuntimeWarning, match="undefined symbol"):
         assert not extension._load_extension()
 
 

@@ -314,24 +314,24 @@ def test_polygons_are_refused_with_the_key():
     proposals = _make_proposals()
     square = [[0.0, 0.0, 9.0, 0.0, 9.0, 9.0]]
     proposals[0].gt_masks = PolygonMasks([[torch.tensor(square[0]).numpy()]] * 3)
-    with EventStorage(), pytest.raises(ConfigError, match=r"INPUT\.MASK_FORMAT to 'bitmask'"):
+    with EventStorage(), pytest.raises(ConfigError, match=r"INPUT\.MASK_FORMAT.*bitmask"):
         _build_head(training=True)(_make_features(), proposals)
 
 
 @pytest.mark.parametrize(
-    "overrides,message",
+    "overrides,named",
     [
-        (["MODEL.POINT_HEAD.NUM_CLASSES", 7], r"POINT_HEAD\.NUM_CLASSES is 7"),
+        (["MODEL.POINT_HEAD.NUM_CLASSES", 7], r"POINT_HEAD\.NUM_CLASSES.*\b7\b"),
         (["MODEL.ROI_MASK_HEAD.IN_FEATURES", ("p9",)], r"ROI_MASK_HEAD\.IN_FEATURES .*p9"),
         (["MODEL.POINT_HEAD.IN_FEATURES", ("p9",)], r"POINT_HEAD\.IN_FEATURES .*p9"),
         (["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True], r"POINT_HEAD\.CLS_AGNOSTIC_MASK"),
-        (["MODEL.POINT_HEAD.OVERSAMPLE_RATIO", 0], "OVERSAMPLE_RATIO is 0"),
-        (["MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO", 1.5], "IMPORTANCE_SAMPLE_RATIO is 1.5"),
+        (["MODEL.POINT_HEAD.OVERSAMPLE_RATIO", 0], "OVERSAMPLE_RATIO"),
+        (["MODEL.POINT_HEAD.IMPORTANCE_SAMPLE_RATIO", 1.5], "IMPORTANCE_SAMPLE_RATIO"),
         (["MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2"], "POOLER_TYPE"),
     ],
 )
-def test_settings_that_cannot_work_name_their_key(overrides, message):
-    with pytest.raises(ConfigError, match=message):
+def test_settings_that_cannot_work_name_their_key(overrides, named):
+    with pytest.raises(ConfigError, match=named):
         build_seeded_model(get_tiny_config(TINY, overrides))
 
 

@@ -1,19 +1,14 @@
 """`ImageMasks`: the official chain of resizes, both outputs alike, memory bounded."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peak_memory import PeakMemory
 from pycocotools.mask import encode, toBbox
 
 from instancezoo.layers.resize_chain import Crop, Resize
 from instancezoo.modeling.masks import ImageMasks, boxes_from_masks, remove_padding
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from peak_memory import PeakMemory
 
 CHAINS = {
     "padded": remove_padding((36, 44), (33, 41)),
