@@ -23,6 +23,7 @@ from torch import Tensor
 from instancezoo.layers import extension, polar
 from instancezoo.layers.borders import find_borders
 from instancezoo.modeling.levels import locate_points
+from instancezoo.modeling.objects import Objects
 from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 HEIGHT, WIDTH = 768, 1280
@@ -68,18 +69,15 @@ def map_sizes() -> list[tuple[int, int]]:
 def make_targets(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The package's targets: winners (P,) and rays (positives, V)."""
     borders = find_borders(masks)
-    winners = assign_points(
-        borders.centers,
-        boxes,
-        (boxes[:, 2:] - boxes[:, :2] + 1).prod(dim=1),
-        torch.zeros(len(boxes), dtype=torch.long),
-        SPEC,
-        num_images=1,
-        map_sizes=map_sizes(),
-    )[0]
-    positive = winners >= 0
-    points = locate_points(map_sizes(), STRIDES)[positive].long()
-    return winners, polar.cast_ray_targets(points, winners[positive], borders, num_rays=NUM_RAYS)
+    image = torch.zeros(len(boxes), dtype=torch.long)
+    objects = Objects(boxes, torch.arange(len(boxes)), image, [], num_images=1)
+    areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(dim=1)
+    found = assign_points(
+        objects, borders.centers, areas, SPEC, map_sizes=map_sizes(), num_classes=-1
+    )
+    points, owners = found.locations.long(), found.instance
+    rays = polar.cast_ray_targets(points, owners, borders, num_rays=NUM_RAYS)
+    return found.classes[0], rays
 
 
 def make_targets_plain(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

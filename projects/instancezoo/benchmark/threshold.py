@@ -1,4 +1,4 @@
-"""Score thresholds under which an untrained model finds about as much as one wants."""
+"""Score thresholds with which an untrained model finds a given number of instances."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def build_untrained(
     Args:
         cfg: a full config; unchanged.
         batch: one image.
-        num_detections: lowest number to find, if the model can find as many at all.
+        num_detections: minimum number of instances, if the model can find that many.
 
     Returns:
         The model in inference mode, and the score threshold that was set.
 
     Raises:
-        ZooError: no method declares how a score threshold is set in the model.
+        ZooError: no method has a record for the meta-architecture.
     """
     method = find_method(METHODS, cfg)
     if method is None:
@@ -52,15 +52,14 @@ def build_untrained(
         with torch.no_grad():
             return len(model(batch)[0]["instances"])
 
-    count(1.0)
-    with _keep_constant_parts(model, batch, method.constant_parts):
+    with _compute_once(model, method.constant_parts):
         threshold = _search(count, num_detections)
-        count(threshold)
+    method.set_score_thresh(model, threshold)
     return model, threshold
 
 
 def _search(count: Callable[[float], int], wanted: int) -> float:
-    """A threshold under which enough are found, but few more."""
+    """A threshold with which at least `wanted` are found, but few more."""
     high = 1.0  # too few are found
     for _ in range(_MAX_HALVINGS):
         low = high / 2
@@ -80,31 +79,24 @@ def _search(count: Callable[[float], int], wanted: int) -> float:
 
 
 @contextmanager
-def _keep_constant_parts(
-    model: nn.Module, batch: list[dict[str, Any]], names: Sequence[str]
-) -> Iterator[None]:
-    """Run the model once; inside the context its slow parts repeat their outputs of that run.
+def _compute_once(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside the context, the named parts of a model compute once and then repeat their output."""
 
-    Args:
-        model: in inference mode.
-        batch: one image.
-        names: of those parts; their outputs do not depend on the score threshold.
-    """
-    outputs: dict[nn.Module, Any] = {}
+    def repeat_first(forward: Callable[..., Any]) -> Callable[..., Any]:
+        outputs: list[Any] = []
 
-    def keep(part: nn.Module, _: Any, output: Any) -> None:
-        outputs[part] = output
+        def repeat(*args: Any, **kwargs: Any) -> Any:
+            if not outputs:
+                outputs.append(forward(*args, **kwargs))
+            return outputs[0]
+
+        return repeat
 
     parts = [model.get_submodule(name) for name in names]
-    hooks = [part.register_forward_hook(keep) for part in parts]
-    with torch.no_grad():
-        model(batch)
-    for hook in hooks:
-        hook.remove()
-    for part, output in outputs.items():
-        part.forward = lambda *_, kept=output, **__: kept  # type: ignore[method-assign]
+    for part in parts:
+        part.forward = repeat_first(part.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for part in outputs:
+        for part in parts:
             del part.forward  # type: ignore[method-assign]

@@ -154,7 +154,7 @@ class FCOSProposals(DenseMethod[FCOSOutputs, FCOSTargets]):
         num_positive = average_over_ranks(num_positive).clamp(min=1)
         predicted = flatten_levels(outputs.distances)[positive]  # (R, 4)
         quality = flatten_levels(outputs.quality_logits)[positive].float().squeeze(1)  # (R,)
-        overlap = compare_distances(predicted, targets.distances)
+        overlap = compare_distances(predicted, targets.distances / targets.strides[:, None])
         box_loss = compute_box_loss(overlap, self.box_loss)
         class_loss = class_focal_loss(
             flatten_levels(outputs.cls_logits),  # (N, P, K)

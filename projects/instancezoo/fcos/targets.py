@@ -14,12 +14,7 @@ from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
 from instancezoo.modeling.objects import join_objects
-from instancezoo.modeling.point_assignment import (
-    PointSpec,
-    PointTargets,
-    match_points,
-    measure_distances,
-)
+from instancezoo.modeling.point_assignment import PointSpec, PointTargets, assign_points
 
 
 @dataclass(frozen=True)
@@ -27,11 +22,9 @@ class FCOSTargets(PointTargets):
     """Classes of all points, and what the positive ones have to predict.
 
     Attributes:
-        distances: (R, 4) to the left, top, right and bottom side, positive, in strides.
         centerness: (R,), in (0, 1].
     """
 
-    distances: Tensor
     centerness: Tensor
 
 
@@ -54,10 +47,10 @@ def assign_targets(
     boxes = objects.boxes
     centers = torch.cat([find_centers(instances) for instances in ground_truth])
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    found = match_points(objects, centers, areas, spec, map_sizes, num_classes)
-    distances = measure_distances(found.locations, boxes[found.instance]) / found.strides[:, None]
-    centerness = compute_centerness(distances)
-    return FCOSTargets(**vars(found), distances=distances, centerness=centerness)
+    found = assign_points(
+        objects, centers, areas, spec, map_sizes=map_sizes, num_classes=num_classes
+    )
+    return FCOSTargets(**vars(found), centerness=compute_centerness(found.distances))
 
 
 def find_centers(instances: Instances) -> Tensor:

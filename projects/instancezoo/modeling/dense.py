@@ -106,7 +106,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         self.mask_output = mask_output
         self.keep_empty_masks = keep_empty_masks
         self.input_size = input_size
-        self.size_divisibility = size_divisibility
+        self.size_divisibility = size_divisibility or backbone.size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -158,11 +158,11 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         """Normalise the images and pad them with zeros to one size."""
         images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        divisor = self.size_divisibility
-        if divisor is None:
-            divisor = self.backbone.size_divisibility
-        constraints = self.backbone.padding_constraints
-        return ImageList.from_tensors(normalised, divisor, padding_constraints=constraints)
+        return ImageList.from_tensors(
+            normalised,
+            self.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
 
     def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
         """See `DenseMethod.postprocess`; boxes are predicted ones, scaled and clipped, or tight."""
@@ -173,15 +173,13 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
             boxes = candidates.pred_boxes.clone()
             boxes.scale(width / candidates.image_size[1], height / candidates.image_size[0])
             boxes.clip((height, width))
-        scores, classes = candidates.scores, candidates.pred_classes
+        fields: dict[str, Any] = {
+            "pred_boxes": boxes,
+            "scores": candidates.scores,
+            "pred_classes": candidates.pred_classes,
+            "pred_masks": masks,
+        }
         if not self.keep_empty_masks:
             kept = (tight[:, 2] > tight[:, 0]).nonzero().squeeze(1)
-            boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
-            masks = select_rows(masks, kept)
-        return Instances(
-            (height, width),
-            pred_boxes=boxes,
-            scores=scores,
-            pred_classes=classes,
-            pred_masks=masks,
-        )
+            fields = {name: select_rows(field, kept) for name, field in fields.items()}
+        return Instances((height, width), **fields)

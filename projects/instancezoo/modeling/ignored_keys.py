@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
@@ -67,6 +68,4 @@ def check_ignored_keys(
 
 def _find_group(node: CfgNode, key: str) -> tuple[CfgNode, str]:
     *groups, leaf = key.split(".")
-    for group in groups:
-        node = node[group]
-    return node, leaf
+    return reduce(getattr, groups, node), leaf

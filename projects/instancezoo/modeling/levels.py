@@ -134,14 +134,7 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 
 
 def level_offsets(num_grids: Sequence[int]) -> list[int]:
-    """Index of the first cell of each of L grids in the order of `flatten_levels`, and the total.
-
-    Args:
-        num_grids: L grid sides.
-
-    Returns:
-        L + 1 numbers.
-    """
+    """First cell of each of L grids of given sides in `flatten_levels`' order, and the total."""
     return list(accumulate((side * side for side in num_grids), initial=0))
 
 

@@ -51,6 +51,8 @@ class PointTargets:
         image, point, instance: (R,) long, ordered by image, then point; `instance` counts the
             instances of all images.
         locations: (R, 2) x and y in pixels of the network input.
+        distances: (R, 4) to the left, top, right and bottom side of the instance's box, positive
+            pixels.
         strides: (R,) in pixels.
     """
 
@@ -59,41 +61,59 @@ class PointTargets:
     point: Tensor
     instance: Tensor
     locations: Tensor
+    distances: Tensor
     strides: Tensor
 
 
-def match_points(
+def assign_points(
     objects: Objects,
     centers: Tensor,
     areas: Tensor,
     spec: PointSpec,
+    *,
     map_sizes: Sequence[tuple[int, int]],
     num_classes: int,
 ) -> PointTargets:
-    """Find the positive points of a batch; see `assign_points`.
+    """Give each point the smallest instance that it is positive for.
+
+    A point (see `locate_points`) is positive if it lies strictly inside the instance's box, on both
+    axes strictly within the radius around its centre, and if the largest of its distances to the
+    box's four sides is within its level's range, both ends included. The first of instances with
+    equal areas wins. Only the points of each instance's window are looked at, and the result does
+    not depend on the order of computation.
 
     Args:
         objects: ground truth of the batch.
-        centers, areas, spec, map_sizes: as in `assign_points`.
+        centers: (M, 2) x and y in pixels of the network input.
+        areas: (M,), what "smallest" refers to.
+        spec: see `PointSpec`.
+        map_sizes: L pairs, height and width of each level's map.
         num_classes: K.
+
+    Raises:
+        ValueError: there are not equally many maps, strides and size ranges.
     """
-    winners = assign_points(
-        centers,
-        objects.boxes,
-        areas,
-        objects.image,
-        spec,
-        num_images=objects.num_images,
-        map_sizes=map_sizes,
-    )  # (N, P)
+    if not len(map_sizes) == len(spec.strides) == len(spec.size_ranges):
+        raise ValueError(
+            f"there are {len(map_sizes)} map sizes, {len(spec.strides)} strides and "
+            f"{len(spec.size_ranges)} size ranges; each level needs one of each"
+        )
+    boxes, num_images = objects.boxes, objects.num_images
+    points = locate_points(map_sizes, spec.strides, boxes.device).to(boxes.dtype)  # (P, 2)
+    instance, level, point = _list_candidates(_bound_windows(centers, boxes, spec), map_sizes)
+    kept = _is_positive(points[point], centers[instance], boxes[instance], level, spec)
+    instance, point = instance[kept], point[kept]
+    position = objects.image[instance] * len(points) + point
+    winners = _pick_smallest(areas, instance, position, num_images * len(points))
+    winners = winners.view(num_images, -1)  # (N, P)
+
     image, point = (winners >= 0).nonzero(as_tuple=True)
-    instance = winners[image, point]
+    instance, locations = winners[image, point], points[point]
     classes = torch.full_like(winners, num_classes)
     classes[image, point] = objects.classes[instance]
-    locations = locate_points(map_sizes, spec.strides, winners.device)[point]
-    level = index_levels(map_sizes, winners.device)[point]
-    strides = locations.new_tensor(spec.strides)[level]
-    return PointTargets(classes, image, point, instance, locations, strides)
+    distances = measure_distances(locations, boxes[instance])
+    strides = boxes.new_tensor(spec.strides)[index_levels(map_sizes, boxes.device)[point]]
+    return PointTargets(classes, image, point, instance, locations, distances, strides)
 
 
 def measure_distances(points: Tensor, boxes: Tensor) -> Tensor:
@@ -106,60 +126,11 @@ def boxes_from_distances(points: Tensor, distances: Tensor) -> Tensor:
     return torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
 
 
-def assign_points(
-    centers: Tensor,
-    boxes: Tensor,
-    areas: Tensor,
-    image_index: Tensor,
-    spec: PointSpec,
-    *,
-    num_images: int,
-    map_sizes: Sequence[tuple[int, int]],
-) -> Tensor:
-    """Give each point the smallest instance that it is positive for.
-
-    A point (see `locate_points`) is positive if it lies strictly inside the instance's box, on both
-    axes strictly within the radius around its centre, and if the largest of its distances to the
-    box's four sides is within its level's range, both ends included. The first of instances with
-    equal areas wins. Only the points of each instance's window are looked at, and the result does
-    not depend on the order of computation.
-
-    Args:
-        centers: (M, 2) x and y in pixels of the network input.
-        boxes: (M, 4) XYXY in the same frame.
-        areas: (M,), what "smallest" refers to.
-        image_index: (M,) long, in [0, N).
-        spec: see `PointSpec`.
-        num_images: N.
-        map_sizes: L pairs, height and width of each level's map.
-
-    Returns:
-        (N, P) long, index of the winning instance in [0, M), -1 where there is none. Levels follow
-        each other, row-major within a level.
-
-    Raises:
-        ValueError: there are not equally many maps, strides and size ranges.
-    """
-    if not len(map_sizes) == len(spec.strides) == len(spec.size_ranges):
-        raise ValueError(
-            f"there are {len(map_sizes)} map sizes, {len(spec.strides)} strides and "
-            f"{len(spec.size_ranges)} size ranges; each level needs one of each"
-        )
-    points = locate_points(map_sizes, spec.strides, boxes.device).to(boxes.dtype)  # (P, 2)
-    instance, level, point = _list_candidates(_bound_windows(centers, boxes, spec), map_sizes)
-    kept = _is_positive(points[point], centers[instance], boxes[instance], level, spec)
-    instance, point = instance[kept], point[kept]
-    position = image_index[instance] * len(points) + point
-    winners = _pick_smallest(areas, instance, position, num_images * len(points))
-    return winners.view(num_images, -1)
-
-
 def _pick_smallest(areas: Tensor, instance: Tensor, position: Tensor, length: int) -> Tensor:
     """(length,) the instance of least area that claims each position, -1 where none does."""
     # Ranks are integers and all different: the minimum is exact in any order of computation.
     by_area = areas.sort(stable=True).indices
-    rank = torch.empty_like(by_area)
-    rank[by_area] = torch.arange(len(areas), device=areas.device)
+    rank = by_area.argsort()
     best = rank.new_full((length,), len(areas))
     best = best.scatter_reduce(0, position, rank[instance], "amin")
     return torch.cat([by_area, by_area.new_full((1,), -1)])[best]

@@ -66,9 +66,7 @@ def _make_layout(backbone: str) -> Layout:
         licence=_LICENCE,
         rows=(*_ROWS, *(_FLAT_ROWS if is_deformable else _PLAIN_ROWS)),
         unused=UNUSED,
-        must=signature.must,
-        must_not=signature.must_not,
-        shapes=signature.shapes,
+        **vars(signature),
     )
 
 

