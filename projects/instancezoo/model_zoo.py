@@ -8,9 +8,6 @@ from typing import Any
 from instancezoo.config import CfgNode, get_cfg
 from instancezoo.errors import ConfigError, suggest
 
-_PACKAGE = Path(__file__).resolve().parent
-_BASE = "base"
-
 
 def get_config_file(name: str) -> str:
     """Return the path of a shipped config.
@@ -46,10 +43,11 @@ def list_configs() -> list[str]:
     """List the names of all shipped configs, `<method>/<config>`, sorted."""
     folder = _config_folder()
     files = (path.relative_to(folder) for path in folder.glob("*/*.yaml"))
-    return sorted(file.with_suffix("").as_posix() for file in files if file.parts[0] != _BASE)
+    return sorted(file.with_suffix("").as_posix() for file in files if file.parts[0] != "base")
 
 
 def _config_folder() -> Path:
     # A wheel holds a copy inside the package; a checkout has the folder beside `projects`.
-    inside = _PACKAGE / "configs"
-    return inside if inside.is_dir() else _PACKAGE.parent.parent / "configs"
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent.parent / "configs"

@@ -1,11 +1,10 @@
 """Checkpoints: safe reading, recognition and conversion of published files, atomic saving."""
 
 from . import published  # noqa: F401  (registers the prefix published://)
-from .checkpointer import ZooCheckpointer
+from .checkpointer import ZooCheckpointer, save_safetensors
 from .convert import Converted, convert_state_dict
 from .reader import CheckpointError, read_checkpoint
 from .rename import Layout
-from .tensors import save_safetensors
 
 __all__ = [
     "CheckpointError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -12,6 +13,7 @@ from urllib.parse import urlparse
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from safetensors.torch import save as serialize_safetensors
 from torch import Tensor, nn
 
 from instancezoo.files import open_atomically, remove_leftovers
@@ -215,6 +217,22 @@ def _describe_origin(checkpoint: dict[str, Any], layout: Layout | None) -> str:
     if is_ours(checkpoint) and "config" in metadata:  # written by `instancezoo convert`
         return f" (converted, its config is {metadata['config']})"
     return ""
+
+
+def save_safetensors(
+    path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Save named tensors as a `.safetensors` file, atomically.
+
+    Args:
+        path: file to write.
+        state: name -> tensor on any device; tensors that share memory are each stored in full.
+        metadata: short texts for the file's header.
+    """
+    # the format has neither shared nor strided memory
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with open_atomically(path) as file:
+        file.write(serialize_safetensors(whole, metadata=dict(metadata or {})))
 
 
 def use_average(model: nn.Module, rest: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from detectron2.utils.file_io import PathManager
 
+from instancezoo.checkpoint.checkpointer import save_safetensors
 from instancezoo.checkpoint.convert import Converted, convert_file
 from instancezoo.checkpoint.reader import CheckpointError
-from instancezoo.checkpoint.tensors import save_safetensors
 from instancezoo.files import open_atomically
 
 _FORMATS = (".safetensors", ".pth")

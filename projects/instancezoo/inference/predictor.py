@@ -33,7 +33,12 @@ class ImagePredictor:
     def __init__(self, cfg: Any, confidence: float = 0.0) -> None:
         if not cfg.MODEL.WEIGHTS:
             raise ZooError("no weights to predict with: set --weights FILE or MODEL.WEIGHTS")
-        cfg = _prepare_cfg(cfg, confidence)
+        cfg = cfg.clone()
+        cfg.defrost()
+        # The checkpoint includes the backbone, so the backbone's own weights need not exist.
+        cfg.MODEL.TIMM.WEIGHTS = ""
+        # The models' own thresholds: no masks are computed for instances that would be dropped.
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence
         self.image_format: str = cfg.INPUT.FORMAT
         self.confidence = confidence
         self.model = build_model(cfg).eval()
@@ -63,15 +68,3 @@ def keep_confident(instances: Instances, confidence: float) -> Instances:
     kept = (instances.scores >= confidence).nonzero().flatten()
     fields = {name: select_rows(value, kept) for name, value in instances.get_fields().items()}
     return Instances(instances.image_size, **fields)
-
-
-def _prepare_cfg(cfg: Any, confidence: float) -> Any:
-    cfg = cfg.clone()
-    cfg.defrost()
-    # The checkpoint includes the backbone, so the backbone's own weights need not exist.
-    cfg.MODEL.TIMM.WEIGHTS = ""
-    # The models' own thresholds: masks of instances that would be dropped later are not computed.
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence
-    cfg.freeze()
-    return cfg
