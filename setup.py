@@ -1,9 +1,9 @@
-"""What pyproject.toml cannot say: the one extension, and the configs that go into the wheel.
+"""The parts that pyproject.toml cannot express: the extension, and the configs in the wheel.
 
-The extension `instancezoo._C` is left out where it cannot be built: without PyTorch (an isolated
+The extension `instancezoo._C` is skipped if it cannot be built: without PyTorch (an isolated
 build), without a C++ compiler or without Python's headers. The package works without it, slower.
-CUDA kernels are built where there are a GPU and nvcc; `FORCE_CUDA=1` builds them without a GPU,
-`FORCE_CUDA=0` leaves them out, as when nvcc does not fit PyTorch.
+CUDA kernels are built on machines with a GPU and nvcc; `FORCE_CUDA=1` builds them without a GPU,
+`FORCE_CUDA=0` skips them, for example if nvcc does not match PyTorch.
 """
 
 import os
@@ -30,7 +30,7 @@ class BuildWithConfigs(build_py):
 
 
 def plan_extension() -> dict[str, Any]:
-    """Arguments of `setup` that build the extension; none where something it needs is missing."""
+    """Return the arguments of `setup` for the extension; none if a requirement is missing."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     compiler = os.environ.get("CXX", "c++").split()[0]
     try:
@@ -41,7 +41,7 @@ def plan_extension() -> dict[str, Any]:
         missing = "" if header.exists() else f"{header} (Python's development package)"
         missing = missing if shutil.which(compiler) else f"a C++ compiler ({compiler})"
     if missing:
-        print(f"instancezoo._C is left out, its plain versions will do. Missing: {missing}")
+        print(f"instancezoo._C is skipped, plain PyTorch replaces it. Missing: {missing}")
         return {}
 
     from torch.cuda import is_available

@@ -12,7 +12,7 @@ from typing import Any
 
 from instancezoo.cli.quiet import silence_dependencies
 
-if __name__ in ("__main__", "__mp_main__"):  # the second: processes that --num-gpus starts
+if __name__ in ("__main__", "__mp_main__"):  # "__mp_main__": processes started by --num-gpus
     silence_dependencies()
 
 from detectron2.engine import default_argument_parser, default_setup
@@ -32,13 +32,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--allow-partial",
         action="store_true",
-        help="take weights that do not fill the whole model, as for fine-tuning to other classes",
+        help="load only the tensors that fit, for example to fine-tune on other classes",
     )
     return parser
 
 
 def setup(args: Namespace) -> CfgNode:
-    """The frozen config of a run, with its data sets registered and logging started."""
+    """Read and freeze the config of a run, register its data sets and start logging."""
     overrides = list(args.opts)
     if args.allow_partial:
         overrides += ["MODEL.WEIGHTS_ALLOW_PARTIAL", True]

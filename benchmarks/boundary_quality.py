@@ -4,20 +4,19 @@
     python benchmarks/boundary_quality.py --dataset mine=val.json:images/ RESULTS.json ...
 
 RESULTS.json is the `coco_instances_results.json` that train_net.py writes under
-`OUTPUT_DIR/inference/DATASET/`. Printed for each: mask AP, AP at IoU 0.5, 0.75 and 0.9, the number
-of objects found, and their boundary F-score; `F common` averages over the objects that all of the
-files have found, so that a model does not gain by missing what is hard.
+`OUTPUT_DIR/inference/DATASET/`. The table shows for each file mask AP, AP at IoU 0.5, 0.75 and 0.9,
+the number of objects found and their boundary F-score; `F common` averages over the objects found
+in all files, so that a model does not gain by missing the hard ones.
 """
 
 import argparse
-import json
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
+from instancezoo.data.coco_dataset import read_json
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ZooError
 from instancezoo.evaluation import GroundTruth, evaluate_results
@@ -35,25 +34,20 @@ def read_ground_truth(dataset: str) -> GroundTruth:
         dataset = name
     path = load_metadata(dataset).get("json_file")
     if not path:
-        raise ZooError(f"data set '{dataset}' has no annotation file to compare with")
+        raise ZooError(f"data set '{dataset}' has no annotation file: give NAME=JSON:IMAGES")
     return GroundTruth.read(PathManager.get_local_path(path))
 
 
 def read_results(path: str) -> list[dict[str, Any]]:
     """COCO results with masks."""
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ZooError(f"results file '{path}' does not exist") from None
-    except ValueError as error:
-        raise ZooError(f"results file '{path}' is not JSON: {error}") from error
+    results = read_json(path)
     if not isinstance(results, list) or any("segmentation" not in row for row in results):
-        raise ZooError(f"'{path}' holds no COCO results with masks")
+        raise ZooError(f"'{path}' is not a list of COCO results with masks: evaluate a mask model")
     return results
 
 
 def compare(ground_truth: GroundTruth, files: list[str], tolerance: float) -> list[Row]:
-    """One row a results file."""
+    """One row per results file."""
     all_results = [read_results(path) for path in files]
     evaluations = [evaluate_results(ground_truth, results, "segm") for results in all_results]
     all_scores = [score_boundaries(ground_truth, results, tolerance) for results in all_results]
@@ -80,7 +74,7 @@ def main() -> None:
         "--tolerance",
         type=float,
         default=DEFAULT_TOLERANCE,
-        help="how far apart contours may be, as a share of the image's diagonal (%(default)s)",
+        help="allowed distance of contours, as a share of the image's diagonal (%(default)s)",
     )
     parser.add_argument("results", nargs="+", metavar="RESULTS.json")
     args = parser.parse_args()

@@ -2,9 +2,11 @@
 
     python benchmarks/masks_to_rle.py [--forms box image] [--masks 100] [--rounds 7] [--threads 1]
 
-`box` is Mask R-CNN's (Detectron2's paste on the other side), `image` SOLO's: scores at a quarter
-of the padded input's size, enlarged to the input, cut, and resized to the image. Both sides run in
-turn in one process; medians and their ratio are printed. The codes must be equal.
+`box` is Mask R-CNN's form, compared with Detectron2's paste. `image` is SOLO's: scores at a quarter
+of the padded input's size, enlarged to the input, cropped, and resized to the image. Both sides run
+in turn in one process; medians and their ratio are printed, and the RLE must be equal.
+
+Legend: N masks, H W image size, h w score map size.
 """
 
 import argparse
@@ -23,14 +25,14 @@ from instancezoo.modeling.masks import BoxMasks, ImageMasks, MaskForm, remove_pa
 
 SIZES = ((480, 640), (800, 1333), (2160, 3840))
 GRID = 28
-BOX_SIZES = (0.02, 0.5)  # sides as shares of the image's, drawn log-uniformly
+BOX_SIZES = (0.02, 0.5)  # sides as shares of the image's, sampled log-uniformly
 NETWORK_INPUT, DIVISOR, STRIDE = (800, 1333), 32, 4
 
-# the form, and a call that makes its full-size masks one after the other
+# The form, and a function that makes its full-size masks one after the other.
 Case = tuple[MaskForm, Callable[[], list[torch.Tensor]]]
 
 
-def draw_boxes(num_masks: int, height: int, width: int) -> torch.Tensor:
+def sample_boxes(num_masks: int, height: int, width: int) -> torch.Tensor:
     """(N, 4) XYXY."""
     rng = np.random.default_rng(0)
     sides = np.exp(rng.uniform(*np.log(BOX_SIZES), (num_masks, 2))) * [width, height]
@@ -38,22 +40,22 @@ def draw_boxes(num_masks: int, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([corners, corners + sides], 1)).float()
 
 
-def draw_box_case(num_masks: int, height: int, width: int) -> Case:
+def make_box_case(num_masks: int, height: int, width: int) -> Case:
     """Smooth scores in boxes."""
     noise = torch.randn(num_masks, GRID, GRID, generator=torch.Generator().manual_seed(0))
     scores = (F.avg_pool2d(noise, 7, 1, 3) * 20).sigmoid()
-    boxes = draw_boxes(num_masks, height, width)
+    boxes = sample_boxes(num_masks, height, width)
     return BoxMasks(scores, boxes), lambda: list(
         paste_masks_in_image(scores, boxes, (height, width))
     )
 
 
-def draw_image_case(num_masks: int, height: int, width: int) -> Case:
-    """Uneven ellipses, as a trained network draws them: far from contours near 0 or 1."""
+def make_image_case(num_masks: int, height: int, width: int) -> Case:
+    """Uneven ellipses like a trained network's: scores near 0 or 1 far from contours."""
     image = ResizeShortestEdge.get_output_shape(height, width, *NETWORK_INPUT)
     padded = tuple(-(-side // DIVISOR) * DIVISOR for side in image)
     grid = tuple(side // STRIDE for side in padded)
-    boxes = draw_boxes(num_masks, image[0] // STRIDE, image[1] // STRIDE)
+    boxes = sample_boxes(num_masks, image[0] // STRIDE, image[1] // STRIDE)
     center, radii = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     y, x = torch.arange(grid[0])[:, None] + 0.5, torch.arange(grid[1]) + 0.5
     noise = torch.randn(num_masks, 1, 12, 20, generator=torch.Generator().manual_seed(0))
@@ -74,7 +76,7 @@ def draw_image_case(num_masks: int, height: int, width: int) -> Case:
     return ImageMasks(scores, remove_padding(padded, image)), resize
 
 
-FORMS = {"box": draw_box_case, "image": draw_image_case}
+FORMS = {"box": make_box_case, "image": make_image_case}
 
 
 def encode(masks: list[torch.Tensor]) -> list[str]:

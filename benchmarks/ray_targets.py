@@ -2,15 +2,18 @@
 
     python benchmarks/ray_targets.py [--instances 40] [--rounds 7] [--threads 1] [--skip-loop]
 
-Compared in one process: the package with its compiled operators, its plain versions, and the
-published rule written down point by point, with a Python loop over a point's rays and degrees.
-All three must give the same values. `--skip-loop` leaves out the loop, which takes seconds.
+Compared in one process: the package's compiled operators, their plain versions, and the published
+rule point by point, as a Python loop over the rays of a point. All three must give the same
+values. `--skip-loop` leaves out the loop, which takes seconds.
+
+Legend: H W image size, M instances, P points, V rays.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -19,11 +22,12 @@ from torch import Tensor
 
 from instancezoo.layers import extension, polar
 from instancezoo.layers.borders import find_borders
-from instancezoo.modeling.levels import locate_all_points
+from instancezoo.modeling.levels import locate_points
+from instancezoo.modeling.objects import Objects
 from instancezoo.modeling.point_assignment import PointSpec, assign_points
 
 HEIGHT, WIDTH = 768, 1280
-RADII = (12, 260)  # of the shapes in pixels, drawn log-uniformly
+RADII = (12, 260)  # of the shapes in pixels, sampled log-uniformly
 STRIDES = (8, 16, 32, 64, 128)
 SPEC = PointSpec(STRIDES, (64, 128, 256, 512), radius=1.5)
 NUM_RAYS = 36
@@ -50,7 +54,7 @@ def draw_masks(num_instances: int) -> Tensor:
 
 
 def measure_boxes(masks: Tensor) -> Tensor:
-    """(M, 4) first and last pixel, x y x y."""
+    """(M, 4) XYXY of the first and last pixels."""
     corners = []
     for mask in masks.numpy():
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
@@ -63,36 +67,30 @@ def map_sizes() -> list[tuple[int, int]]:
 
 
 def make_targets(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The package's way: winners (P,) and rays (positives, R)."""
+    """The package's targets: winners (P,) and rays (positives, V)."""
     borders = find_borders(masks)
-    winners = assign_points(
-        borders.centers,
-        boxes,
-        (boxes[:, 2:] - boxes[:, :2] + 1).prod(dim=1),
-        torch.zeros(len(boxes), dtype=torch.long),
-        SPEC,
-        num_images=1,
-        map_sizes=map_sizes(),
-    )[0]
-    positive = winners >= 0
-    points = locate_all_points(map_sizes(), STRIDES)[positive].long()
-    return winners, polar.cast_ray_targets(points, winners[positive], borders, num_rays=NUM_RAYS)
+    image = torch.zeros(len(boxes), dtype=torch.long)
+    objects = Objects(boxes, torch.arange(len(boxes)), image, [], num_images=1)
+    areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(dim=1)
+    found = assign_points(
+        objects, borders.centers, areas, SPEC, map_sizes=map_sizes(), num_classes=-1
+    )
+    points, owners = found.locations.long(), found.instance
+    rays = polar.cast_ray_targets(points, owners, borders, num_rays=NUM_RAYS)
+    return found.classes[0], rays
 
 
 def make_targets_plain(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The same without compiled operators."""
-    built, extension.IS_BUILT = extension.IS_BUILT, False
-    try:
+    with mock.patch.object(extension, "IS_BUILT", False):
         return make_targets(masks, boxes)
-    finally:
-        extension.IS_BUILT = built
 
 
 def make_targets_by_rule(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The published rule as one would write it down: dense assignment, loops over rays."""
+    """The published rule written literally: dense assignment, loops over rays."""
     contours = [find_contour(mask) for mask in masks.numpy().astype(np.uint8)]
     centers = torch.tensor([find_centroid(contour) for contour in contours])
-    points = locate_all_points(map_sizes(), STRIDES)
+    points = locate_points(map_sizes(), STRIDES)
     winners = assign_densely(points, centers, boxes)
     rays = [
         cast_one_by_one(point, torch.from_numpy(contours[winner]))
@@ -117,7 +115,7 @@ def find_centroid(contour: np.ndarray) -> tuple[float, float]:
         y_sum += cross * (y + y_before) / 3
     if area == 0:
         return tuple(contour.mean(axis=0).astype(int).astype(float))
-    # A whole number may come out a little lower; the package counts in integers.
+    # Rounding may give slightly less than a whole number; the package uses integers.
     return float(int(x_sum / area + 1e-9)), float(int(y_sum / area + 1e-9))
 
 
@@ -168,7 +166,7 @@ def measure(
     boxes: Tensor,
     rounds: int,
 ) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Median seconds, and what was made."""
+    """Median seconds, and the targets."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Targets of the SOLO family: milliseconds an image, stage by stage.
+"""Targets of the SOLO family: milliseconds per image of each stage.
 
     python benchmarks/target_assignment.py [--size 800 1333] [--rounds 7] [--threads 1]
 
-Objects are ellipses on COCO's grids; all stages run in turn in one process, medians of processor
-time are printed. "padding" is not part of training: it is what copying the masks to the padded
-canvas would add.
+Objects are ellipses on COCO's grids; all stages run in turn in one process, and medians of
+processor time are printed. "padding" is not part of training: it is the extra cost of copying the
+masks to a padded canvas.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from instancezoo.solo.targets import GridSpec, assign_cells, gather_objects, red
 
 NUM_OBJECTS = (10, 40, 100)
 DIVISOR = 32
-SIDES = (0.03, 0.4)  # of an object as shares of the image's, drawn log-uniformly
+SIDES = (0.03, 0.4)  # of an object as shares of the image's, sampled log-uniformly
 
 
 def draw_image(num_objects: int, height: int, width: int) -> Instances:
@@ -44,7 +44,7 @@ def draw_image(num_objects: int, height: int, width: int) -> Instances:
 
 
 def list_stages(image: Instances) -> dict[str, Callable[[], object]]:
-    """Name of each stage, and a call that runs it."""
+    """Name of each stage -> function that runs it."""
     node = get_cfg().MODEL.SOLO
     grid = GridSpec(node.NUM_GRIDS, node.FPN_SCALE_RANGES, node.SIGMA)
     height, width = (-(-side // DIVISOR) * DIVISOR for side in image.image_size)
@@ -81,7 +81,7 @@ def main() -> None:
                 times[name].append(time.process_time() - start)
         for name, values in times.items():
             table.setdefault(name, []).append(statistics.median(values) * 1e3)
-    print("ms an image".ljust(32) + "".join(f"{f'{n} objects':>14}" for n in NUM_OBJECTS))
+    print("ms per image".ljust(32) + "".join(f"{f'{n} objects':>14}" for n in NUM_OBJECTS))
     for name, row in table.items():
         print(name.ljust(32) + "".join(f"{value:14.1f}" for value in row))
 

@@ -74,7 +74,7 @@ def test_wrong_type_names_the_key(tmp_path):
     "key,value,message",
     [
         ("MODEL.META_ARCHITECTURE", "SOLOv3", "'SOLOv2'"),
-        ("MODEL.DEVICE", "cuda:0", "torch sees no GPU"),
+        ("MODEL.DEVICE", "cuda:0", "MODEL.DEVICE"),
         ("MODEL.LOAD_PROPOSALS", True, "MODEL.LOAD_PROPOSALS"),
         ("TEST.AUG.ENABLED", True, "TEST.AUG.ENABLED"),
         ("MODEL.MASK_OUTPUT", "RLE", "MODEL.MASK_OUTPUT is 'RLE'.*bitmask, rle"),

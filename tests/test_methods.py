@@ -90,8 +90,7 @@ def test_losses_reach_every_parameter(method):
 )
 def test_unusual_ground_truth_gives_finite_losses(method, boxes):
     _, model = method
-    batch = [make_input(SIZE, SIZE, boxes, seed=i) for i in range(2)]
-    _check_reaches_every_parameter(*_train_losses(model, batch))
+    _check_reaches_every_parameter(*_train_losses(model, [make_input(SIZE, SIZE, boxes)]))
 
 
 def test_inference_on_unequal_sizes(method):

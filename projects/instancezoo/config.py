@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,10 +20,10 @@ from instancezoo.modeling.masks import MASK_OUTPUTS
 
 
 class CfgNode(_CfgNode):
-    """Detectron2's config node with helpful errors, and a memory of which keys were set.
+    """Detectron2's config node with helpful errors and a record of the keys that were set.
 
-    A misspelt key raises a `ConfigError` that names the nearest right one. Only plain YAML is read:
-    a file with Python tags is refused, not executed.
+    A misspelt key raises a `ConfigError` that names the nearest existing one. Only plain YAML is
+    read: a file with Python tags is refused, not executed.
     """
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
@@ -40,7 +40,8 @@ class CfgNode(_CfgNode):
             loaded = None  # Detectron2 expects a mapping
         if not isinstance(loaded, dict):
             raise ConfigError(f"config file '{cfg_filename}' holds no KEY: VALUE lines")
-        self._remember(_leaf_keys(loaded))
+        keys = [k for k, value in _list_values(loaded) if not isinstance(value, dict) or not value]
+        self.__dict__.setdefault("_keys_set", set()).update(keys)
         try:
             super().merge_from_file(cfg_filename, allow_unsafe=allow_unsafe)
         except TypeError as error:
@@ -48,68 +49,56 @@ class CfgNode(_CfgNode):
                 f"config file '{cfg_filename}' has a single value where a group of keys belongs"
             ) from error
         except (KeyError, ValueError) as error:
-            self._explain(error, _leaf_keys(loaded), where=cfg_filename)
+            known = dict(_list_values(self))
+            unknown = next((key for key in keys if key not in known and key != "VERSION"), None)
+            if unknown is not None:
+                raise ConfigError(_explain_unknown(unknown, known, cfg_filename)) from error
             raise ConfigError(f"{error.args[0]} (in {cfg_filename})") from error
 
     def merge_from_other_cfg(self, cfg_other: Any) -> Any:
-        """Merge a config of the same class; whole numbers serve where fractions are expected."""
+        """Merge a config of the same class; whole numbers are accepted for fractions."""
         _widen_integers(cfg_other, self)
         merged = super().merge_from_other_cfg(cfg_other)
         self._translate_names()
         return merged
 
     def merge_from_list(self, cfg_list: list[Any]) -> Any:
-        """Merge `[KEY, VALUE, ...]`; whole numbers serve as in files. Raises `ConfigError`."""
+        """Merge `[KEY, VALUE, ...]`, with whole numbers as in files. Raises `ConfigError`."""
         if len(cfg_list) % 2:
             raise ConfigError(
                 f"overrides come in pairs KEY VALUE, but {len(cfg_list)} words were given: "
                 f"{' '.join(map(str, cfg_list))}"
             )
-        keys = [str(key) for key in cfg_list[0::2]]
-        known = set(_leaf_keys(self)) | set(_inner_keys(self))
-        for key in keys:
+        known = dict(_list_values(self))
+        overrides: list[Any] = []
+        for key, text in zip(map(str, cfg_list[0::2]), cfg_list[1::2], strict=True):
             if key not in known and not self.is_new_allowed():
-                raise ConfigError(_unknown_key_message(key, sorted(known), "the command line"))
-        self._remember(keys)
+                raise ConfigError(_explain_unknown(key, known, "the command line"))
+            value = self._decode_cfg_value(text)
+            is_whole = type(value) is int and isinstance(known.get(key), float)
+            overrides += [key, float(value) if is_whole else text]
+        self.__dict__.setdefault("_keys_set", set()).update(overrides[0::2])
         try:
-            merged = super().merge_from_list(self._widen_overrides(cfg_list))
+            merged = super().merge_from_list(overrides)
         except ValueError as error:  # a type mismatch, with key and both types in its message
             raise ConfigError(f"{error.args[0]} (on the command line)") from error
         self._translate_names()
         return merged
 
     def was_set(self, key: str) -> bool:
-        """Whether a config file or an override named this full key."""
+        """Return True if a config file or an override named this full key."""
         return key in self.__dict__.get("_keys_set", ())
-
-    def _widen_overrides(self, cfg_list: list[Any]) -> list[Any]:
-        widened = list(cfg_list)
-        for index, key in enumerate(cfg_list[0::2]):
-            value = self._decode_cfg_value(cfg_list[2 * index + 1])
-            if type(value) is int and isinstance(_lookup(self, str(key)), float):
-                widened[2 * index + 1] = float(value)
-        return widened
 
     def _translate_names(self) -> None:
         if "MODEL" in self and "MASK_OUTPUT" in self.MODEL:  # a whole config, not a node of it
             for method in METHODS:
                 method.translate(self)
 
-    def _remember(self, keys: list[str]) -> None:
-        self.__dict__["_keys_set"] = self.__dict__.get("_keys_set", frozenset()) | set(keys)
-
-    def _explain(self, error: Exception, keys: list[str], where: str) -> None:
-        known = set(_leaf_keys(self)) | set(_inner_keys(self))
-        for key in keys:
-            if key not in known and key != "VERSION":
-                raise ConfigError(_unknown_key_message(key, sorted(known), where)) from error
-
 
 def get_cfg() -> CfgNode:
-    """Detectron2's defaults plus every key of InstanceZoo and its methods.
+    """Return Detectron2's defaults with every key of InstanceZoo and its methods.
 
-    Returns:
-        A config whose `MODEL.DEVICE` is what this machine has.
+    `MODEL.DEVICE` is "cuda" on a machine with a GPU, else "cpu".
     """
     cfg = CfgNode(_get_detectron2_cfg())
     add_instancezoo_config(cfg)
@@ -182,13 +171,13 @@ def load_cfg(
     *,
     training: bool = True,
 ) -> CfgNode:
-    """The config of a command: file, data sets and overrides, with `NUM_CLASSES` resolved.
+    """Read the config of a command: file, data sets and overrides, with `NUM_CLASSES` resolved.
 
     Args:
         config_file: a YAML file, or "" for the defaults.
         overrides: `[KEY, VALUE, ...]`.
-        datasets: `NAME=json:images` each; registered.
-        training: the classes are those of `DATASETS.TRAIN`, else those of `DATASETS.TEST`.
+        datasets: data sets to register, `NAME=json:images` each.
+        training: if True, take the classes of `DATASETS.TRAIN`, else those of `DATASETS.TEST`.
 
     Raises:
         ConfigError: a bad key or value, or data sets that disagree about their classes.
@@ -217,12 +206,12 @@ def load_cfg(
 
 
 def _check_values(cfg: CfgNode) -> None:
-    """Refuse what would fail later without naming its key, or would silently do nothing."""
+    """Refuse values that would fail later without naming their key, or have no effect."""
     device = str(cfg.MODEL.DEVICE)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
-            f"MODEL.DEVICE is '{device}', but torch sees no GPU here: leave the key out to take "
-            "what the machine has, or set MODEL.DEVICE cpu"
+            f"MODEL.DEVICE is '{device}', but torch finds no GPU: leave the key out to use the "
+            "machine's default, or set MODEL.DEVICE cpu"
         )
     architecture, known = cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
     if architecture not in known:
@@ -230,45 +219,35 @@ def _check_values(cfg: CfgNode) -> None:
         raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     if cfg.TEST.AUG.ENABLED:
-        raise ConfigError("TEST.AUG.ENABLED: augmented tests are not offered; set it to False")
+        raise ConfigError("TEST.AUG.ENABLED: augmented tests are not supported; set it to False")
     if cfg.MODEL.LOAD_PROPOSALS:
-        raise ConfigError("MODEL.LOAD_PROPOSALS: stored proposals are not read; set it to False")
+        raise ConfigError("MODEL.LOAD_PROPOSALS: not supported; set it to False")
 
 
 def follow_dataset(cfg: CfgNode, num_classes: int, dataset_name: str) -> None:
-    """Set every `NUM_CLASSES` of instance heads to the data set's count, in place.
+    """Set every `NUM_CLASSES` of instance heads to the data set's number, in place.
 
     Args:
         cfg: config to change (defrosted).
         num_classes: number of thing classes of the data set.
-        dataset_name: only for the message.
+        dataset_name: name for the message.
 
     Raises:
         ConfigError: a `NUM_CLASSES` was set by hand to another number.
     """
-    defaults = get_cfg()
-    for key, node, leaf in _class_count_keys(cfg):
-        by_hand = cfg.was_set(key) or node[leaf] != _lookup(defaults, key)
-        if by_hand and node[leaf] != num_classes:
-            raise ConfigError(
-                f"{key} is {node[leaf]}, but data set '{dataset_name}' has {num_classes} classes. "
-                f"Leave {key} out of the config to follow the data set, or name another data set."
-            )
-        node[leaf] = num_classes
-
-
-def _class_count_keys(cfg: CfgNode) -> Iterator[tuple[str, CfgNode, str]]:
+    defaults = dict(_list_values(get_cfg()))
     for name, node in cfg.MODEL.items():
         # SEM_SEG_HEAD counts stuff, not things
-        if isinstance(node, _CfgNode) and "NUM_CLASSES" in node and name != "SEM_SEG_HEAD":
-            yield f"MODEL.{name}.NUM_CLASSES", node, "NUM_CLASSES"
-
-
-def _lookup(cfg: CfgNode, key: str) -> Any:
-    value: Any = cfg
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+        if not isinstance(node, dict) or "NUM_CLASSES" not in node or name == "SEM_SEG_HEAD":
+            continue
+        key = f"MODEL.{name}.NUM_CLASSES"
+        by_hand = cfg.was_set(key) or node["NUM_CLASSES"] != defaults.get(key)
+        if by_hand and node["NUM_CLASSES"] != num_classes:
+            raise ConfigError(
+                f"{key} is {node['NUM_CLASSES']}, but data set '{dataset_name}' has {num_classes} "
+                f"classes. Leave {key} out to follow the data set, or name another data set"
+            )
+        node["NUM_CLASSES"] = num_classes
 
 
 def _widen_integers(values: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -280,26 +259,18 @@ def _widen_integers(values: dict[str, Any], defaults: dict[str, Any]) -> None:
             values[name] = float(value)
 
 
-def _leaf_keys(node: dict[str, Any], prefix: str = "") -> list[str]:
-    keys: list[str] = []
+def _list_values(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (full key, value) for every key, groups of keys included."""
     for name, value in node.items():
-        is_group = isinstance(value, dict) and len(value) > 0
-        keys += _leaf_keys(value, f"{prefix}{name}.") if is_group else [prefix + str(name)]
-    return keys
-
-
-def _inner_keys(node: dict[str, Any], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, value in node.items():
+        yield f"{prefix}{name}", value
         if isinstance(value, dict):
-            keys += [prefix + str(name), *_inner_keys(value, f"{prefix}{name}.")]
-    return keys
+            yield from _list_values(value, f"{prefix}{name}.")
 
 
-def _unknown_key_message(key: str, known: list[str], where: str) -> str:
-    # The last part decides first: users misspell it, or put a right name under a wrong group.
-    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+def _explain_unknown(key: str, known: Iterable[str], where: str) -> str:
     if key.startswith("--"):
-        return f"option {key} stands behind the overrides; all options go before the first KEY"
-    hint = suggest(key, known, cutoff=0.5) or suggest(key, same_leaf, cutoff=0)
+        return f"option {key} comes after the overrides; all options go before the first KEY"
+    # Users misspell the last part, or put an existing name into a wrong group.
+    same_leaf = [k for k in sorted(known) if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = suggest(key, sorted(known), cutoff=0.5) or suggest(key, same_leaf, cutoff=0)
     return f"config key {key} (in {where}) does not exist{hint}"

@@ -1,4 +1,4 @@
-"""Errors that the user can mend: commands show their message alone, without a traceback."""
+"""Errors that the user can fix: commands show only their message, without a traceback."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class ZooError(ValueError):
 
 
 class ConfigError(ZooError, KeyError):
-    """A config key or value that cannot be right."""
+    """An invalid config key or value."""
 
 
 def suggest(wanted: str, known: Iterable[str], *, cutoff: float = 0.6, most: int = 1) -> str:
-    """The end of a message about an unknown name: "; did you mean 'x'?", or "" if none is near.
+    """Suggest existing names: "; did you mean 'x'?", or "" if none is similar.
 
     Args:
         wanted: the name as the user wrote it.
-        known: names that exist.
-        cutoff: smallest similarity, in [0, 1], of a suggestion.
-        most: number of names at most.
+        known: existing names.
+        cutoff: smallest similarity of a suggestion, in [0, 1].
+        most: largest number of suggestions.
     """
     nearest = difflib.get_close_matches(wanted, list(known), n=most, cutoff=cutoff)
     names = " or ".join(f"'{name}'" for name in nearest)
@@ -34,24 +34,24 @@ def suggest(wanted: str, known: Iterable[str], *, cutoff: float = 0.6, most: int
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; the name of its class if it says nothing."""
+    """Return the first line of an error's message, or the name of its class without one."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-    """Raise `ConfigError` for a value of `key` (with its sections) that is none of `choices`."""
+    """Raise `ConfigError` if the value of `key` (a full key) is none of `choices`."""
     names = list(choices)
     if value not in names:
         raise ConfigError(f"{key} is '{value}'; it must be one of: {', '.join(names)}")
 
 
 def check_numbers(section: str, node: Any, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Raise `ConfigError` for a key of `node` whose number is outside of its limits.
+    """Raise `ConfigError` if a number of `node` is outside its limits.
 
     Args:
-        section: where `node` stands, for the message.
-        node: of a config.
-        limits: lowest and highest value of each key, both included; `math.inf` for none.
+        section: full key of `node`, for the message.
+        node: section of a config.
+        limits: key -> (lowest, highest) allowed value; `math.inf` for no limit.
     """
     for key, (low, high) in limits.items():
         if not low <= node[key] <= high:

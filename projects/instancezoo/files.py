@@ -1,4 +1,4 @@
-"""Where generated files live, and how files come to be whole or absent whenever a process dies."""
+"""The cache folder, and atomic writing: a killed process leaves a file complete or absent."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _LEFTOVER = ".tmp"
 
 
 def get_cache_folder() -> Path:
-    """`$INSTANCEZOO_CACHE`, else `~/.cache/instancezoo`. It need not exist yet."""
+    """Return `$INSTANCEZOO_CACHE`, else `~/.cache/instancezoo`, which may not exist yet."""
     folder = os.environ.get(CACHE_VARIABLE) or "~/.cache/instancezoo"
     return Path(folder).expanduser().absolute()
 
 
 class PartialFile:
-    """A hidden path to write to, beside the path whose name the file takes once it is complete.
+    """A hidden path to write to; `close` renames the complete file to its final path.
 
     Args:
-        path: the file's name in the end; its folder is made if need be.
-        suffix: of the hidden path, for writers that choose a format by it.
+        path: final path; its folder is created if missing.
+        suffix: suffix of the hidden path, for writers that choose a format by it.
     """
 
     def __init__(self, path: str | Path, suffix: str = _LEFTOVER) -> None:
@@ -33,7 +33,7 @@ class PartialFile:
         self.hidden = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}{suffix}")
 
     def close(self, *, keep: bool) -> None:
-        """Bring the file to the disk and rename it over `path` if `keep`, else remove it."""
+        """Flush the file to disk and rename it to `path` if `keep`, else remove it."""
         try:
             if keep:
                 with self.hidden.open("r+b") as file:
@@ -48,14 +48,11 @@ class PartialFile:
 def open_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that appears under its name only when it is complete.
 
-    After an error inside the block, or a kill, `path` is as it was.
+    After an error inside the block, or a kill, `path` is unchanged.
 
     Args:
         path: file to write; an existing one is replaced in one step.
         mode: "wb" for bytes, "w" for text in UTF-8.
-
-    Yields:
-        A file to write to.
     """
     partial, is_complete = PartialFile(path), False
     try:
@@ -67,18 +64,18 @@ def open_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def remove_leftovers(folder: str | Path, pattern: str) -> None:
-    """Remove what killed writers left behind.
+    """Remove the hidden files that killed writers left.
 
     Args:
-        folder: where they wrote.
-        pattern: which names they were writing, for example "*.pth"; nobody else writes these now.
+        folder: folder of the files.
+        pattern: final names, for example "*.pth"; no other process may be writing such files now.
     """
     for path in Path(folder).glob(f".{pattern}.*{_LEFTOVER}"):
         path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may undo the rename. Some file systems cannot do it.
+    # Without this a power failure may undo the rename. Some file systems do not support it.
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

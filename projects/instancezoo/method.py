@@ -1,4 +1,4 @@
-"""What a method declares about itself: one record each, all listed in `instancezoo/methods.py`."""
+"""The record by which a method declares itself; `instancezoo/methods.py` lists all of them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from instancezoo.checkpoint.rename import Layout
-from instancezoo.doctor.findings import Check
+from instancezoo.doctor import Check
 
 ConfigChange = Callable[[CfgNode], None]
 
 
 def set_score_thresh(model: Any, value: float) -> None:
-    """Give another score threshold to a built model.
-
-    Args:
-        model: with `decode_settings`, as the one-stage methods have them.
-        value: of the threshold.
-    """
+    """Change the score threshold of a built model with `decode_settings`."""
     model.decode_settings = dataclasses.replace(model.decode_settings, score_thresh=value)
 
 
@@ -34,21 +29,21 @@ class Method:
     """One method, or a family of methods in one folder.
 
     Attributes:
-        name: as in the README's table.
+        name: name in the README's table.
         registry_names: the method's names in Detectron2's registries (meta-architecture, proposal
-            generator, ROI heads, mask head, backbone); a config that holds one uses the method.
+            generator, ROI heads, mask head, backbone); a config with one of them uses the method.
         add_config: adds the method's keys to Detectron2's defaults.
         translate: replaces names of official config files by ours, after each merge.
         layouts: published checkpoints that fill the method's models.
-        doctor_checks: name, shown before its findings -> check, for configs that use the method.
+        doctor_checks: name shown before the findings -> check, for configs that use the method.
         detection_limit: key of the largest number of detections per image.
         score_keys: keys of the score thresholds below which detections are dropped.
-        prepare_untrained: changes a config so that a model with random weights finds something,
-            beyond the thresholds of `score_keys`.
-        set_score_thresh: gives another score threshold to a built model.
+        prepare_untrained: changes a config, beyond the thresholds of `score_keys`, so that a model
+            with random weights finds something.
+        set_score_thresh: changes the score threshold of a built model.
         constant_parts: sub-modules whose outputs do not depend on the score threshold.
-        stages: what the benchmark times beside modules: function, or path of a method from the
-            model -> name of the stage.
+        stages: function, or path of a method from the model -> name of its stage in the benchmark,
+            in addition to modules.
     """
 
     name: str
@@ -65,7 +60,7 @@ class Method:
     stages: Mapping[str | Callable[..., Any], str] = field(default_factory=dict)
 
     def is_used(self, cfg: CfgNode) -> bool:
-        """Tell whether a config names a part of this method."""
+        """Return True if a config names a part of this method."""
         model = cfg.MODEL
         sections = (model.PROPOSAL_GENERATOR, model.ROI_HEADS, model.ROI_MASK_HEAD, model.BACKBONE)
         names = {model.META_ARCHITECTURE, *(section.NAME for section in sections)}
@@ -73,6 +68,6 @@ class Method:
 
 
 def find_method(methods: Iterable[Method], cfg: CfgNode) -> Method | None:
-    """Find the method that owns a config's meta-architecture; None if none of `methods` does."""
+    """Find the method that a config's meta-architecture belongs to; None if it is none of them."""
     name = cfg.MODEL.META_ARCHITECTURE
     return next((method for method in methods if name in method.registry_names), None)

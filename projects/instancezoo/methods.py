@@ -3,7 +3,7 @@
 from instancezoo import fcos, mask_rcnn, pointrend, polarmask, solo, solov2
 from instancezoo.method import Method
 
-# The one line that a method adds outside its own folders.
+# A method adds one line here, and nothing else outside its own folders.
 METHODS: list[Method] = [
     mask_rcnn.METHOD,
     solo.METHOD,

@@ -13,28 +13,28 @@ _BASE = "base"
 
 
 def get_config_file(name: str) -> str:
-    """Path of a shipped config.
+    """Return the path of a shipped config.
 
     Args:
         name: `<method>/<config>`, with or without `.yaml`.
 
     Raises:
-        ConfigError: no such config; the nearest name is given.
+        ConfigError: no such config; the message suggests the nearest name.
     """
     wanted = name.removesuffix(".yaml")
     path = _config_folder() / f"{wanted}.yaml"
     if not path.is_file():
         hint = suggest(wanted, list_configs(), cutoff=0.3)
-        raise ConfigError(f"there is no config '{name}'{hint}")
+        raise ConfigError(f"config '{name}' does not exist{hint}")
     return str(path)
 
 
 def get_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
-    """A full config by name.
+    """Read a shipped config.
 
     Args:
         name: as in `get_config_file`.
-        overrides: `[KEY, VALUE, ...]` merged last.
+        overrides: `[KEY, VALUE, ...]`, merged last.
     """
     cfg = get_cfg()
     cfg.merge_from_file(get_config_file(name))
@@ -43,13 +43,13 @@ def get_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
 
 
 def list_configs() -> list[str]:
-    """Names of all shipped configs, `<method>/<config>`, sorted."""
+    """List the names of all shipped configs, `<method>/<config>`, sorted."""
     folder = _config_folder()
     files = (path.relative_to(folder) for path in folder.glob("*/*.yaml"))
     return sorted(file.with_suffix("").as_posix() for file in files if file.parts[0] != _BASE)
 
 
 def _config_folder() -> Path:
-    # A wheel carries a copy inside the package; a checkout has the folder beside `projects`.
+    # A wheel holds a copy inside the package; a checkout has the folder beside `projects`.
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent.parent / "configs"

@@ -16,11 +16,11 @@ LINE_PERIOD_S = 10.0
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items` and show how far along they are, with rate and remaining time.
+    """Yield `items` and show the progress, with rate and remaining time.
 
     Args:
-        items: what to walk through.
-        description: what is being done, in a few words.
+        items: items to yield.
+        description: name of the task, in a few words.
         total: number of items, if `items` has no length.
     """
     if total is None and hasattr(items, "__len__"):
@@ -29,11 +29,6 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         yield from tqdm(items, desc=description, total=total, leave=False)
     else:
         yield from _track_in_lines(items, description, total)
-
-
-def format_seconds(seconds: float) -> str:
-    """`h:mm:ss` of a duration in seconds."""
-    return str(timedelta(seconds=int(seconds)))
 
 
 def _track_in_lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
@@ -45,5 +40,6 @@ def _track_in_lines(items: Iterable[T], description: str, total: int | None) -> 
         if now - last >= LINE_PERIOD_S:
             last = now
             rate = done / (now - start)
-            rest = "" if total is None else f", ETA {format_seconds((total - done) / rate)}"
+            seconds = 0 if total is None else int((total - done) / rate)
+            rest = "" if total is None else f", ETA {timedelta(seconds=seconds)}"
             logger.info("%s: %d/%s, %.1f/s%s", description, done, total or "?", rate, rest)

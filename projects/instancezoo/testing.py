@@ -1,4 +1,4 @@
-"""Small models and inputs for tests, of this project and of methods that build on it."""
+"""Small models and inputs, for tests of this project and of methods built on it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor, nn
 
 from instancezoo import model_zoo
-from instancezoo.config import CfgNode
+from instancezoo.config import CfgNode, follow_dataset
 from instancezoo.methods import METHODS
 
 NUM_CLASSES = 4
 
 
 def list_tiny_configs() -> list[str]:
-    """Names of the shipped `<method>_tiny` configs: one of each method."""
+    """Names of the shipped `<method>_tiny` configs; each method has one."""
     return [name for name in model_zoo.list_configs() if name.endswith("_tiny")]
 
 
@@ -32,9 +32,7 @@ def get_tiny_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
     cfg = model_zoo.get_config(
         name, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", ""]
     )
-    for key, node in cfg.MODEL.items():
-        if isinstance(node, dict) and "NUM_CLASSES" in node and key != "SEM_SEG_HEAD":
-            node["NUM_CLASSES"] = NUM_CLASSES
+    follow_dataset(cfg, NUM_CLASSES, "tiny")
     cfg.merge_from_list(overrides or [])
     return cfg
 
@@ -54,13 +52,12 @@ def keep_nothing(cfg: CfgNode) -> CfgNode:
 
 
 def _set_score_thresholds(cfg: CfgNode, value: float) -> None:
-    for method in METHODS:
-        for key in method.score_keys:
-            cfg.merge_from_list([key, value])
+    keys = [key for method in METHODS for key in method.score_keys]
+    cfg.merge_from_list([word for key in keys for word in (key, value)])
 
 
 def build_seeded_model(cfg: CfgNode, seed: int = 0) -> nn.Module:
-    """The config's model with weights drawn from a seed, in training mode."""
+    """The config's model with random weights from a seed, in training mode."""
     torch.manual_seed(seed)
     return build_model(cfg)
 
@@ -80,7 +77,7 @@ def make_input(height: int, width: int, boxes: list[list[int]], seed: int = 0) -
 
     Args:
         height, width: size of the image.
-        boxes: XYXY in whole pixels; object i is of class i modulo `NUM_CLASSES`.
+        boxes: XYXY in whole pixels; object i has class i modulo `NUM_CLASSES`.
         seed: of the picture.
     """
     instances = Instances((height, width))

@@ -70,7 +70,7 @@ def test_table():
 def test_numbers_must_be_above_zero(words, capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--config-file", "any.yaml", *words])
-    assert "is no whole number above 0" in capsys.readouterr().err
+    assert f"argument {words[0]}" in capsys.readouterr().err
 
 
 def test_command(tmp_path, capsys):

@@ -142,7 +142,7 @@ def test_frozen_random_layers_are_an_error(pair):
 
 def test_batch_norm_with_a_small_batch_is_a_warning(pair):
     found = examine(*pair, ["SOLVER.IMS_PER_BATCH", 4], num_gpus=2)
-    assert "2 images a GPU" in pick(found, "norm", Severity.WARNING)[0].message
+    assert "2 images per GPU" in pick(found, "norm", Severity.WARNING)[0].message
 
 
 def test_weights_that_do_not_fit_are_an_error(pair, tmp_path):

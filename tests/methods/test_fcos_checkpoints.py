@@ -3,11 +3,10 @@
 The fixture proves the values for R-50; here names are written as the two repositories have them.
 """
 
-import re
-
 import pytest
 import torch
 from detectron2.modeling import build_model
+from published_names import MASKRCNN_BENCHMARK, describe_model, list_shapes, rename
 
 from instancezoo import model_zoo
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, convert_state_dict
@@ -16,15 +15,7 @@ from instancezoo.fcos import METHOD
 
 LAYOUTS = {layout.name: layout for layout in METHOD.layouts}
 _ORIGINAL = [
-    (r"^backbone\.bottom_up\.stem\.conv1\.norm", "backbone.body.stem.bn1"),
-    (r"^backbone\.bottom_up\.stem", "backbone.body.stem"),
-    (r"^backbone\.bottom_up\.res(\d)", lambda m: f"backbone.body.layer{int(m[1]) - 1}"),
-    (r"\.shortcut\.norm\.", ".downsample.1."),
-    (r"\.shortcut\.", ".downsample.0."),
-    (r"^(backbone\.body\.layer.*)\.conv(\d)\.norm", r"\1.bn\2"),
-    (r"^backbone\.fpn_lateral(\d)", lambda m: f"backbone.fpn.fpn_inner{int(m[1]) - 1}"),
-    (r"^backbone\.fpn_output(\d)", lambda m: f"backbone.fpn.fpn_layer{int(m[1]) - 1}"),
-    (r"^backbone\.top_block", "backbone.fpn.top_blocks"),
+    *MASKRCNN_BENCHMARK,
     (r"^proposal_generator\.fcos_head", "rpn.head"),
     (r"rpn\.head\.ctrness", "rpn.head.centerness"),
 ]
@@ -32,23 +23,12 @@ _ADELAIDET = [(r"conv2\.offset", "conv2_offset")]
 _DEFORMABLE_TOWER = [(r"(_tower\.9)\.(weight|bias)$", r"\1.conv.\2")]
 
 
-def _describe_model(config, *overrides):
-    """Tensors (without values) of a config's model."""
-    keys = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "meta", *overrides]
-    with torch.device("meta"):
-        return build_model(model_zoo.get_config(config, keys)).state_dict()
-
-
 def _publish(state, source):
     """What `source` calls our tensors."""
     rows = _ORIGINAL if source == "tianzhi0549" else _ADELAIDET
     if any("tower.9.offset" in name for name in state):
         rows = [*rows, *_DEFORMABLE_TOWER]
-    published = {}
-    for name, tensor in state.items():
-        for pattern, replacement in rows:
-            name = re.sub(pattern, replacement, name)
-        published[name] = tensor
+    published = {rename(name, rows): tensor for name, tensor in state.items()}
     assert len(published) == len(state)
     return published
 
@@ -56,11 +36,11 @@ def _publish(state, source):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_is_recognised_and_fills_its_config(name):
     layout = LAYOUTS[name]
-    ours = _describe_model(layout.config)
+    _, ours = describe_model(layout.config)
     published = _publish(ours, "tianzhi0549" if "tianzhi" in name else "AdelaiDet")
     converted = convert_state_dict(published)
     assert converted.layout is layout and not converted.unused
-    assert {k: v.shape for k, v in converted.state.items()} == {k: v.shape for k, v in ours.items()}
+    assert list_shapes(converted.state) == list_shapes(ours)
 
 
 def test_every_backbone_has_a_layout():
@@ -73,7 +53,7 @@ def test_every_backbone_has_a_layout():
 
 @pytest.fixture(scope="module")
 def state():
-    return _describe_model("fcos/fcos_R_50_FPN_1x")
+    return describe_model("fcos/fcos_R_50_FPN_1x")[1]
 
 
 def test_early_names_leftovers_and_wrappers(state):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import ImageList
 from torch import nn
 
@@ -159,6 +159,10 @@ def test_normalisers_of_the_class_loss():
     average = 0.9 * average + 0.1 * count
     assert found["moving_fg"][1] == pytest.approx(total / average)
     assert generator.state_dict()["moving_num_foreground"].item() == pytest.approx(average)
+    with torch.no_grad():  # as on validation data
+        loss = generator.losses(outputs, targets)["loss_fcos_cls"]
+    assert loss.item() == pytest.approx(total / average)
+    assert generator.moving_num_foreground.item() == pytest.approx(average)
 
 
 @pytest.mark.parametrize("norm", ["GN", "NaiveGN", "BN", "SyncBN", "none"])
@@ -320,6 +324,16 @@ def test_published_names_set_one_by_one_serve_too():
     node.FPN_STRIDES, node.SIZES_OF_INTEREST = [8, 16, 32], [32, 64]
     assert list(build_model(cfg).backbone.output_shape()) == ["p3", "p4", "p5"]
     assert node.TOP_LEVELS == 0  # the caller's config stays as it is
+
+
+def test_a_level_key_set_after_the_backbone_was_built_is_refused():
+    cfg = get_tiny_config("fcos/fcos_tiny")
+    shapes = build_backbone(cfg).output_shape()
+    cfg.MODEL.FCOS.TOP_LEVELS = 0
+    with pytest.raises(ConfigError, match=r"MODEL\.FCOS\.TOP_LEVELS is 0"):
+        FCOSProposals(cfg, shapes)
+    cfg.MODEL.FCOS.TOP_LEVELS = 2  # what the backbone has
+    FCOSProposals(cfg, shapes)
 
 
 def test_the_later_of_both_level_keys_counts():

@@ -9,7 +9,6 @@ from instancezoo.fcos.targets import (
     assign_targets,
     compute_centerness,
     find_centers,
-    list_points,
 )
 from instancezoo.modeling.point_assignment import PointSpec
 
@@ -32,12 +31,6 @@ def _assign(*images, spec=SPEC):
     return assign_targets(images, MAP_SIZES, spec, NUM_CLASSES)
 
 
-def test_points_of_all_levels_follow_each_other():
-    points, strides = list_points(MAP_SIZES, SPEC.strides, torch.device("cpu"))
-    assert points.shape == (NUM_POINTS, 2) and strides.tolist() == [8] * 96 + [16] * 24
-    assert points[:2].tolist() == [[4, 4], [12, 4]] and points[96].tolist() == [8, 8]
-
-
 def test_one_box():
     targets = _assign(_make_image([[16, 16, 40, 40]], [3]))
     # Points of the finest level within 12 pixels of the centre (28, 28): 20 and 28 and 36.
@@ -47,8 +40,8 @@ def test_one_box():
     # Of the coarser level 24 and 40 are within 24 pixels, but 40 is on the box's side, and all
     # distances are under 32.
     assert len(targets.point) == len(expected)
-    assert targets.distances[0].tolist() == [0.5, 0.5, 2.5, 2.5]
-    assert targets.distances[4].tolist() == [1.5, 1.5, 1.5, 1.5]
+    assert targets.distances[0].tolist() == [4, 4, 20, 20]
+    assert targets.distances[4].tolist() == [12, 12, 12, 12]
     assert targets.centerness[4] == 1
     assert targets.centerness[0].item() == pytest.approx(0.2)
     assert targets.classes.shape == (1, NUM_POINTS)
@@ -56,10 +49,11 @@ def test_one_box():
     assert (targets.classes == NUM_CLASSES).sum() == NUM_POINTS - len(expected)
 
 
-def test_distances_are_in_strides_of_their_level():
+def test_points_of_a_large_box_are_on_the_coarse_level():
     targets = _assign(_make_image([[0, 0, 64, 64]], [0]))
     assert (targets.point >= 96).all()  # the largest distance is at least 32
-    pixels = targets.distances * 16
+    assert (targets.strides == 16).all()
+    pixels = targets.distances
     assert (pixels[:, 0] + pixels[:, 2] == 64).all() and (pixels[:, 1] + pixels[:, 3] == 64).all()
     assert targets.centerness.max() < 1  # (24, 24) and (40, 40) are beside the centre
 
@@ -90,7 +84,7 @@ def test_centres_of_masks_take_the_place_of_box_centres():
     targets = _assign(image)
     # Points 20 and 28 are within 12 pixels of 19.5, and inside the box.
     assert targets.point.tolist() == [2 * 12 + 2, 2 * 12 + 3, 3 * 12 + 2, 3 * 12 + 3]
-    assert targets.distances[0].tolist() == [0.5, 0.5, 3.5, 3.5]  # still of the box
+    assert targets.distances[0].tolist() == [4, 4, 28, 28]  # still of the box
 
 
 def test_centerness_is_the_papers():

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,13 @@ import pytest
 import torch
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.modeling import build_model
+from published_names import (
+    add_counters,
+    describe_model,
+    list_mmdetection_rows,
+    list_shapes,
+    rename,
+)
 
 import instancezoo
 from instancezoo import get_cfg, model_zoo
@@ -116,10 +122,9 @@ def test_official_yaml_loads_as_it_is(which, tmp_path):
     cfg.merge_from_file(_write_official(tmp_path, which))
     assert cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
     assert cfg.MODEL.ROI_MASK_HEAD.NAME == MASK_HEAD
-    ours = model_zoo.get_config("pointrend/pointrend_R_50_FPN_1x")
-    expected = {k: v.shape for k, v in _build_on_meta(ours).state_dict().items()}
-    found = {k: v.shape for k, v in _build_on_meta(cfg).state_dict().items()}
-    assert found == expected
+    _, ours = describe_model("pointrend/pointrend_R_50_FPN_1x")
+    theirs = _build_on_meta(cfg).state_dict()
+    assert list_shapes(theirs) == list_shapes(ours)
 
 
 def test_official_name_in_overrides_and_other_configs_and_our_names_stay():
@@ -178,14 +183,7 @@ _2020 = [
 ]
 _HALF_WAY = [(rf"({_COARSE})\.fc(\d)", r"\1.coarse_mask_fc\2")]
 _MMDET = [
-    (r"backbone\.bottom_up\.stem\.conv1\.norm", "backbone.bn1"),
-    (r"backbone\.bottom_up\.stem\.", "backbone."),
-    (r"bottom_up\.res(\d)\.", lambda m: f"layer{int(m[1]) - 1}."),
-    (r"shortcut\.norm", "downsample.1"),
-    (r"shortcut\.", "downsample.0."),
-    (r"^(backbone.layer.*)\.conv(\d)\.norm", r"\1.bn\2"),
-    (r"backbone\.fpn_lateral(\d)", lambda m: f"neck.lateral_convs.{int(m[1]) - 2}.conv"),
-    (r"backbone\.fpn_output(\d)", lambda m: f"neck.fpn_convs.{int(m[1]) - 2}.conv"),
+    *list_mmdetection_rows(finest=2),
     (r"proposal_generator\.rpn_head\.conv", "rpn_head.rpn_conv"),
     (r"proposal_generator\.rpn_head\.objectness_logits", "rpn_head.rpn_cls"),
     (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn_head.rpn_reg"),
@@ -204,34 +202,22 @@ FILES = [(config, source) for config in sorted(CONFIGS) for source in ("2020", "
 FILES += [("pointrend/pointrend_R_50_FPN_3x", "mmdet")]
 
 
-def _describe(config):
-    """Names and tensors (without values) of a config's model."""
-    return _build_on_meta(model_zoo.get_config(config)).state_dict()
-
-
 def _publish(state, source):
-    published = {}
-    for name, tensor in state.items():
-        for pattern, replacement in PUBLISHED[source]:
-            name = re.sub(pattern, replacement, name)
-        published[name] = tensor
+    published = {rename(name, PUBLISHED[source]): tensor for name, tensor in state.items()}
     assert len(published) == len(state)
     if source == "mmdet":
-        counters = [name for name in published if name.endswith("running_var")]
-        for name in counters:
-            published[name.replace("running_var", "num_batches_tracked")] = torch.zeros(())
-        return published
+        return add_counters(published)
     anchors = {"proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(3, 4)}
     return {**published, **anchors, "pixel_mean": torch.zeros(3, 1, 1)}
 
 
 @pytest.mark.parametrize("config,source", FILES)
 def test_published_layout_fills_its_config(config, source):
-    ours = _describe(config)
+    _, ours = describe_model(config)
     theirs = _publish(ours, source)
     converted = convert_state_dict(theirs)
     assert converted.layout.config == config and converted.layout.method == "PointRend"
-    assert {k: v.shape for k, v in converted.state.items()} == {k: v.shape for k, v in ours.items()}
+    assert list_shapes(converted.state) == list_shapes(ours)
     assert len(converted.used) + len(converted.unused) == len(theirs)
 
 
@@ -241,7 +227,7 @@ def test_every_two_stage_config_of_the_paper_has_a_layout():
 
 
 def test_number_of_published_tensors():
-    assert len(_describe("pointrend/pointrend_R_50_FPN_3x")) == 311
+    assert len(describe_model("pointrend/pointrend_R_50_FPN_3x")[1]) == 311
 
 
 def test_another_number_of_classes_is_still_recognised():

@@ -8,6 +8,13 @@ import re
 import pytest
 import torch
 from detectron2.modeling import build_model
+from published_names import (
+    add_counters,
+    describe_model,
+    list_mmdetection_rows,
+    list_shapes,
+    rename,
+)
 
 from instancezoo import model_zoo
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, convert_state_dict
@@ -16,16 +23,8 @@ from instancezoo.polarmask import METHOD
 LAYOUTS = {layout.name: layout for layout in METHOD.layouts}
 
 _NAMES = [
-    (r"backbone\.bottom_up\.stem\.conv1\.norm", "backbone.bn1"),
-    (r"backbone\.bottom_up\.stem\.", "backbone."),
-    (r"bottom_up\.res(\d)\.", lambda m: f"layer{int(m[1]) - 1}."),
-    (r"shortcut\.norm", "downsample.1"),
-    (r"shortcut\.", "downsample.0."),
-    (r"^(backbone.layer.*)\.conv(\d)\.norm", r"\1.bn\2"),
+    *list_mmdetection_rows(finest=3),
     (r"^(backbone.layer.*)\.conv2\.offset", r"\1.conv2_offset"),
-    (r"backbone\.fpn_lateral(\d)", lambda m: f"neck.lateral_convs.{int(m[1]) - 3}.conv"),
-    (r"backbone\.fpn_output(\d)", lambda m: f"neck.fpn_convs.{int(m[1]) - 3}.conv"),
-    (r"backbone\.top_block\.p(\d)", lambda m: f"neck.fpn_convs.{int(m[1]) - 3}.conv"),
     (r"head\.cls_logits", "bbox_head.polar_cls"),
     (r"head\.ctrness", "bbox_head.polar_centerness"),
     (r"head\.bbox_pred", "bbox_head.polar_reg"),
@@ -44,24 +43,18 @@ def _publish(name, is_deformable):
             return f"{convs}.{tower[2]}.{'gn' if tower[3] else 'conv'}.{tower[4]}"
         place = {"norm": ".", "offset": ".conv_offset_mask."}.get(tower[3], ".")
         return f"{convs}.{3 * int(tower[2]) + (tower[3] == 'norm')}{place}{tower[4]}"
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return rename(name, _NAMES)
 
 
 def _make_file(config):
     """Ours (name -> tensor without values), and the same as published."""
-    cfg = model_zoo.get_config(config, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "meta"])
-    with torch.device("meta"):
-        ours = build_model(cfg).state_dict()
+    cfg, ours = describe_model(config)
     published = {}
     for name, tensor in ours.items():
         theirs = _publish(name, cfg.MODEL.POLARMASK.USE_DEFORMABLE)
         published[theirs] = tensor.view(()) if theirs.endswith(".scale") else tensor
     assert len(published) == len(ours)
-    for name in [name for name in published if name.endswith("running_var")]:
-        published[name.replace("running_var", "num_batches_tracked")] = torch.zeros(())
-    return ours, published
+    return ours, add_counters(published)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -69,7 +62,7 @@ def test_layout_is_recognised_and_fills_its_config(name):
     ours, published = _make_file(LAYOUTS[name].config)
     converted = convert_state_dict(published)
     assert converted.layout is LAYOUTS[name]
-    assert {k: v.shape for k, v in converted.state.items()} == {k: v.shape for k, v in ours.items()}
+    assert list_shapes(converted.state) == list_shapes(ours)
     assert all(key.endswith("num_batches_tracked") for key in converted.unused)
 
 

@@ -90,6 +90,15 @@ def test_values_that_do_not_go_together_name_their_key(overrides, key):
         _build(*overrides)
 
 
+def test_a_mapper_key_that_was_assigned_not_merged_is_refused():
+    cfg = get_tiny_config(TINY)
+    cfg.INPUT.FIND_BORDERS = True
+    with pytest.raises(ConfigError, match=r"INPUT\.FIND_BORDERS"):
+        build_model(cfg)
+    cfg.merge_from_list(["INPUT.FIND_BORDERS", True])
+    assert cfg.INPUT.MAPPER == "polarmask"
+
+
 def test_losses_without_positives():
     model = _build()
     losses = model([make_input(96, 128, []), make_input(96, 128, [[40, 40, 41, 41]])])

@@ -68,7 +68,7 @@ def _make(images, rules=RULES, map_sizes=MAP_SIZES):
 
 
 def _reference(image, rules=RULES, map_sizes=MAP_SIZES):
-    """Position -> (class, boxes, rays), by loops over levels, cells, instances and rays."""
+    """Point -> (class, distances, rays), by loops over levels, cells, instances and rays."""
     contours = [_find_contour(mask) for mask in image.gt_masks.tensor.numpy()]
     boxes = image.gt_boxes.tensor.numpy() - [0, 0, 1, 1]
     found, position = {}, 0
@@ -125,14 +125,14 @@ def _cast_rays(point, contour):
 def test_targets_equal_the_loops(seed):
     image = _make_image(_draw_blobs(2 * seed, seed))
     targets, expected = _make([image]), _reference(image)
-    assert targets.positions.tolist() == list(expected)
+    assert targets.point.tolist() == list(expected)
     labels = torch.full((1, 16 * 24 + 8 * 12 + 4 * 6), NUM_CLASSES)
     for position, (label, _, _) in expected.items():
         labels[0, position] = label
     assert torch.equal(targets.classes, labels)
     assert len(expected) > 0 or seed == 0
     boxes = np.array([sides for _, sides, _ in expected.values()]).reshape(-1, 4)
-    np.testing.assert_allclose(targets.boxes, boxes, atol=1e-4)
+    np.testing.assert_allclose(targets.distances, boxes, atol=1e-4)
     rays = np.array([rays for _, _, rays in expected.values()]).reshape(-1, 36)
     np.testing.assert_allclose(targets.rays, rays, atol=1e-3)
     np.testing.assert_allclose(
@@ -145,9 +145,9 @@ def test_a_square_from_its_middle():
     rules = replace(RULES, points=PointSpec([16], []))
     image = _make_image(_draw_boxes([[40, 24, 73, 57]]), torch.tensor([2]))
     targets = _make([image], rules, map_sizes=[(8, 12)])
-    middle = targets.positions.tolist().index(2 * 12 + 3)
+    middle = targets.point.tolist().index(2 * 12 + 3)
     assert targets.classes[0, 2 * 12 + 3] == 2
-    assert targets.boxes[middle].tolist() == [16, 16, 16, 16]
+    assert targets.distances[middle].tolist() == [16, 16, 16, 16]
     rays = targets.rays[middle]
     assert rays[[0, 9, 18, 27]].tolist() == [16, 16, 16, 16]  # down, right, up, left
     # 10.6 degrees: the pixel 3 to the right of straight down
@@ -159,7 +159,7 @@ def test_padding_holds_no_positive_and_changes_nothing():
     small = (90, 150)
     image = _make_image(_draw_blobs(5, 3, size=small))
     targets, expected = _make([image]), _reference(image)
-    assert targets.positions.tolist() == list(expected)
+    assert targets.point.tolist() == list(expected)
     rays = [rays for _, _, rays in expected.values()]
     np.testing.assert_allclose(targets.rays, rays, atol=1e-3)
 
@@ -170,10 +170,10 @@ def test_a_batch_is_its_images_one_after_the_other():
     images.insert(1, _make_image(np.zeros((0, 80, 90), dtype=bool)))
     together, alone = _make(images), [_make([image]) for image in images]
     assert torch.equal(together.classes, torch.cat([one.classes for one in alone]))
-    num_points = together.classes.shape[1]
-    positions = [one.positions + i * num_points for i, one in enumerate(alone)]
-    assert torch.equal(together.positions, torch.cat(positions))
-    for name in ("boxes", "rays", "centerness"):
+    assert torch.equal(together.point, torch.cat([one.point for one in alone]))
+    counts = [int((together.image == i).sum()) for i in range(len(images))]
+    assert counts == [len(one.point) for one in alone] and sum(counts) == len(together.image)
+    for name in ("distances", "rays", "centerness"):
         joined = torch.cat([getattr(one, name) for one in alone])
         assert torch.equal(getattr(together, name), joined), name
 
@@ -182,7 +182,7 @@ def test_a_batch_is_its_images_one_after_the_other():
 def test_images_without_objects_are_background(count):
     targets = _make([_make_image(np.zeros((0, *CANVAS), dtype=bool))] * count)
     assert targets.classes.shape == (count, 504) and (targets.classes == NUM_CLASSES).all()
-    assert targets.rays.shape == (0, 36) and targets.boxes.shape == (0, 4)
+    assert targets.rays.shape == (0, 36) and targets.distances.shape == (0, 4)
     assert targets.centerness.shape == (0,)
 
 
@@ -204,14 +204,14 @@ def test_borders_may_have_been_found_before():
         image.gt_borders = find_borders(image.gt_masks.tensor)
         image.remove("gt_masks")
     found = _make(images)
-    for name in ("classes", "positions", "boxes", "rays", "centerness"):
+    for name in ("classes", "image", "point", "distances", "rays", "centerness"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
 @pytest.mark.parametrize("box", [[40, 10, 41, 100], [20, 52, 130, 53], [44, 44, 45, 45]])
 def test_objects_one_pixel_wide_hold_no_point(box):
     targets = _make([_make_image(_draw_boxes([box]))])
-    assert len(targets.positions) == 0 and (targets.classes == NUM_CLASSES).all()
+    assert len(targets.point) == 0 and (targets.classes == NUM_CLASSES).all()
 
 
 def test_a_mass_centre_at_the_left_border_keeps_its_points():
@@ -219,7 +219,7 @@ def test_a_mass_centre_at_the_left_border_keeps_its_points():
     mask = _draw_boxes([[0, 20, 1, 60]])
     mask[0, 40:42, 20:22] = True
     targets = _make([_make_image(mask)])
-    assert len(targets.positions) > 0
+    assert len(targets.point) > 0
 
 
 def test_the_smaller_box_wins_and_the_first_of_equals():
@@ -241,13 +241,13 @@ def test_centres_of_mass_and_of_the_box():
     expected = {"mass": (1, 2, 3), "box": (2, 3, 4)}  # points 24, 40, 56 and 40, 56, 72
     for center, cells in expected.items():
         positions = [12 * row + column for row in cells for column in cells]
-        assert found[center].positions.tolist() == positions
+        assert found[center].point.tolist() == positions
 
 
 def test_without_a_radius_all_points_inside_the_box_count():
     rules = replace(RULES, points=PointSpec([8], [], radius=None))
     image = _make_image(_draw_boxes([[16, 16, 81, 65]]))
-    positions = _make([image], rules, map_sizes=MAP_SIZES[:1]).positions
+    positions = _make([image], rules, map_sizes=MAP_SIZES[:1]).point
     # x = 20, 28 ... 76 lie between 16 and 80, y = 20 ... 60 between 16 and 64
     assert len(positions) == 8 * 6
 
@@ -260,7 +260,7 @@ def test_boxes_are_first_and_last_pixel_or_detectron2s():
     rules = replace(RULES, points=PointSpec([16], []))
     for plus_one in (True, False):
         found = _make([image], replace(rules, plus_one=plus_one), map_sizes=[(8, 12)])
-        assert (2 * 12 + 3 in found.positions) is not plus_one
+        assert (2 * 12 + 3 in found.point) is not plus_one
 
 
 def test_inclusive_boxes_stay_within_the_image():

@@ -8,6 +8,13 @@ import re
 import pytest
 import torch
 from detectron2.modeling import build_model
+from published_names import (
+    add_counters,
+    describe_model,
+    list_mmdetection_rows,
+    list_shapes,
+    rename,
+)
 
 from instancezoo import model_zoo, solo, solov2
 from instancezoo.checkpoint import CheckpointError, ZooCheckpointer, convert_state_dict
@@ -16,15 +23,8 @@ SOURCES = ("WXinlong/SOLO", "MMDetection", "AdelaiDet")
 LAYOUTS = {layout.name: layout for module in (solo, solov2) for layout in module.METHOD.layouts}
 
 _RESNET = [
-    (r"backbone\.bottom_up\.stem\.conv1\.norm", "backbone.bn1"),
-    (r"backbone\.bottom_up\.stem\.", "backbone."),
-    (r"bottom_up\.res(\d)\.", lambda m: f"layer{int(m[1]) - 1}."),
-    (r"shortcut\.norm", "downsample.1"),
-    (r"shortcut\.", "downsample.0."),
-    (r"^(backbone.layer.*)\.conv(\d)\.norm", r"\1.bn\2"),
+    *list_mmdetection_rows(finest=2),
     (r"^(backbone.layer.*)\.conv2\.offset", r"\1.conv2.conv_offset"),
-    (r"backbone\.fpn_lateral(\d)", lambda m: f"neck.lateral_convs.{int(m[1]) - 2}.conv"),
-    (r"backbone\.fpn_output(\d)", lambda m: f"neck.fpn_convs.{int(m[1]) - 2}.conv"),
 ]
 _WXINLONG = {
     "SOLO": [
@@ -73,16 +73,12 @@ def _publish(name, method, source):
     """What `source` calls our tensor `name`."""
     if source == "AdelaiDet":
         return _publish_as_adelaidet(name)
-    for pattern, replacement in _RESNET + _WXINLONG[method]:
-        name = re.sub(pattern, replacement, name)
+    name = rename(name, _RESNET + _WXINLONG[method])
     block = _BLOCK.fullmatch(name)
     if block:
         parts = block[2].replace("norm.", "gn.").replace("offset.", "conv.conv_offset.")
         name = f"{block[1]}.{'conv.weight' if parts == 'weight' else parts}"
-    if source == "MMDetection":
-        for pattern, replacement in _MMDET:
-            name = re.sub(pattern, replacement, name)
-    return name
+    return rename(name, _MMDET) if source == "MMDetection" else name
 
 
 def _publish_as_adelaidet(name):
@@ -98,19 +94,14 @@ def _publish_as_adelaidet(name):
 
 def _describe_model(config):
     """Method and tensors (without values) of a config's model."""
-    cfg = model_zoo.get_config(config, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "meta"])
-    with torch.device("meta"):
-        return cfg.MODEL.META_ARCHITECTURE, build_model(cfg).state_dict()
+    cfg, state = describe_model(config)
+    return cfg.MODEL.META_ARCHITECTURE, state
 
 
 def _make_file(method, state, source):
     published = {_publish(name, method, source): tensor for name, tensor in state.items()}
     assert len(published) == len(state)
-    if source != "AdelaiDet":
-        counters = [name for name in published if name.endswith("running_var")]
-        for name in counters:
-            published[name.replace("running_var", "num_batches_tracked")] = torch.zeros(())
-    return published
+    return published if source == "AdelaiDet" else add_counters(published)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -120,7 +111,7 @@ def test_layout_is_recognised_and_fills_its_config(name):
     source = next(source for source in SOURCES if name.startswith(source))
     converted = convert_state_dict(_make_file(method, ours, source))
     assert converted.layout is layout
-    assert {k: v.shape for k, v in converted.state.items()} == {k: v.shape for k, v in ours.items()}
+    assert list_shapes(converted.state) == list_shapes(ours)
     assert all(key.endswith("num_batches_tracked") for key in converted.unused)
 
 

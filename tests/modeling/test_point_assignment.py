@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from instancezoo.modeling.levels import locate_points
-from instancezoo.modeling.point_assignment import PointSpec, assign_points
+from instancezoo.modeling.levels import find_best, index_levels, locate_points
+from instancezoo.modeling.objects import Objects
+from instancezoo.modeling.point_assignment import (
+    PointSpec,
+    assign_points,
+    boxes_from_distances,
+)
 
 STRIDES = [8, 16, 32]
 LIMITS = [32, 64]
@@ -19,10 +24,17 @@ def _assign(boxes, *, centers=None, image_index=None, num_images=1, radius=1.5, 
     if image_index is None:
         image_index = torch.zeros(len(boxes), dtype=torch.long)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    spec = PointSpec(strides, LIMITS, radius)
-    return assign_points(
-        centers, boxes, areas, image_index, spec, num_images=num_images, map_sizes=SIZES
+    return _find_winners(
+        boxes, centers, areas, image_index, num_images, PointSpec(strides, LIMITS, radius)
     )
+
+
+def _find_winners(boxes, centers, areas, image_index, num_images, spec):
+    """(N, P) instance of each point, -1 for none: each instance is a class of its own."""
+    objects = Objects(boxes, torch.arange(len(boxes)), image_index, [], num_images)
+    found = assign_points(objects, centers, areas, spec, map_sizes=SIZES, num_classes=-1)
+    assert torch.equal(found.classes[found.image, found.point], found.instance)
+    return found.classes
 
 
 def _assign_slowly(centers, boxes, areas, image_index, num_images, radius):
@@ -48,10 +60,47 @@ def _assign_slowly(centers, boxes, areas, image_index, num_images, radius):
 
 
 def test_points_are_half_a_stride_into_their_cells():
-    points = locate_points((2, 3), 8)
-    assert points.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
-    assert locate_points((1, 2), 5).tolist() == [[2, 2], [7, 2]]  # rounded down
-    assert locate_points((0, 3), 8).shape == (0, 2)
+    points = locate_points([(2, 3), (1, 2), (0, 3)], [8, 5, 8])
+    finest = [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+    assert points.tolist() == [*finest, [2, 2], [7, 2]]  # rounded down
+    assert points.dtype == torch.float32
+    assert index_levels([(2, 3), (1, 2), (0, 3), (1, 1)]).tolist() == [0] * 6 + [1] * 2 + [3]
+
+
+def test_positive_points_know_their_image_place_and_stride():
+    # The last box is too large for the finest level.
+    boxes = torch.tensor([[0.0, 0, 24, 24], [0, 0, 24, 24], [30, 30, 100, 100]])
+    image, classes = torch.tensor([0, 2, 2]), torch.tensor([4, 5, 6])
+    objects = Objects(boxes, classes, image, [], num_images=3)
+    centers, areas = (boxes[:, :2] + boxes[:, 2:]) / 2, torch.ones(3)
+    spec = PointSpec(STRIDES, LIMITS)
+    found = assign_points(objects, centers, areas, spec, map_sizes=SIZES, num_classes=9)
+    assert found.classes.shape == (3, NUM_POINTS) and (found.classes[1] == 9).all()
+    assert torch.equal(found.classes[found.image, found.point], classes[found.instance])
+    assert len(found.point) == (found.classes < 9).sum()
+    assert torch.equal(found.image, image[found.instance])
+    assert torch.equal(found.locations, locate_points(SIZES, STRIDES)[found.point])
+    assert set(zip(found.instance.tolist(), found.strides.tolist(), strict=True)) == {
+        (0, 8), (1, 8), (2, 16)
+    }  # fmt: skip
+    assert (found.distances > 0).all()
+    assert torch.equal(
+        boxes_from_distances(found.locations, found.distances), boxes[found.instance]
+    )
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+def test_the_best_of_each_group_and_the_first_of_equals(limit):
+    generator = torch.Generator().manual_seed(limit)
+    scores = torch.randint(0, 5, (60,), generator=generator) / 4
+    groups = torch.randint(0, 6, (60,), generator=generator) * 2
+    expected = [False] * 60
+    for group in range(12):
+        rows = [row for row in range(60) if groups[row] == group]
+        for row in sorted(rows, key=lambda row: -scores[row].item())[:limit]:
+            expected[row] = True
+    assert find_best(scores, groups, limit).tolist() == expected
+    assert find_best(scores[:0], groups[:0], limit).shape == (0,)
 
 
 @pytest.mark.parametrize("radius", [1.5, 1.0, 0.3, 2.25, 40.0, None])
@@ -67,10 +116,8 @@ def test_equals_the_loop_over_all_pairs(radius, seed):
     centers[::3] += torch.randint(-30, 30, (10, 2), generator=generator)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     image_index = torch.randint(0, 3, (30,), generator=generator)
-    found = assign_points(
-        centers, boxes, areas, image_index, PointSpec(STRIDES, LIMITS, radius),
-        num_images=3, map_sizes=SIZES,
-    )  # fmt: skip
+    spec = PointSpec(STRIDES, LIMITS, radius)
+    found = _find_winners(boxes, centers, areas, image_index, 3, spec)
     rows = (centers.tolist(), boxes.tolist(), areas.tolist(), image_index.tolist())
     expected = _assign_slowly(*rows, 3, radius)
     assert torch.equal(found, expected)
@@ -113,7 +160,7 @@ def test_areas_are_the_callers():
     boxes = torch.tensor([[0.0, 0, 30, 30], [0, 0, 30, 30]])
     centers, image_index = boxes[:, 2:] / 2, torch.zeros(2, dtype=torch.long)
     areas, spec = torch.tensor([2.0, 1.0]), PointSpec(STRIDES, LIMITS)
-    found = assign_points(centers, boxes, areas, image_index, spec, num_images=1, map_sizes=SIZES)
+    found = _find_winners(boxes, centers, areas, image_index, 1, spec)
     assert set(found[0].tolist()) == {-1, 1}
 
 

@@ -118,8 +118,8 @@ class PolarMaskParity(ParityBase):
             classes = targets.classes[0]
             labels = torch.where(classes == background, 0, classes + 1)
             self.fixture.check_exact(f"gt{image}_labels", labels)
-            self.fixture.check_exact(f"gt{image}_pos", targets.positions)
-            self._check_close(f"gt{image}_pos_boxes", targets.boxes, 1e-3)
+            self.fixture.check_exact(f"gt{image}_pos", targets.point)
+            self._check_close(f"gt{image}_pos_boxes", targets.distances, 1e-3)
             self._check_close(f"gt{image}_pos_rays", targets.rays, 1e-3)
             self._check_close(f"gt{image}_pos_centerness", targets.centerness, 1e-5)
 
@@ -191,5 +191,5 @@ class PolarMaskParity(ParityBase):
         self.fixture.check_exact(f"{prefix}_classes", found.pred_classes)
         self._check_close(f"{prefix}_scores", found.scores, 5e-4)
         self._check_close(f"{prefix}_boxes", found.pred_boxes.tensor, 0.05)
-        # The fixture's polygons are (M, 2, R).
+        # The fixture's polygons are (M, 2, V).
         self._check_close(f"{prefix}_polygons", found.pred_polygons.transpose(1, 2), 0.05)

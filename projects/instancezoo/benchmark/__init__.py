@@ -1,4 +1,4 @@
-"""Where the time of inference goes, stage by stage, for any model."""
+"""Time of inference stage by stage, for any model."""
 
 from .measure import measure_config
 from .report import Report, Run, format_report

@@ -1,6 +1,6 @@
-"""A clock for nested stages, and how it is put around modules, methods and functions from outside.
+"""A clock for nested stages, and functions that put it around methods and functions from outside.
 
-Models know nothing of it: what is wrapped is put back afterwards.
+Models need no change; each method and function is restored afterwards.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
-# A stage, or what gives one from the call's arguments.
+# A stage, or a function of the call's arguments that returns it.
 Name = str | Callable[..., str]
+# Object, name of its method, stage.
+TimedMethod = tuple[Any, str, Name]
 
 
 class StageClock:
@@ -29,22 +30,19 @@ class StageClock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
-        self._open: list[tuple[str, float]] = []
+        self._open: list[str] = []
+        self._since = 0.0
 
     def enter(self, name: str) -> None:
-        """Begin a stage; the one that is running stands still meanwhile."""
-        now = self._read()
-        self._add(now)
+        """Begin a stage; the current one is paused."""
+        self._count()
         self.seconds.setdefault(name, 0.0)  # stages are listed as they begin
-        self._open.append((name, now))
+        self._open.append(name)
 
     def leave(self) -> None:
         """End the stage that began last."""
-        now = self._read()
-        self._add(now)
+        self._count()
         self._open.pop()
-        if self._open:
-            self._open[-1] = (self._open[-1][0], now)
 
     def wrap(self, function: Callable[..., Any], name: Name) -> Callable[..., Any]:
         """The function, timed."""
@@ -59,85 +57,34 @@ class StageClock:
 
         return timed
 
-    def _add(self, now: float) -> None:
+    def _count(self) -> None:
+        """Add the time since the last call to the current stage."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
         if self._open:
-            name, since = self._open[-1]
-            self.seconds[name] += now - since
-
-    def _read(self) -> float:
-        synchronize(self.device)
-        return time.perf_counter()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU; nothing on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
 
 
 @contextmanager
-def time_modules(clock: StageClock, modules: list[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Time modules whenever they are called.
-
-    Args:
-        clock: counts.
-        modules: stage, module.
-    """
-    with ExitStack() as hooks:
-        for name, module in modules:
-            before = functools.partial(_enter, clock, name)
-            after = functools.partial(_leave, clock)
-            for handle in (
-                module.register_forward_pre_hook(before),
-                module.register_forward_hook(after, always_call=True),
-            ):
-                hooks.callback(handle.remove)
-        yield
-
-
-@contextmanager
-def time_methods(clock: StageClock, methods: list[tuple[Any, str, Name]]) -> Iterator[None]:
-    """Time methods of single objects.
-
-    Args:
-        clock: counts.
-        methods: object, name of the method, stage.
-    """
+def time_methods(clock: StageClock, methods: Iterable[TimedMethod]) -> Iterator[None]:
+    """Time methods of single objects; "forward" times the calls of a module."""
     with ExitStack() as changes:
         for holder, attribute, name in methods:
             setattr(holder, attribute, clock.wrap(getattr(holder, attribute), name))
-            changes.callback(delattr, holder, attribute)  # the class's own shows again
+            changes.callback(holder.__dict__.pop, attribute, None)  # uncovers the class's method
         yield
 
 
 @contextmanager
-def time_functions(clock: StageClock, functions: list[tuple[Any, Name]]) -> Iterator[None]:
-    """Time functions wherever a module has imported them by name.
-
-    Args:
-        clock: counts.
-        functions: function, stage.
-    """
-    timed = {function: clock.wrap(function, name) for function, name in functions}
+def time_functions(clock: StageClock, functions: Iterable[tuple[Any, Name]]) -> Iterator[None]:
+    """Time functions, given with their stages, wherever a module has imported them by name."""
+    timed = {id(function): clock.wrap(function, name) for function, name in functions}
     with ExitStack() as changes:
         for module in list(sys.modules.values()):
             for attribute, value in list(getattr(module, "__dict__", {}).items()):
-                if callable(value) and _find(timed, value) is not None:
-                    setattr(module, attribute, timed[value])
+                if id(value) in timed:
+                    setattr(module, attribute, timed[id(value)])
                     changes.callback(setattr, module, attribute, value)
         yield
-
-
-def _find(timed: dict[Any, Any], value: Any) -> Any:
-    try:
-        return timed.get(value)
-    except TypeError:  # not hashable
-        return None
-
-
-def _enter(clock: StageClock, name: str, *_: Any) -> None:
-    clock.enter(name)
-
-
-def _leave(clock: StageClock, *_: Any) -> None:
-    clock.leave()

@@ -1,9 +1,10 @@
-"""Builds a config's model, gives it an image in which it finds something, and times it."""
+"""Builds a config's model and times its inference on an image in which it finds instances."""
 
 from __future__ import annotations
 
 import statistics
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from instancezoo.data.images import read_image
 from instancezoo.data.transforms import build_resize, make_model_input
 from instancezoo.testing import make_image
 
-from .clock import StageClock, synchronize
+from .clock import StageClock
 from .report import Report, Run
 from .stages import time_stages
 from .threshold import build_untrained
@@ -39,15 +40,15 @@ def measure_config(
     """Time inference on one image, stage by stage.
 
     Args:
-        cfg: a full config. If MODEL.WEIGHTS is empty, weights are drawn, and score thresholds are
+        cfg: a full config. If MODEL.WEIGHTS is empty, weights are random and the score threshold is
             set so that about `num_detections` instances are found. Their masks are noise: stages
-            behind the heads take longer than with trained weights.
+            after the heads take longer than with trained weights.
         config_name: for the report.
-        image_file: a picture; None draws one.
-        size: height and width of the drawn picture in pixels.
+        image_file: a picture; None for a random one.
+        size: height and width of the random picture in pixels.
         num_detections: see `cfg`.
-        repeats: of each run; the runs take turns.
-        seed: of weights and picture.
+        repeats: number of repeats of each run; the runs take turns.
+        seed: of random weights and picture.
 
     Raises:
         ZooError: the image or the weights cannot be used.
@@ -57,10 +58,12 @@ def measure_config(
         image = read_image(image_file, cfg.INPUT.FORMAT)
     else:
         image = make_image(*size, seed).permute(1, 2, 0).numpy()
-    caller = _Caller(image, build_resize(cfg, is_train=False))
-    caller.model, weights = _build(cfg, caller, num_detections, seed)
+    resize = build_resize(cfg, is_train=False)
+    model_input = make_model_input(image, resize)
+    model, weights = _build(cfg, model_input, num_detections, seed)
+    forms = FORMS if hasattr(model, "mask_output") else (cfg.MODEL.MASK_OUTPUT,)
     device = torch.device(cfg.MODEL.DEVICE)
-    runs, num_found = _take_turns(caller, cfg.MODEL.MASK_OUTPUT, repeats, device)
+    runs, num_found = _take_turns(_Caller(model, image, resize), forms, repeats, device)
     on_gpu = device.type == "cuda"
     return Report(
         config=config_name,
@@ -69,7 +72,7 @@ def measure_config(
         else f"{device}, {torch.get_num_threads()} threads",
         weights=weights,
         image_size=image.shape[:2],
-        input_size=tuple(caller.resize_image()["image"].shape[1:]),
+        input_size=tuple(model_input["image"].shape[1:]),
         num_detections=num_found,
         repeats=repeats,
         runs=runs,
@@ -77,14 +80,13 @@ def measure_config(
     )
 
 
+@dataclass
 class _Caller:
-    """From an image in memory to instances, as `instancezoo predict` goes."""
+    """From an image in memory to instances, as in `instancezoo predict`."""
 
     model: nn.Module
-
-    def __init__(self, image: np.ndarray, resize: Any) -> None:
-        self.image = image
-        self.resize = resize
+    image: np.ndarray
+    resize: Any
 
     def resize_image(self) -> dict[str, Any]:
         """The model's input."""
@@ -96,10 +98,12 @@ class _Caller:
             return len(self.model([self.resize_image()])[0]["instances"])
 
 
-def _build(cfg: Any, caller: _Caller, num_detections: int, seed: int) -> tuple[nn.Module, str]:
-    """The model, and what its weights are."""
+def _build(
+    cfg: Any, model_input: dict[str, Any], num_detections: int, seed: int
+) -> tuple[nn.Module, str]:
+    """The model, and a description of its weights."""
     if not cfg.MODEL.WEIGHTS:
-        model, threshold = build_untrained(cfg, [caller.resize_image()], num_detections)
+        model, threshold = build_untrained(cfg, [model_input], num_detections)
         return model, f"random weights (seed {seed}), score threshold {threshold:.3g}"
     model = build_model(cfg).eval()
     partial = cfg.MODEL.WEIGHTS_ALLOW_PARTIAL
@@ -108,34 +112,25 @@ def _build(cfg: Any, caller: _Caller, num_detections: int, seed: int) -> tuple[n
 
 
 def _take_turns(
-    caller: _Caller, mask_output: str, repeats: int, device: torch.device
+    caller: _Caller, forms: Sequence[str], repeats: int, device: torch.device
 ) -> tuple[list[Run], int]:
-    """Runs for each form of masks, and the number of instances found."""
-    forms = FORMS if hasattr(caller.model, "mask_output") else (mask_output,)
+    """A run for each form of masks, and the number of instances found."""
     totals: dict[str, list[float]] = {form: [] for form in forms}
     stages: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
     found = 0
     for turn in range(1 + repeats):
         for form in forms:
             caller.model.mask_output = form  # type: ignore[assignment]
-            synchronize(device)
-            start = time.perf_counter()
+            whole, split = StageClock(device), StageClock(device)
+            whole.enter("total")
             found = caller()
-            synchronize(device)
-            total = time.perf_counter() - start
-            split = _split(caller, device)
+            whole.leave()
+            with time_stages(split, caller.model, [(caller, "resize_image", RESIZE)]):
+                caller()
             if turn:  # the first one warms up
-                totals[form].append(total)
-                stages[form].append(split)
+                totals[form].append(whole.seconds["total"])
+                stages[form].append(split.seconds)
     return [Run(f, 1e3 * statistics.median(totals[f]), _median(stages[f])) for f in forms], found
-
-
-def _split(caller: _Caller, device: torch.device) -> dict[str, float]:
-    """Seconds of each stage of one call."""
-    clock = StageClock(device)
-    with time_stages(clock, caller.model, [(caller, "resize_image", RESIZE)]):
-        caller()
-    return clock.seconds
 
 
 def _median(splits: list[dict[str, float]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table and as JSON."""
+"""Result of a benchmark, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Run:
 
     Attributes:
         masks: "rle" or "bitmask".
-        total_ms: of whole calls that were not split.
-        stages: milliseconds of each stage without those inside it, in the order of their begin.
+        total_ms: milliseconds of a whole call, timed without stages.
+        stages: milliseconds of each stage without those inside it, in the order of their start.
     """
 
     masks: str
@@ -27,14 +27,14 @@ class Report:
 
     Attributes:
         config: its file.
-        device: as torch names it, with the number of threads on a CPU.
-        weights: the file, or how they were drawn.
+        device: its name, with the number of threads on a CPU.
+        weights: the file, or the seed of random ones.
         image_size: height and width of the image in pixels.
-        input_size: the same of the resized image.
-        num_detections: instances found.
-        repeats: how many times each run was made.
+        input_size: height and width of the resized image.
+        num_detections: number of instances found.
+        repeats: number of repeats of each run.
         runs: one for each form of masks.
-        peak_memory_mib: of the GPU; None on a CPU.
+        peak_memory_mib: largest use of GPU memory; None on a CPU.
     """
 
     config: str
@@ -48,7 +48,7 @@ class Report:
     peak_memory_mib: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and words only."""
+        """The report as plain dicts and lists."""
         return asdict(self)
 
 

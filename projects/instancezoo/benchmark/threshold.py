@@ -1,4 +1,4 @@
-"""Score thresholds under which an untrained model finds about as much as one wants."""
+"""Score thresholds with which an untrained model finds a given number of instances."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from instancezoo.testing import keep_everything
 
 _MAX_HALVINGS = 24
 _NUM_REFINEMENTS = 14
-# So many instances more than wanted are near enough.
+# Found instances per wanted one that are near enough.
 _TOLERANCE = 1.1
 
 
 def build_untrained(
     cfg: Any, batch: list[dict[str, Any]], num_detections: int
 ) -> tuple[nn.Module, float]:
-    """A model with random weights that finds about so many instances in an image.
+    """A model with random weights that finds about `num_detections` instances in an image.
 
     Args:
         cfg: a full config; unchanged.
         batch: one image.
-        num_detections: at least so many, if the model can find as many at all.
+        num_detections: minimum number of instances, if the model can find that many.
 
     Returns:
         The model in inference mode, and the score threshold that was set.
 
     Raises:
-        ZooError: no method declares how a score threshold is set in the model.
+        ZooError: no method has a record for the meta-architecture.
     """
     method = find_method(METHODS, cfg)
     if method is None:
@@ -52,15 +52,14 @@ def build_untrained(
         with torch.no_grad():
             return len(model(batch)[0]["instances"])
 
-    count(1.0)
-    with _keep_constant_parts(model, batch, method.constant_parts):
+    with _compute_once(model, method.constant_parts):
         threshold = _search(count, num_detections)
-        count(threshold)
+    method.set_score_thresh(model, threshold)
     return model, threshold
 
 
 def _search(count: Callable[[float], int], wanted: int) -> float:
-    """A threshold under which enough are found, but few more."""
+    """A threshold with which at least `wanted` are found, but few more."""
     high = 1.0  # too few are found
     for _ in range(_MAX_HALVINGS):
         low = high / 2
@@ -73,38 +72,31 @@ def _search(count: Callable[[float], int], wanted: int) -> float:
         middle = (low + high) / 2
         found = count(middle)
         low, high = (low, middle) if found < wanted else (middle, high)
-        # Just as many may be as many as the model hands out at most, of far more candidates.
+        # The exact number may be the model's limit, with far more candidates above the threshold.
         if wanted < found <= _TOLERANCE * wanted:
             break
     return low
 
 
 @contextmanager
-def _keep_constant_parts(
-    model: nn.Module, batch: list[dict[str, Any]], names: Sequence[str]
-) -> Iterator[None]:
-    """Run the model once; meanwhile its slow parts give out again what they gave then.
+def _compute_once(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside the context, the named parts of a model compute once and then repeat their output."""
 
-    Args:
-        model: in inference mode.
-        batch: one image.
-        names: of the parts whose outputs do not depend on the score threshold.
-    """
-    outputs: dict[nn.Module, Any] = {}
+    def repeat_first(forward: Callable[..., Any]) -> Callable[..., Any]:
+        outputs: list[Any] = []
 
-    def keep(part: nn.Module, _: Any, output: Any) -> None:
-        outputs[part] = output
+        def repeat(*args: Any, **kwargs: Any) -> Any:
+            if not outputs:
+                outputs.append(forward(*args, **kwargs))
+            return outputs[0]
+
+        return repeat
 
     parts = [model.get_submodule(name) for name in names]
-    hooks = [part.register_forward_hook(keep) for part in parts]
-    with torch.no_grad():
-        model(batch)
-    for hook in hooks:
-        hook.remove()
-    for part, output in outputs.items():
-        part.forward = lambda *_, kept=output, **__: kept  # type: ignore[method-assign]
+    for part in parts:
+        part.forward = repeat_first(part.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for part in outputs:
+        for part in parts:
             del part.forward  # type: ignore[method-assign]

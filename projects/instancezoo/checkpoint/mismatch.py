@@ -141,11 +141,11 @@ def _list_head_layers(tensors: Mapping[str, Tensor]) -> list[str]:
 def _name_parts(names: list[str], others: Iterable[str]) -> list[str]:
     """Name the outermost modules of `names` that `others` lack, from the second level inwards."""
     known = {prefix for other in others for prefix in _list_prefixes(other)}
-    parts = {}
+    parts = []
     for name in names:
         inner = _list_prefixes(name)[1:-1]
-        parts[next((prefix for prefix in inner if prefix not in known), name)] = None
-    return list(parts)
+        parts.append(next((prefix for prefix in inner if prefix not in known), name))
+    return list(dict.fromkeys(parts))
 
 
 def _list_prefixes(name: str) -> list[str]:

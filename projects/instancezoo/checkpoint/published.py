@@ -21,19 +21,8 @@ from .convert import convert_file, list_layouts
 from .reader import CheckpointError
 
 
-def convert_to_cache(source: str | Path) -> Path:
-    """Convert a published checkpoint into the cache, once for each content.
-
-    Args:
-        source: a local file.
-
-    Returns:
-        A `.pth` file with our names.
-
-    Raises:
-        CheckpointError: the file cannot be read or is not recognised.
-    """
-    source = Path(source)
+def _convert_to_cache(source: Path) -> Path:
+    """Convert a local file once for each content. Returns a `.pth` file with our names."""
     target = get_cache_folder() / "published" / f"{source.stem}-{_fingerprint(source)}.pth"
     if not target.is_file():
         checkpoint, _ = convert_file(source)
@@ -57,7 +46,7 @@ def _fingerprint(source: Path) -> str:
 
 
 class PublishedHandler(PathHandler):
-    """Resolves `published://PATH`."""
+    """Resolves `published://PATH`. Raises `CheckpointError` for a file that is not recognised."""
 
     PREFIX = "published:"
 
@@ -66,7 +55,8 @@ class PublishedHandler(PathHandler):
         return [f"{self.PREFIX}/"]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(convert_to_cache(PathManager.get_local_path(self._strip_prefix(path))))
+        source = PathManager.get_local_path(self._strip_prefix(path))
+        return str(_convert_to_cache(Path(source)))
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         return PathManager.open(self._get_local_path(path), mode, buffering=buffering)

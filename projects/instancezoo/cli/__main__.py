@@ -1,4 +1,4 @@
-"""`python -m instancezoo.cli` is the command `instancezoo`."""
+"""`python -m instancezoo.cli`: the command `instancezoo`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Command-line arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 def read_count(text: str) -> int:
     """Read a whole number above 0, as the `type` of an argument."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
 
 
@@ -20,7 +20,7 @@ def read_share(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number between 0 and 1")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number between 0 and 1")
     return value
 
 
@@ -31,5 +31,5 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=JSON:IMAGES",
-        help="a COCO-format data set: annotation file and image folder; may be repeated",
+        help="register a COCO-format data set: annotation file and image folder; may be repeated",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -20,7 +19,9 @@ _FORMATS = (".safetensors", ".pth")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `instancezoo convert`."""
     parser.add_argument("source", metavar="SRC", help="published file or its address")
-    parser.add_argument("target", metavar="DST", help=f"file to write: {' or '.join(_FORMATS)}")
+    parser.add_argument(
+        "target", type=Path, metavar="DST", help=f"file to write: {' or '.join(_FORMATS)}"
+    )
     parser.add_argument(
         "--allow-partial",
         action="store_true",
@@ -29,23 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and print what the file is. Returns the exit code."""
-    try:
-        _convert(args.source, Path(args.target), args.allow_partial)
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _convert(source: str, target: Path, allow_partial: bool) -> None:
+    """Convert, and print what was recognised. Returns the exit code."""
+    target: Path = args.target
     if target.suffix.lower() not in _FORMATS:
         raise CheckpointError(f"{target} must end in {' or '.join(_FORMATS)}")
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder. Name the file to write")
-    checkpoint, converted = convert_file(_fetch(source), allow_unknown=allow_partial)
+    checkpoint, converted = convert_file(_fetch(args.source), allow_unknown=args.allow_partial)
     if converted is None:
-        print(f"{source} is InstanceZoo's own already: {len(checkpoint['model'])} tensors")
+        print(f"{args.source} is InstanceZoo's own already: {len(checkpoint['model'])} tensors")
     else:
         _print_report(converted)
     if target.suffix.lower() == ".safetensors":
@@ -54,6 +47,7 @@ def _convert(source: str, target: Path, allow_partial: bool) -> None:
         with open_atomically(target) as file:
             torch.save(checkpoint, file)
     print(f"wrote    {target}")
+    return 0
 
 
 def _fetch(source: str) -> str:
@@ -73,7 +67,7 @@ def _print_report(converted: Converted) -> None:
         f"tensors  {len(converted.used)} used, {len(converted.unused)} without a place in the model"
     )
     if layout.fills == "backbone":
-        print("note     fills the backbone only: to start training from")
+        print("note     fills only the backbone: for the start of a training")
     for name in converted.unused:
         print(f"  unused: {name}")
     for name in converted.unknown:

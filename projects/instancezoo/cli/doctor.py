@@ -1,4 +1,4 @@
-"""`instancezoo doctor`: what will go wrong in a training, before it does."""
+"""`instancezoo doctor`: checks of a config and its data before training."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from instancezoo.doctor.diagnose import diagnose
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `instancezoo doctor`; they are those of `train_net.py`."""
+    """Declare the arguments of `instancezoo doctor`, the same as those of `train_net.py`."""
     parser.add_argument("--config-file", required=True, metavar="FILE")
     add_dataset_argument(parser)
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes that share a batch")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs to train on")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings. Returns 1 if one of them is an error, else 0."""
+    """Print the findings. Returns 1 if there is an error among them, else 0."""
     findings = diagnose(args.config_file, args.opts, args.dataset, args.num_gpus)
     print(format_findings(findings))
     return 1 if any(finding.severity is Severity.ERROR for finding in findings) else 0

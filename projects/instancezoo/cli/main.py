@@ -1,4 +1,4 @@
-"""The command `instancezoo`: looks up the subcommand's file and hands over."""
+"""The command `instancezoo`: imports the subcommand's file and runs it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from instancezoo.cli.quiet import silence_dependencies
+from instancezoo.errors import ZooError
 
-# name -> what it is for; the code is imported only when the subcommand runs
+# name -> purpose; the code is imported only when the subcommand runs
 SUBCOMMANDS = {
     "convert": "convert a published checkpoint to ours",
     "predict": "draw and export instances on pictures and videos",
     "doctor": "check a config and its data before training",
-    "benchmark": "tell where the time of inference goes",
+    "benchmark": "measure the time of each stage of inference",
 }
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the command's name; by default those of the process.
 
     Returns:
-        The exit code: 0 if all went well, 1 after an error that was printed.
+        The exit code: 0 for success, 1 after an error that was printed.
     """
     silence_dependencies()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -42,13 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     parsed = parser.parse_args(words)
-    _log_to_stderr()
-    return int(parsed.run(parsed) or 0)
-
-
-def _log_to_stderr() -> None:
-    # Standard output belongs to the answer; progress lines and warnings go beside it.
     logger = logging.getLogger("instancezoo")
-    if not logger.handlers:
+    if not logger.handlers:  # progress and warnings to stderr: stdout holds only the result
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)
+    try:
+        return int(parsed.run(parsed))
+    except (ZooError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from instancezoo.cli.arguments import add_dataset_argument, read_share
 from instancezoo.config import CfgNode, load_cfg
 from instancezoo.errors import ZooError
-from instancezoo.inference import Failure, ImagePredictor, gather_inputs, predict_inputs
+from instancezoo.inference import ImagePredictor, gather_inputs, predict_inputs
 from instancezoo.inference.coco_json import MASK_FORMS
 from instancezoo.inference.predict import PREDICTIONS_NAME
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image, video, folder, or quoted pattern ('photos/*.jpg')",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--weights", metavar="FILE", help="any checkpoint that `convert` knows")
+    parser.add_argument("--weights", metavar="FILE", help="any checkpoint that `convert` reads")
     parser.add_argument(
         "--output",
         type=Path,
@@ -32,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"folder for the pictures and {PREDICTIONS_NAME}",
     )
     parser.add_argument(
-        "--confidence", type=read_share, default=0.5, help="smallest score kept (default 0.5)"
+        "--confidence", type=read_share, default=0.5, help="smallest score to keep (default 0.5)"
     )
     parser.add_argument(
         "--masks",
         choices=MASK_FORMS,
         default="rle",
-        help=f"form of the masks in {PREDICTIONS_NAME}: rle (default), exact for every model, or "
-        "polygon, from models that predict polygons (PolarMask)",
+        help=f"form of the masks in {PREDICTIONS_NAME}: rle (default) for every model, or polygon "
+        "for models that predict polygons (PolarMask)",
     )
     parser.add_argument("--no-pictures", action="store_true", help=f"only {PREDICTIONS_NAME}")
     add_dataset_argument(parser)
@@ -49,18 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict. Returns 1 if a file was not done or the run could not start, else 0."""
-    try:
-        failures = _predict(args)
-    except (ZooError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for failure in failures:
-        print(f"not done: {failure.path}: {failure.reason}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def _predict(args: argparse.Namespace) -> list[Failure]:
+    """Predict. Returns 1 if a file failed, else 0."""
     inputs = gather_inputs(args.inputs)
     overrides = [*args.opts, "MODEL.MASK_OUTPUT", "rle"]
     if args.weights:
@@ -75,7 +64,9 @@ def _predict(args: argparse.Namespace) -> list[Failure]:
         mask_form=args.masks,
     )
     print(f"{len(inputs) - len(failures)} of {len(inputs)} files done: {args.output}")
-    return failures
+    for failure in failures:
+        print(f"not done: {failure.path}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _load_cfg(config_file: str, overrides: list[str], datasets: list[str]) -> CfgNode:
@@ -86,7 +77,7 @@ def _load_cfg(config_file: str, overrides: list[str], datasets: list[str]) -> Cf
     except ZooError as error:
         if datasets:
             raise
-        # The data that a model was trained on need not be where it is used. If the config itself
-        # is wrong, it fails again.
-        print(f"class names are not known: {error}", file=sys.stderr)
+        # The training data may be absent where a model is used. If the config itself is wrong, it
+        # fails again.
+        print(f"class names are unknown: {error}", file=sys.stderr)
         return load_cfg(config_file, [*overrides, "DATASETS.TEST", "()"], training=False)

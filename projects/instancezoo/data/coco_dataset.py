@@ -97,7 +97,7 @@ def check_coco(
         DatasetError: no JSON, no categories, no images, or nothing usable in them.
     """
     source = str(json_file)
-    content = _read_json(source)
+    content = _read_coco(source)
     report = AnnotationReport(source)
     categories = _check_list(content, "categories", report)
     images = _check_list(content, "images", report)
@@ -134,7 +134,7 @@ def list_classes(clean: dict[str, Any]) -> tuple[list[str], dict[int, int]]:
 
 def read_classes(json_file: str | os.PathLike[str]) -> tuple[list[str], dict[int, int]]:
     """`list_classes` of a file, without checking its images and annotations."""
-    content = _read_json(str(json_file))
+    content = _read_coco(str(json_file))
     categories = _check_list(content, "categories", AnnotationReport(str(json_file)))
     if not categories:
         raise DatasetError(f"no usable categories in {json_file}: each needs an id and a name")
@@ -165,18 +165,21 @@ def make_records(clean: dict[str, Any], image_root: str | os.PathLike[str]) -> l
     return list(records.values())
 
 
-def _read_json(source: str) -> dict[str, Any]:
+def read_json(source: str | os.PathLike[str]) -> Any:
+    """Content of a JSON file. Raises `DatasetError` if it is missing, unreadable or not JSON."""
     try:
-        with PathManager.open(source, "rb") as file:
-            content = json.loads(file.read())
+        with PathManager.open(os.fspath(source), "rb") as file:
+            return json.loads(file.read())
     except FileNotFoundError as error:
-        raise DatasetError(f"annotation file '{source}' does not exist") from error
+        raise DatasetError(f"JSON file '{source}' does not exist: check the path") from error
     except OSError as error:
-        raise DatasetError(f"annotation file '{source}' cannot be read: {error}") from error
+        raise DatasetError(f"JSON file '{source}' cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"annotation file '{source}' is not valid JSON ({error}): export it again"
-        ) from error
+        raise DatasetError(f"'{source}' is not valid JSON ({error}): export it again") from error
+
+
+def _read_coco(source: str) -> dict[str, Any]:
+    content = read_json(source)
     if not isinstance(content, dict):
         raise DatasetError(
             f"annotation file '{source}' holds a {type(content).__name__}, not the dictionary with "
@@ -203,10 +206,8 @@ def _walk(entries: list[Any]) -> Iterator[tuple[int | str, Any]]:
 
 def _check_list(content: dict[str, Any], key: str, report: AnnotationReport) -> dict[int, Entry]:
     """Clean categories or images by id."""
-    noun, check, numbers = {
-        "categories": ("category", check_category, ("id",)),
-        "images": ("image", check_image, ("id", "height", "width")),
-    }[key]
+    checks = {"categories": ("category", check_category), "images": ("image", check_image)}
+    noun, check = checks[key]
     clean: dict[int, Entry] = {}
     for label, entry in _walk(content[key]):
         try:
@@ -217,7 +218,7 @@ def _check_list(content: dict[str, Any], key: str, report: AnnotationReport) -> 
             report.dropped[f"{noun} with {bad.problem}"].append(label)
             continue
         clean[checked["id"]] = checked
-        if not are_whole_numbers(entry, *numbers):
+        if not are_whole_numbers(entry, checked):
             report.repaired[f"{noun} with {Problem.NORMALISED}"].append(label)
     return clean
 
@@ -226,14 +227,9 @@ def _check_files(images: dict[int, Entry], image_root: str, report: AnnotationRe
     """Remove images whose files are missing, broken or of another size."""
     if not os.path.isdir(image_root):
         raise DatasetError(f"image folder '{image_root}' of {report.source} does not exist")
-
-    def find_problem(image: Entry) -> Problem | None:
-        path = os.path.join(image_root, image["file_name"])
-        return find_file_problem(path, image["height"], image["width"])
-
     # Threads, since the wait is for the disk.
     with ThreadPoolExecutor() as pool:
-        found = pool.map(find_problem, images.values())
+        found = pool.map(partial(find_file_problem, image_root), images.values())
         problems = list(track(found, f"checking images in {image_root}", total=len(images)))
     for image_id, problem in zip(list(images), problems, strict=True):
         if problem is not None:

@@ -38,24 +38,25 @@ def check_category(entry: Any) -> Entry:
 def check_image(entry: Any) -> Entry:
     """An image's id, file name and size; the file itself is not touched."""
     _need(entry, "id", "file_name", "height", "width")
-    clean = {"id": _read_own_id(entry)}
-    clean |= {key: _read_int(entry[key]) for key in ("height", "width")}
-    pixels = clean["height"] * clean["width"]
-    if min(clean["height"], clean["width"]) <= 0 or pixels >= MAX_PIXELS:
+    image_id = _read_own_id(entry)
+    height, width = (_read_int(entry[key]) for key in ("height", "width"))
+    if min(height, width) <= 0 or height * width >= MAX_PIXELS:
         raise BadEntry(Problem.BAD_SIZE)
-    return clean | {"file_name": _read_text(entry["file_name"])}
+    file_name = _read_text(entry["file_name"])
+    return {"id": image_id, "height": height, "width": width, "file_name": file_name}
 
 
-def find_file_problem(path: str, height: int, width: int) -> Problem | None:
-    """What is wrong with an image file, from its header alone."""
+def find_file_problem(image_root: str, entry: Entry) -> Problem | None:
+    """Check the file of a clean image entry, by its header alone; None if it is good."""
+    path, expected = os.path.join(image_root, entry["file_name"]), (entry["width"], entry["height"])
     if not os.path.isfile(path):
         return Problem.MISSING_FILE
     try:
         with Image.open(path) as image:
-            size = _read_size(image, expected=(width, height))
+            size = _read_size(image, expected)
     except Exception:  # Pillow's readers raise nearly anything on broken files
         return Problem.UNREADABLE_FILE
-    return None if size == (width, height) else Problem.WRONG_SIZE
+    return None if size == expected else Problem.WRONG_SIZE
 
 
 def check_annotation(
@@ -72,32 +73,34 @@ def check_annotation(
         The clean annotation and the repairs made in it.
     """
     _need(entry, "id", "image_id", "category_id", "bbox", "segmentation")
-    ids = {"id": _read_own_id(entry)}
-    ids |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
-    if ids["image_id"] not in images:
+    clean: Entry = {"id": _read_own_id(entry)}
+    clean |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
+    if clean["image_id"] not in images:
         raise BadEntry(Problem.UNKNOWN_IMAGE)
-    if ids["category_id"] not in category_ids:
+    if clean["category_id"] not in category_ids:
         raise BadEntry(Problem.UNKNOWN_CATEGORY)
-    height, width = (images[ids["image_id"]][key] for key in ("height", "width"))
+    height, width = (images[clean["image_id"]][key] for key in ("height", "width"))
     bbox, repairs = _check_box(entry["bbox"], height, width)
     segmentation, mask_repairs = check_segmentation(entry["segmentation"], height, width)
     area, area_repairs = _check_area(entry.get("area"), segmentation, height, width)
-    iscrowd = _read_flag(entry.get("iscrowd", 0))
-    clean = {"bbox": bbox, "segmentation": segmentation, "area": area, "iscrowd": iscrowd}
+    iscrowd = entry.get("iscrowd", 0)
+    if iscrowd not in (0, 1):  # nor False or True
+        raise BadEntry(Problem.WRONG_TYPE)
+    clean |= {"bbox": bbox, "segmentation": segmentation, "area": area, "iscrowd": int(iscrowd)}
     repairs += mask_repairs + area_repairs
-    if not are_whole_numbers(entry, *ids, "iscrowd"):
+    if not are_whole_numbers(entry, clean):
         repairs.append(Problem.NORMALISED)
     attributes = entry.get("attributes") or {}
     if not isinstance(attributes, dict):
         repairs.append(Problem.ATTRIBUTES_LEFT_OUT)
     elif flags := {key: value for key, value in attributes.items() if isinstance(value, bool)}:
         clean["attributes"] = flags
-    return ids | clean, repairs
+    return clean, repairs
 
 
-def are_whole_numbers(entry: Entry, *keys: str) -> bool:
-    """True if the JSON itself holds integers under these keys (not 3.0, not true)."""
-    return all(type(entry.get(key)) is int for key in keys)
+def are_whole_numbers(entry: Entry, clean: Entry) -> bool:
+    """True if the JSON itself holds integers (not 3.0, not true) where its clean entry does."""
+    return all(type(entry.get(key)) is int for key in clean if type(clean[key]) is int)
 
 
 def read_id(entry: Any) -> int | None:
@@ -136,12 +139,6 @@ def _read_int(value: Any) -> int:
         raise BadEntry(Problem.NOT_FINITE)
     # 3.0 is an id that passed through a table of floats.
     if value != int(value) or abs(value) >= MAX_ID:
-        raise BadEntry(Problem.WRONG_TYPE)
-    return int(value)
-
-
-def _read_flag(value: Any) -> int:
-    if value not in (0, 1):  # False and True are too
         raise BadEntry(Problem.WRONG_TYPE)
     return int(value)
 

@@ -103,10 +103,7 @@ def parse_dataset_argument(argument: str) -> tuple[str, str, str]:
 
 
 def load_metadata(name: str) -> Metadata:
-    """The metadata of a registered data set, with `thing_classes` in it.
-
-    Args:
-        name: any registered data set, Detectron2's included.
+    """The metadata of a registered data set (ours or Detectron2's), with `thing_classes` in it.
 
     Raises:
         ConfigError: no such data set; names the nearest and all known ones.
@@ -129,8 +126,6 @@ def load_metadata(name: str) -> Metadata:
 def register_shapes() -> None:
     """Register the built-in sets; each is generated on first use."""
     for name, shapes in SHAPES_SETS.items():
-        if name in DatasetCatalog:
-            continue
         classes = list(shapes.style.classes)
         _register(
             name,

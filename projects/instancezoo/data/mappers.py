@@ -28,9 +28,7 @@ Record = dict[str, Any]
 Array = NDArray[Any]
 
 MAPPER_REGISTRY = Registry("MAPPER")
-MAPPER_REGISTRY.__doc__ = """
-Functions of a config and `is_train` that build a mapper, by the name that `INPUT.MAPPER` holds.
-"""
+MAPPER_REGISTRY.__doc__ = "Functions of (cfg, is_train) that build a mapper, by INPUT.MAPPER."
 
 MAX_FAILURES_IN_A_ROW = 10
 
@@ -38,11 +36,7 @@ _logger = logging.getLogger(__name__)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Record], Record | None]:
-    """Build the mapper named by `cfg.INPUT.MAPPER`.
-
-    Args:
-        cfg: the whole config.
-        is_train: if True, augment and make ground truth.
+    """Build the mapper named by `cfg.INPUT.MAPPER`, with augmentations for training.
 
     Raises:
         ConfigError: no mapper has that name.
@@ -131,9 +125,8 @@ class InstanceMapper(DatasetMapper):
         self._failures_in_a_row = 0
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
-        record["image"] = torch.from_numpy(
-            np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
-        )  # (C, H, W)
+        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (C, H, W)
+        record["image"] = torch.from_numpy(pixels)
         if not self.is_train:
             record.pop("annotations", None)
             return record

@@ -1,6 +1,6 @@
 """Attributes of objects in the built-in sets, measured from their visible masks.
 
-M instances, H W image size.
+M instances, H W image size, P pixels.
 """
 
 from __future__ import annotations
@@ -83,10 +83,8 @@ def _count_parts(mask: Mask, min_area: float, connectivity: int) -> int:
 
 def _measure_hull(mask: Mask) -> float:
     """Area in pixels of the convex hull of the pixels' squares."""
-    rows = np.nonzero(mask.any(axis=1))[0]
-    left = mask.argmax(axis=1)[rows]
-    right = mask.shape[1] - mask[:, ::-1].argmax(axis=1)[rows]
-    corners = [np.stack([x, y], axis=1) for x in (left, right) for y in (rows, rows + 1)]
+    pixels = np.argwhere(mask)  # (P, 2) row and column
+    corners = [pixels + (y, x) for y in (0, 1) for x in (0, 1)]
     hull = cv2.convexHull(np.concatenate(corners).astype(np.int32))
     return float(cv2.contourArea(hull))
 

@@ -69,14 +69,6 @@ def _trace_circle(radius: float = 1.0, num_points: int = 48) -> Points:
     return _trace_polar(np.full(num_points, radius), angles)
 
 
-def _outline_disc(rng: np.random.Generator) -> Outline:
-    return [_trace_circle()]
-
-
-def _outline_ring(rng: np.random.Generator) -> Outline:
-    return [_trace_circle(), _trace_circle(0.45 + 0.2 * rng.random())]
-
-
 def _outline_star(rng: np.random.Generator) -> Outline:
     radii = np.tile([1.0, 0.4 + 0.1 * rng.random()], 5)
     return [_trace_polar(radii, np.arange(10) * (math.pi / 5))]
@@ -103,14 +95,6 @@ def _outline_gear(rng: np.random.Generator) -> Outline:
     return [_trace_polar(radii, angles), _trace_circle(0.3)]
 
 
-def _outline_ellipse(rng: np.random.Generator) -> Outline:
-    return [_trace_circle() * (1.0, 0.4 + 0.2 * rng.random())]
-
-
-def _outline_square(rng: np.random.Generator) -> Outline:
-    return [np.array([[-0.8, -0.8], [0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]])]
-
-
 def _outline_blob(rng: np.random.Generator) -> Outline:
     angles = np.arange(64) * (2 * math.pi / 64)
     radii = np.ones(64)
@@ -122,12 +106,12 @@ def _outline_blob(rng: np.random.Generator) -> Outline:
 
 # Class name -> function that samples its free proportions: contours (V, 2) in the unit disc.
 SHAPES: dict[str, Callable[[np.random.Generator], Outline]] = {
-    "disc": _outline_disc,
-    "ring": _outline_ring,
+    "disc": lambda rng: [_trace_circle()],
+    "ring": lambda rng: [_trace_circle(), _trace_circle(0.45 + 0.2 * rng.random())],
     "star": _outline_star,
     "crescent": _outline_crescent,
     "gear": _outline_gear,
-    "ellipse": _outline_ellipse,
-    "square": _outline_square,
+    "ellipse": lambda rng: [_trace_circle() * (1.0, 0.4 + 0.2 * rng.random())],
+    "square": lambda rng: [0.8 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])],
     "blob": _outline_blob,
 }

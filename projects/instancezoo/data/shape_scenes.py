@@ -53,14 +53,11 @@ class Scene:
 
 
 def draw_scene(style: SceneStyle, rng: Random) -> Scene:
-    """Draw one image.
+    """Draw one image, with at least `style.min_visible` of each object visible.
 
     Args:
         style: appearance of the set.
         rng: generator used for this image only.
-
-    Returns:
-        Image and visible masks; at least `style.min_visible` of each object is visible.
     """
     scene = Scene(_paint_background(style, rng))
     low, high = style.num_objects

@@ -69,16 +69,10 @@ SHAPES_SETS: dict[str, ShapesSet] = {
 
 
 def get_shapes(name: str) -> tuple[Path, Path]:
-    """Paths of a built-in set, which is generated if it is not in the cache yet.
+    """COCO JSON and image folder of a built-in set (`SHAPES_SETS`), generated on first use.
 
     If several processes call at the same time, one generates and the others wait. The folder
     appears under its name only when it is complete.
-
-    Args:
-        name: a key of `SHAPES_SETS`.
-
-    Returns:
-        The COCO JSON and the folder of images.
     """
     folder = get_cache_folder() / f"{name}-v{VERSION}"
     if not (folder / ANNOTATION_FILE).is_file():
@@ -90,21 +84,30 @@ def get_shapes(name: str) -> tuple[Path, Path]:
 
 
 def generate_shapes(shapes: ShapesSet, folder: Path, description: str = "drawing") -> None:
-    """Write a set's JSON and PNG files into an existing folder.
-
-    Args:
-        shapes: the set.
-        folder: an existing folder.
-        description: for the progress bar.
-    """
+    """Write a set's JSON and PNG files into an existing folder, with a progress bar."""
     (folder / IMAGE_FOLDER).mkdir()
-    coco = _start_coco(shapes.style.classes)
+    coco: dict[str, Any] = {
+        "info": {"description": "InstanceZoo shapes", "version": str(VERSION)},
+        "licenses": [],
+        "categories": [
+            {"id": number, "name": name, "supercategory": "shape"}
+            for number, name in enumerate(shapes.style.classes, start=1)
+        ],
+        "images": [],
+        "annotations": [],
+    }
     for index in track(range(shapes.num_images), description):
         scene = draw_shapes_image(shapes, index)
         file_name = f"{index:05d}.png"
         picture = Image.fromarray(scene.image.astype(np.uint8))
         picture.save(folder / IMAGE_FOLDER / file_name, compress_level=3)
-        _add_scene(coco, scene, file_name)
+        height, width = scene.image.shape[:2]
+        coco["images"].append(
+            {"id": index + 1, "file_name": file_name, "height": height, "width": width}
+        )
+        for annotation in _annotate(scene, shapes.style.classes):
+            ids = {"id": len(coco["annotations"]) + 1, "image_id": index + 1}
+            coco["annotations"].append(ids | annotation)
     with open_atomically(folder / ANNOTATION_FILE, "w") as file:
         json.dump(coco, file, sort_keys=True, separators=(",", ":"))
 
@@ -127,41 +130,20 @@ def _generate_whole(name: str, folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _start_coco(classes: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "info": {"description": "InstanceZoo shapes", "version": str(VERSION)},
-        "licenses": [],
-        "categories": [
-            {"id": number, "name": name, "supercategory": "shape"}
-            for number, name in enumerate(classes, start=1)
-        ],
-        "images": [],
-        "annotations": [],
-    }
-
-
-def _add_scene(coco: dict[str, Any], scene: Scene, file_name: str) -> None:
-    image_id = len(coco["images"]) + 1
-    height, width = scene.image.shape[:2]
-    coco["images"].append(
-        {"id": image_id, "file_name": file_name, "height": height, "width": width}
-    )
+def _annotate(scene: Scene, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     if not scene.masks:
-        return
+        return []
     masks = np.stack(scene.masks)
     rles = mask_util.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
     attributes = measure_attributes(masks, scene.full_areas)
-    category_ids = {category["name"]: category["id"] for category in coco["categories"]}
-    for name, rle, described in zip(scene.names, rles, attributes, strict=True):
-        coco["annotations"].append(
-            {
-                "id": len(coco["annotations"]) + 1,
-                "image_id": image_id,
-                "category_id": category_ids[name],
-                "bbox": mask_util.toBbox(rle).astype(int).tolist(),
-                "area": int(mask_util.area(rle)),
-                "iscrowd": 0,
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-                "attributes": described,
-            }
-        )
+    return [
+        {
+            "category_id": classes.index(name) + 1,
+            "bbox": mask_util.toBbox(rle).astype(int).tolist(),
+            "area": int(mask_util.area(rle)),
+            "iscrowd": 0,
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+            "attributes": described,
+        }
+        for name, rle, described in zip(scene.names, rles, attributes, strict=True)
+    ]

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
-from instancezoo.modeling.input_size import read_fixed_heights, read_fixed_size
+from instancezoo.modeling.input_size import read_pair
 
 
 def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
@@ -27,7 +27,7 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     Raises:
         ConfigError: INPUT.FIXED_SIZE or INPUT.FIXED_HEIGHTS_TRAIN is not two positive numbers.
     """
-    size, heights = read_fixed_size(cfg), read_fixed_heights(cfg)
+    size, heights = read_pair(cfg, "FIXED_SIZE"), read_pair(cfg, "FIXED_HEIGHTS_TRAIN")
     if size is not None and heights is not None and is_train:
         return StretchToRandomHeight(heights, size[1])
     if size is not None:

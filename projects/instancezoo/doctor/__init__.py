@@ -1,7 +1,7 @@
-"""Checks of a config and its data before a GPU hour is spent.
+"""Checks of a config and its data before training starts.
 
-Here are the framework and what concerns every method; `diagnose.py`, above the methods, adds their
-own checks from their records.
+This package holds the framework and the checks for every method; `diagnose.py`, above the methods,
+adds the checks of their records.
 """
 
 from . import checks_data, checks_model, checks_objects, checks_schedule  # noqa: F401  (register)

@@ -1,26 +1,27 @@
-"""Checks of the model: does it build, its norms, weights, colours, masks and memory."""
+"""Checks of the model: its construction, norms, weights, colours, masks and memory."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer
 from instancezoo.checkpoint.reader import CheckpointError
+from instancezoo.errors import first_line
 
 from .context import Context
 from .findings import Finding, error, ok, register_check, warning
-from .memory import estimate_training_memory, measure_free_memory
+from .memory import count_parameters, estimate_training_memory, measure_free_memory
 
 MIN_BATCH_FOR_NORM = 4
 MAX_MEMORY_SHARE = 0.9
-# Relative difference beyond which colours are not those the backbone was trained with.
+# Relative difference from the mean or deviation that the backbone was trained with.
 MAX_COLOUR_DIFFERENCE = 0.1
 
 
@@ -29,14 +30,13 @@ def check_model(context: Context) -> Iterator[Finding]:
     """The config builds."""
     model = context.model
     if model is None:
-        reason = str(context.model_error).strip().split("\n")[0]
+        problem = context.model_error or ValueError()
         yield error(
-            f"the model does not build: {type(context.model_error).__name__}: {reason}",
-            "mend the config; the other checks of the model were left out",
+            f"the model does not build: {type(problem).__name__}: {first_line(problem)}",
+            "correct the config; the other checks of the model are skipped",
         )
         return
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    num_all = sum(p.numel() for p in model.parameters())
+    num_all, num_trained = count_parameters(model)
     yield ok(
         f"{context.cfg.MODEL.META_ARCHITECTURE} builds: {num_all / 1e6:.1f} million parameters, "
         f"{num_trained / 1e6:.1f} million trained"
@@ -46,14 +46,14 @@ def check_model(context: Context) -> Iterator[Finding]:
 @register_check("norm")
 def check_norm(context: Context) -> Iterator[Finding]:
     """Frozen layers need trained weights, batch norm needs a batch."""
-    model, cfg = context.model, context.cfg
+    model = context.model
     if model is None:
         return
     frozen_norms = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     if frozen_norms and not context.has_weights:
         yield error(
-            f"{len(frozen_norms)} frozen batch norms without trained weights: training diverges",
+            f"{len(frozen_norms)} frozen batch norms have no trained weights: training diverges",
             "set MODEL.WEIGHTS, or MODEL.RESNETS.NORM BN (GN for small batches)",
         )
     if frozen and not context.has_weights:
@@ -61,13 +61,13 @@ def check_norm(context: Context) -> Iterator[Finding]:
             f"{len(frozen)} parameters stay frozen at random values",
             "set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT 0",
         )
-    batch = cfg.SOLVER.IMS_PER_BATCH // max(1, context.num_gpus)
+    batch = context.cfg.SOLVER.IMS_PER_BATCH // max(1, context.num_gpus)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.affine]
     trained = [m for m in norms if m.weight.requires_grad]
     alone = [m for m in trained if not isinstance(m, nn.SyncBatchNorm)]
     if alone and batch < MIN_BATCH_FOR_NORM:
         yield warning(
-            f"{len(alone)} batch norms learn from {batch} images a GPU",
+            f"{len(alone)} batch norms learn from {batch} images per GPU",
             f"give each GPU {MIN_BATCH_FOR_NORM} images or more, or use GN or SyncBN",
         )
     elif not frozen_norms or context.has_weights:
@@ -76,33 +76,28 @@ def check_norm(context: Context) -> Iterator[Finding]:
 
 @register_check("weights")
 def check_weights(context: Context) -> Iterator[Finding]:
-    """The file that training starts from can be read and fits."""
+    """The file of MODEL.WEIGHTS can be read and fits the model."""
     path, model = context.cfg.MODEL.WEIGHTS, context.model
     if not path:
-        where = "its own weights" if context.has_weights else "random values"
-        yield ok(f"MODEL.WEIGHTS is empty: the backbone starts from {where}")
+        start = "MODEL.TIMM.WEIGHTS" if context.has_weights else "random values"
+        yield ok(f"MODEL.WEIGHTS is empty: the backbone starts from {start}")
         return
     if "://" in path and not path.startswith("published:"):
-        yield ok(f"{path} will be downloaded: not looked at here")
+        yield ok(f"{path} is not checked: training downloads it")
         return
     if model is None:
         return
+    partial = context.cfg.MODEL.WEIGHTS_ALLOW_PARTIAL
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            ZooCheckpointer(
-                model,
-                folder,
-                save_to_disk=False,
-                allow_partial=context.cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
-            ).load(path)
+        ZooCheckpointer(model, save_to_disk=False, allow_partial=partial).load(path)
     except (CheckpointError, OSError) as problem:
-        yield error(str(problem), "name the right file in MODEL.WEIGHTS")
+        yield error(str(problem), "set MODEL.WEIGHTS to a file that fits")
         return
     broken = [n for n, v in model.state_dict().items() if not torch.isfinite(v.float()).all()]
     if broken:
         yield error(
             f"{path}: {len(broken)} tensors hold NaN or infinity, first {broken[0]}",
-            "take an earlier checkpoint",
+            "set MODEL.WEIGHTS to an earlier checkpoint",
         )
     else:
         yield ok(f"{path} fits the model")
@@ -110,35 +105,33 @@ def check_weights(context: Context) -> Iterator[Finding]:
 
 @register_check("colours")
 def check_colours(context: Context) -> Iterator[Finding]:
-    """Channel order, mean and deviation belong together."""
-    cfg = context.cfg
-    mean, deviation = np.array(cfg.MODEL.PIXEL_MEAN), np.array(cfg.MODEL.PIXEL_STD)
-    image_format = cfg.INPUT.FORMAT
-    # Photographs have more red than blue on average, so the mean gives the order away.
+    """Channel order, mean and deviation agree."""
+    node, image_format = context.cfg.MODEL, context.cfg.INPUT.FORMAT
+    mean = node.PIXEL_MEAN
+    # Photographs have more red than blue on average, which shows in the mean.
     order = "RGB" if mean[0] > mean[-1] else "BGR" if mean[0] < mean[-1] else image_format
     if order != image_format:
         yield warning(
-            f"INPUT.FORMAT is {image_format}, but PIXEL_MEAN {mean.tolist()} is in the order of "
+            f"INPUT.FORMAT is {image_format}, but MODEL.PIXEL_MEAN {mean} is in the order of "
             f"{order}",
-            f"set INPUT.FORMAT {order}, or reverse PIXEL_MEAN and PIXEL_STD",
+            f"set INPUT.FORMAT {order}, or reverse MODEL.PIXEL_MEAN and MODEL.PIXEL_STD",
         )
     else:
-        yield ok(f"{image_format}, mean {mean.tolist()}, deviation {deviation.tolist()}")
-    if cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone" and cfg.MODEL.TIMM.WEIGHTS:
-        yield from _check_timm_colours(cfg.MODEL.TIMM.NAME, image_format, mean, deviation)
+        yield ok(f"{image_format}, mean {mean}, deviation {node.PIXEL_STD}")
+    if context.timm_weights:
+        yield from _check_timm_colours(node, image_format)
 
 
 @register_check("masks")
 def check_masks(context: Context) -> Iterator[Finding]:
-    """Two-stage models predict masks only when they are asked to."""
-    has_boxes_only = hasattr(context.model, "roi_heads") and not context.cfg.MODEL.MASK_ON
-    if has_boxes_only:
-        yield warning("MODEL.MASK_ON is False: boxes only", "set MODEL.MASK_ON True")
+    """Two-stage models predict masks only with MODEL.MASK_ON."""
+    if hasattr(context.model, "roi_heads") and not context.cfg.MODEL.MASK_ON:
+        yield warning("MODEL.MASK_ON is False: no masks, only boxes", "set MODEL.MASK_ON True")
 
 
 @register_check("memory")
 def check_memory(context: Context) -> Iterator[Finding]:
-    """Memory for one training step against what is free now."""
+    """Memory of one training step against the free memory."""
     cfg = context.cfg
     if context.model is None or not hasattr(context.model, "backbone"):
         return
@@ -155,38 +148,33 @@ def check_memory(context: Context) -> Iterator[Finding]:
     )
     if free is None:
         yield ok(message)
-    elif needed > MAX_MEMORY_SHARE * free:
-        yield warning(
-            f"{message}, {free / 2**30:.1f} GiB are free now",
-            f"lower SOLVER.IMS_PER_BATCH (and BASE_LR with it) or {size.keys}, or turn on "
-            "SOLVER.AMP.ENABLED",
-        )
-    else:
-        yield ok(f"{message}, {free / 2**30:.1f} GiB are free now")
+        return
+    message += f", {free / 2**30:.1f} GiB are free now"
+    remedy = (
+        f"lower SOLVER.IMS_PER_BATCH (and SOLVER.BASE_LR with it) or {size.keys}, or set "
+        "SOLVER.AMP.ENABLED True"
+    )
+    yield warning(message, remedy) if needed > MAX_MEMORY_SHARE * free else ok(message)
 
 
-def _check_timm_colours(
-    name: str, image_format: str, mean: np.ndarray, deviation: np.ndarray
-) -> Iterator[Finding]:
+def _check_timm_colours(node: CfgNode, image_format: str) -> Iterator[Finding]:
     from timm import get_pretrained_cfg
 
+    name = node.TIMM.NAME
     trained = get_pretrained_cfg(name)
     if trained is None:
         return
     if image_format != "RGB":
         yield warning(
             f"timm's {name} was trained on RGB, INPUT.FORMAT is {image_format}",
-            "set INPUT.FORMAT RGB, and PIXEL_MEAN and PIXEL_STD in that order",
+            "set INPUT.FORMAT RGB, and MODEL.PIXEL_MEAN and MODEL.PIXEL_STD in that order",
         )
-    for key, ours, unit in (
-        ("PIXEL_MEAN", mean, trained.mean),
-        ("PIXEL_STD", deviation, trained.std),
-    ):
-        theirs = 255 * np.array(unit)
+    for key, unit in (("PIXEL_MEAN", trained.mean), ("PIXEL_STD", trained.std)):
+        ours, theirs = np.array(node[key]), 255 * np.array(unit)
         same_order = ours if image_format == "RGB" else ours[::-1]
         if np.abs(same_order / theirs - 1).max() > MAX_COLOUR_DIFFERENCE:
             yield warning(
-                f"MODEL.{key} is {ours.tolist()}, timm's {name} was trained with "
+                f"MODEL.{key} is {node[key]}, timm's {name} was trained with "
                 f"{theirs.round(1).tolist()} (RGB)",
                 f"set MODEL.{key} {theirs.round(3).tolist()}",
             )

@@ -1,4 +1,4 @@
-"""Checks of learning rate, batch size and length of training."""
+"""Checks of the learning rate, the batch size and the length of training."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ FEW_EPOCHS, MANY_EPOCHS = 5, 300
 
 @register_check("learning rate")
 def check_learning_rate(context: Context) -> Iterator[Finding]:
-    """The rate against the batch size."""
+    """Learning rate against the batch size."""
     solver = context.cfg.SOLVER
     rate, batch = solver.BASE_LR, solver.IMS_PER_BATCH
-    clipped = solver.CLIP_GRADIENTS.ENABLED
-    if solver.get("OPTIMIZER", "SGD") == "SGD":
-        usual = SGD_RATE_PER_IMAGE * batch
-    else:
-        usual = ADAMW_MAX_RATE
+    usual, source = SGD_RATE_PER_IMAGE * batch, "the rate of the linear scaling rule"
+    if solver.OPTIMIZER != "SGD":
+        usual, source = ADAMW_MAX_RATE, "the usual upper limit"
     ratio = rate / usual
     message = (
-        f"{solver.get('OPTIMIZER', 'SGD')}, BASE_LR {rate:g} at {batch} images a batch is "
-        f"{ratio:.2g} times {usual:g}, "
-    ) + ("the linear rule's" if usual != ADAMW_MAX_RATE else "the usual upper limit")
+        f"{solver.OPTIMIZER}, SOLVER.BASE_LR {rate:g} with batches of {batch} images is "
+        f"{ratio:.2g} times {usual:g}, {source}"
+    )
     remedy = f"set SOLVER.BASE_LR {usual:g}"
-    if ratio > 4 and not clipped:
-        yield error(message, f"{remedy}, or turn on SOLVER.CLIP_GRADIENTS")
+    if ratio > 4 and not solver.CLIP_GRADIENTS.ENABLED:
+        yield error(message, f"{remedy}, or set SOLVER.CLIP_GRADIENTS.ENABLED True")
     elif ratio > 2:
         yield warning(message, remedy)
     elif ratio < 1 / 20:
@@ -41,62 +39,68 @@ def check_learning_rate(context: Context) -> Iterator[Finding]:
 
 @register_check("steps")
 def check_steps(context: Context) -> Iterator[Finding]:
-    """Drops of the rate, warm-up and evaluation inside the training's length."""
+    """Drops of the learning rate and warm-up within the length of training."""
     solver = context.cfg.SOLVER
-    late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
+    steps, length = tuple(solver.STEPS), solver.MAX_ITER
+    late = [step for step in steps if step >= length]
     is_stepwise = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
     if late and is_stepwise:
         yield warning(
-            f"{len(late)} of {len(solver.STEPS)} SOLVER.STEPS {tuple(solver.STEPS)} are not before "
-            f"MAX_ITER {solver.MAX_ITER}: the rate never drops there",
-            f"set SOLVER.STEPS ({int(solver.MAX_ITER * 0.75)}, {int(solver.MAX_ITER * 0.92)})",
+            f"{len(late)} of {len(steps)} SOLVER.STEPS {steps} are not under SOLVER.MAX_ITER "
+            f"{length}: the learning rate does not drop there",
+            f"set SOLVER.STEPS ({int(length * 0.75)}, {int(length * 0.92)})",
         )
-    if list(solver.STEPS) != sorted(solver.STEPS) and is_stepwise:
-        yield error(f"SOLVER.STEPS {tuple(solver.STEPS)} do not increase", "sort them")
-    if solver.WARMUP_ITERS >= solver.MAX_ITER:
+    if list(steps) != sorted(steps) and is_stepwise:
+        yield error(
+            f"SOLVER.STEPS {steps} do not ascend", f"set SOLVER.STEPS {tuple(sorted(steps))}"
+        )
+    if (warmup := solver.WARMUP_ITERS) >= length:
         yield warning(
-            f"WARMUP_ITERS {solver.WARMUP_ITERS} is not under MAX_ITER {solver.MAX_ITER}: "
-            "the full rate is never reached",
-            f"set SOLVER.WARMUP_ITERS {max(1, solver.MAX_ITER // 20)}",
+            f"SOLVER.WARMUP_ITERS {warmup} is not under SOLVER.MAX_ITER {length}: "
+            "the full learning rate is never reached",
+            f"set SOLVER.WARMUP_ITERS {max(1, length // 20)}",
         )
     elif not late:
-        yield ok(f"{len(solver.STEPS)} drops and the warm-up lie within {solver.MAX_ITER}")
+        yield ok(f"{len(steps)} drops and the warm-up are within {length} iterations")
 
 
 @register_check("epochs")
 def check_epochs(context: Context) -> Iterator[Finding]:
-    """How often each image is seen."""
+    """Number of times that training sees each image."""
     solver, num_images = context.cfg.SOLVER, context.num_train_images
     if not num_images:
         return
     batch = solver.IMS_PER_BATCH
     epochs = solver.MAX_ITER * batch / num_images
-    message = f"{solver.MAX_ITER} iterations of {batch} see each of {num_images} images "
-    message += f"{epochs:.3g} times"
+    message = (
+        f"{solver.MAX_ITER} iterations with batches of {batch} see each of {num_images} images "
+        f"{epochs:.3g} times"
+    )
     if epochs < FEW_EPOCHS:
         needed = FEW_EPOCHS * num_images // batch + 1
-        yield warning(message, f"set SOLVER.MAX_ITER to {needed} or more, STEPS with it")
+        yield warning(message, f"set SOLVER.MAX_ITER to {needed} or more, and SOLVER.STEPS with it")
     elif epochs > MANY_EPOCHS:
         enough = max(1, MANY_EPOCHS * num_images // batch)
         yield warning(
-            message, f"set SOLVER.MAX_ITER to {enough} or less, STEPS with it: it will overfit"
+            f"{message}: the model overfits",
+            f"set SOLVER.MAX_ITER to {enough} or less, and SOLVER.STEPS with it",
         )
     else:
         yield ok(message)
     if batch > num_images:
         yield warning(
             f"a batch of {batch} holds some of the {num_images} images twice",
-            f"set SOLVER.IMS_PER_BATCH {num_images} or less",
+            f"set SOLVER.IMS_PER_BATCH to {num_images} or less",
         )
 
 
 @register_check("batch")
 def check_batch_division(context: Context) -> Iterator[Finding]:
-    """The batch must divide among the processes."""
+    """Equal parts of the batch for all processes."""
     batch, num_gpus = context.cfg.SOLVER.IMS_PER_BATCH, context.num_gpus
     if batch % num_gpus:
         nearest = max(num_gpus, round(batch / num_gpus) * num_gpus)
         yield error(
-            f"IMS_PER_BATCH {batch} does not divide among {num_gpus} GPUs",
+            f"SOLVER.IMS_PER_BATCH {batch} is not a multiple of {num_gpus} GPUs",
             f"set SOLVER.IMS_PER_BATCH {nearest}",
         )

@@ -1,4 +1,4 @@
-"""What the checks look at: config, data sets and the model built from them.
+"""The subject of the checks: config, data sets and the model built from them.
 
 Legend: M objects.
 """
@@ -18,16 +18,16 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.data.coco_dataset import AnnotationReport
-from instancezoo.modeling.input_size import read_fixed_heights, read_fixed_size
+from instancezoo.modeling.input_size import read_pair
 
 
 @dataclass(frozen=True)
 class InputSize:
-    """How images are resized for the network.
+    """Resize of images for the network.
 
     Args:
-        short_edge, max_size: pixels of the shortest edge, and at most of the longest.
-        fixed: height and width in pixels that every image is stretched to instead, if not None.
+        short_edge, max_size: length of the shortest edge and maximum length of the longest, pixels.
+        fixed: height and width in pixels that every image is stretched to instead; None for none.
     """
 
     short_edge: int
@@ -36,11 +36,11 @@ class InputSize:
 
     @property
     def keys(self) -> str:
-        """Config keys that say so."""
+        """Config keys of the size."""
         return "INPUT.FIXED_SIZE" if self.fixed else "INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN"
 
     def resize(self, sizes: np.ndarray) -> np.ndarray:
-        """(N, 2) int: heights and widths after resizing images of heights and widths `sizes`."""
+        """Resize images of heights and widths `sizes`, (N, 2) int -> (N, 2) int."""
         if self.fixed is not None:
             return np.tile(np.array(self.fixed, dtype=np.int64), (len(sizes), 1))
         limits = self.short_edge, self.max_size
@@ -50,14 +50,14 @@ class InputSize:
 
 @dataclass
 class DatasetFacts:
-    """A data set as it will be used, bad annotations left out.
+    """A data set without its bad annotations.
 
     Args:
         name: its registered name.
-        is_train: whether it is in DATASETS.TRAIN.
+        is_train: if True, it is in DATASETS.TRAIN, else in DATASETS.TEST.
         image_root: folder of the images.
         clean: COCO dictionary.
-        report: what was dropped from it.
+        report: the entries dropped from it.
     """
 
     name: str
@@ -71,14 +71,19 @@ class DatasetFacts:
         """Name of each category id, in the order of the ids."""
         return {c["id"]: c["name"] for c in sorted(self.clean["categories"], key=lambda c: c["id"])}
 
+    @property
+    def image_paths(self) -> list[Path]:
+        """Files of the images, in the order of the JSON file."""
+        return [self.image_root / image["file_name"] for image in self.clean["images"]]
+
     @cached_property
     def objects(self) -> list[dict[str, Any]]:
-        """Annotations without crowds: crowds are not trained on."""
+        """Annotations without crowds, which training ignores."""
         return [a for a in self.clean["annotations"] if not a.get("iscrowd", 0)]
 
     @cached_property
     def objects_per_image(self) -> np.ndarray:
-        """(number of images,) int, in the order of the file."""
+        """(N,) int, in the order of the JSON file."""
         counts = Counter(a["image_id"] for a in self.objects)
         return np.array([counts[image["id"]] for image in self.clean["images"]], dtype=np.int64)
 
@@ -90,7 +95,7 @@ class DatasetFacts:
 
     @cached_property
     def image_sizes(self) -> np.ndarray:
-        """(number of images, 2) int: height, width in pixels."""
+        """(N, 2) int: height, width in pixels."""
         sizes = [(image["height"], image["width"]) for image in self.clean["images"]]
         return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
@@ -106,13 +111,13 @@ class DatasetFacts:
 
 @dataclass
 class Context:
-    """Everything that a check may look at.
+    """Input of the checks.
 
     Args:
         cfg: a full config whose class counts follow the data.
         datasets: those that could be read.
-        num_gpus: processes that share a batch.
-        detection_limit: key of the largest number of detections per image.
+        num_gpus: number of processes that share a batch.
+        detection_limit: key of the maximum number of detections per image.
     """
 
     cfg: Any
@@ -133,44 +138,52 @@ class Context:
 
     @property
     def num_train_images(self) -> int:
-        """Images that training draws from: those with an object, if empty ones are left out."""
+        """Number of training images, without empty ones if the config filters them."""
         if self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             return sum(int((facts.objects_per_image > 0).sum()) for facts in self.train)
         return sum(len(facts.clean["images"]) for facts in self.train)
 
     @property
+    def timm_weights(self) -> str:
+        """MODEL.TIMM.WEIGHTS; "" if the backbone is not one of timm's."""
+        model = self.cfg.MODEL
+        return model.TIMM.WEIGHTS if model.BACKBONE.NAME == "build_timm_fpn_backbone" else ""
+
+    @property
     def has_weights(self) -> bool:
-        """Whether the backbone starts from trained weights."""
-        timm_weights = (
-            self.cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
-            and self.cfg.MODEL.TIMM.WEIGHTS
-        )
-        return bool(self.cfg.MODEL.WEIGHTS or timm_weights)
+        """If True, the backbone starts from trained weights."""
+        return bool(self.cfg.MODEL.WEIGHTS or self.timm_weights)
 
     @property
     def train_size(self) -> InputSize:
-        """Of training images; the middle one where the size is drawn."""
+        """Size of training images; the middle one of several."""
         return self._find_train_size(lambda sizes: sizes[len(sizes) // 2])
 
     @property
     def largest_train_size(self) -> InputSize:
-        """Of training images; the largest one where the size is drawn."""
+        """Size of training images; the largest one of several."""
         return self._find_train_size(max)
 
     def _find_train_size(self, choose: Callable[[list[int]], int]) -> InputSize:
         node = self.cfg.INPUT
-        fixed = read_fixed_size(self.cfg)
-        heights = read_fixed_heights(self.cfg)
+        fixed = read_pair(self.cfg, "FIXED_SIZE")
+        heights = read_pair(self.cfg, "FIXED_HEIGHTS_TRAIN")
         if fixed is not None and heights is not None:
             fixed = choose([heights[0], sum(heights) // 2, heights[1]]), fixed[1]
         return InputSize(choose(sorted(node.MIN_SIZE_TRAIN)), int(node.MAX_SIZE_TRAIN), fixed)
 
     @cached_property
+    def train_boxes(self) -> list[tuple[DatasetFacts, np.ndarray]]:
+        """Each training set that has objects, with their boxes (M, 4) XYXY at `train_size`."""
+        size = self.train_size
+        return [(facts, facts.resize_boxes(size)) for facts in self.train if facts.objects]
+
+    @cached_property
     def model(self) -> nn.Module | None:
-        """The model, or None if it cannot be built; `model_error` then tells why."""
+        """The model; None if it cannot be built, see `model_error`."""
         cfg = self.cfg.clone()
         cfg.defrost()
-        cfg.MODEL.DEVICE = "cpu"  # nothing is computed with it
+        cfg.MODEL.DEVICE = "cpu"
         try:
             return build_model(cfg)
         except (ValueError, KeyError, AssertionError, ImportError, OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""From a command's words to findings: reads config and data sets, whatever is wrong with them."""
+"""From a command's words to findings; errors of config and data sets become findings too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from instancezoo.method import find_method
 from instancezoo.methods import METHODS
 
 from .context import Context, DatasetFacts
-from .findings import CHECKS, Check, Finding, Severity, run_checks
+from .findings import CHECKS, Finding, Severity, run_checks
 
 
 def diagnose(
@@ -30,42 +30,44 @@ def diagnose(
         config_file: a YAML file, or "" for the defaults.
         overrides: `[KEY, VALUE, ...]`.
         datasets: `NAME=json:images` each; registered.
-        num_gpus: processes that will share a batch.
-
-    Returns:
-        All findings; errors come as findings too.
+        num_gpus: number of processes that share a batch.
     """
     try:
         cfg = _read_cfg(config_file, overrides or [], datasets or [])
     except (OSError, ValueError, KeyError) as problem:
-        return [_fail("config", problem, "mend the config or the command")]
-    findings = [Finding(Severity.OK, f"{config_file or 'defaults'} is read", check="config")]
+        return [_fail("config", problem, "correct the config or the command")]
+    name = config_file or "the default config"
+    findings = [Finding(Severity.OK, f"{name} is read", check="config")]
     facts, failures = _read_datasets(cfg)
     findings += failures
     if facts:
         try:
             follow_dataset(cfg, len(facts[0].category_names), facts[0].name)
         except ZooError as problem:
-            findings.append(_fail("classes", problem, "see above"))
+            findings.append(_fail("classes", problem, "remove NUM_CLASSES from the config"))
     context = Context(cfg, facts, num_gpus)
     if owner := find_method(METHODS, cfg):
         context.detection_limit = owner.detection_limit
-    return findings + run_checks(context, _list_checks(cfg))
+    checks = dict(CHECKS)
+    for method in METHODS:
+        if method.is_used(cfg):
+            checks |= method.doctor_checks
+    return findings + run_checks(context, checks)
 
 
 def read_dataset(name: str, is_train: bool) -> DatasetFacts:
-    """Read a registered data set, its images' headers included.
+    """Read a registered data set and the headers of its images.
 
     Raises:
         KeyError: no such data set.
-        DatasetError: its files are missing or hold nothing usable.
+        DatasetError: its files are missing or have no usable content.
     """
     if name not in DatasetCatalog:
-        load_metadata(name)  # its error names the nearest
+        load_metadata(name)  # raises, with the nearest name
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("source_json_file") or metadata.get("json_file")
     if json_file is None:
-        raise DatasetError(f"data set '{name}' has no COCO JSON: it cannot be checked")
+        raise DatasetError(f"data set '{name}' cannot be checked: it has no COCO JSON file")
     image_root = metadata.image_root
     clean, report = check_coco(json_file, image_root, check_images=True)
     return DatasetFacts(name, is_train, Path(image_root), clean, report)
@@ -83,26 +85,16 @@ def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> Cf
 
 def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
     facts, failures = [], []
-    wanted = [(name, True) for name in cfg.DATASETS.TRAIN]
-    wanted += [(name, False) for name in cfg.DATASETS.TEST]
-    for name, is_train in wanted:
-        try:
-            facts.append(read_dataset(name, is_train))
-        except (DatasetError, ZooError, KeyError, OSError) as problem:
-            remedy = "give it by --dataset NAME=json:images and name it in DATASETS"
-            failures.append(_fail("data set", problem, remedy))
+    remedy = "register it by --dataset NAME=json:images and name it in DATASETS"
+    for names, is_train in ((cfg.DATASETS.TRAIN, True), (cfg.DATASETS.TEST, False)):
+        for name in names:
+            try:
+                facts.append(read_dataset(name, is_train))
+            except (ZooError, KeyError, OSError) as problem:
+                failures.append(_fail("data set", problem, remedy))
     if not cfg.DATASETS.TRAIN:
-        failures.append(_fail("data set", ZooError("DATASETS.TRAIN is empty"), "name a data set"))
+        failures.append(_fail("data set", ZooError("DATASETS.TRAIN is empty"), remedy))
     return facts, failures
-
-
-def _list_checks(cfg: CfgNode) -> dict[str, Check]:
-    """Checks for every method, then those of the methods that a config uses."""
-    checks = dict(CHECKS)
-    for method in METHODS:
-        if method.is_used(cfg):
-            checks |= method.doctor_checks
-    return checks
 
 
 def _fail(check: str, problem: Exception, remedy: str) -> Finding:

@@ -1,21 +1,22 @@
-"""What a check says, and the list of the checks that concern every method."""
+"""Findings of checks, and the registry of the checks for every method."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from .context import Context
 
 Check = Callable[[Context], "Iterable[Finding]"]
-# name -> check, in the order in which they are shown
+# Name -> check, in the order of the report.
 CHECKS: dict[str, Check] = {}
 
 
 class Severity(enum.Enum):
-    """How much a finding matters; only an error makes the exit code 1."""
+    """Severity of a finding; only an error makes the exit code 1."""
 
     OK = "ok"
     WARNING = "warning"
@@ -24,13 +25,13 @@ class Severity(enum.Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One result of a check.
 
     Args:
-        severity: whether it is in order.
-        message: what was found, with the number.
-        remedy: what to change; empty if all is well.
-        check: name of the check, filled in by `run_checks`.
+        severity: OK, or how bad it is.
+        message: what was found, with its number.
+        remedy: what to change, with key and value; empty if all is well.
+        check: name of the check, set by `run_checks`.
     """
 
     severity: Severity
@@ -50,7 +51,7 @@ def warning(message: str, remedy: str) -> Finding:
 
 
 def error(message: str, remedy: str) -> Finding:
-    """A finding with which training fails or is worth nothing."""
+    """A finding with which training fails or is useless."""
     return Finding(Severity.ERROR, message, remedy)
 
 
@@ -58,7 +59,7 @@ def register_check(name: str) -> Callable[[Check], Check]:
     """Decorator that adds a function `Context -> findings` to the checks for every method.
 
     Args:
-        name: one or two words, shown in front of its findings.
+        name: one or two words, shown before its findings.
 
     Raises:
         KeyError: the name is taken.
@@ -66,7 +67,7 @@ def register_check(name: str) -> Callable[[Check], Check]:
 
     def add(check: Check) -> Check:
         if name in CHECKS:
-            raise KeyError(f"a check named '{name}' is registered already")
+            raise KeyError(f"check '{name}' is registered already; choose another name")
         CHECKS[name] = check
         return check
 
@@ -74,7 +75,7 @@ def register_check(name: str) -> Callable[[Check], Check]:
 
 
 def run_checks(context: Context, checks: Mapping[str, Check]) -> list[Finding]:
-    """Run checks, given by the names that their findings take."""
+    """Run checks, given by name; their findings get these names."""
     return [
         dataclasses.replace(finding, check=name)
         for name, check in checks.items()
@@ -84,15 +85,12 @@ def run_checks(context: Context, checks: Mapping[str, Check]) -> list[Finding]:
 
 def format_findings(findings: Iterable[Finding]) -> str:
     """A text with one paragraph for each finding and a count at the end."""
-    findings = list(findings)
-    lines = []
+    lines, counts = [], Counter[Severity]()
     for finding in findings:
+        counts[finding.severity] += 1
         lines.append(f"{finding.severity.value:<8}{finding.check}: {finding.message}")
         if finding.remedy:
             lines.append(f"{'':<8}-> {finding.remedy}")
-    counts = {s: sum(f.severity is s for f in findings) for s in Severity}
-    lines.append(
-        f"{counts[Severity.ERROR]} errors, {counts[Severity.WARNING]} warnings, "
-        f"{counts[Severity.OK]} in order"
-    )
+    num_errors, num_warnings = counts[Severity.ERROR], counts[Severity.WARNING]
+    lines.append(f"{num_errors} errors, {num_warnings} warnings, {counts[Severity.OK]} ok")
     return "\n".join(lines)

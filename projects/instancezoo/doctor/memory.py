@@ -1,4 +1,4 @@
-"""A rough estimate of a training step's memory, without running the step."""
+"""Estimate of a training step's memory without running the step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Heads and backbone together, as a multiple of what the backbone keeps. Measured with Mask R-CNN:
-# 1.7 at 160x128 (ResNet-18), 1.6 at 448x320 and 1.4 at 800x640 (ResNet-50), 1.1 with EfficientNet.
+# Activations of the whole model per activations of its backbone. Measured with Mask R-CNN: 1.7 at
+# 160x128 (ResNet-18), 1.6 at 448x320 and 1.4 at 800x640 (ResNet-50), 1.1 with EfficientNet.
 HEADS_FACTOR = 1.5
-# What autocast leaves: half-size activations, full-size norms and losses.
+# Activations with autocast per activations without: it halves them, but for norms and losses.
 AMP_FACTOR = 0.6
 _BYTES_PER_PARAMETER = 4
 
@@ -24,8 +24,9 @@ def estimate_training_memory(
     """Bytes of a training step: `parameters * copies + batch * activations * HEADS_FACTOR`.
 
     Activations are the tensors that autograd keeps of the backbone's forward pass; they are
-    counted on the meta device, which computes nothing. Copies are the weights, and for trained
-    ones their gradient and the optimiser's state (SGD one, AdamW two), and the average if kept.
+    counted on the meta device, which computes nothing. Copies are the weights, their average if
+    MODEL.EMA.ENABLED, and for trained ones the gradient and the optimiser's state (SGD one copy,
+    AdamW two).
 
     Args:
         model: has a `backbone`; unchanged.
@@ -33,15 +34,20 @@ def estimate_training_memory(
         batch: images on one device.
         height, width: of the largest network input, in pixels.
     """
-    num_all = sum(p.numel() for p in model.parameters())
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    num_states = 1 if cfg.SOLVER.get("OPTIMIZER", "SGD") == "SGD" else 2
+    num_all, num_trained = count_parameters(model)
+    num_states = 1 if cfg.SOLVER.OPTIMIZER == "SGD" else 2
     copies = num_all * (2 if cfg.MODEL.EMA.ENABLED else 1) + num_trained * (1 + num_states)
     channels = len(cfg.MODEL.PIXEL_MEAN)
     activations = count_saved_bytes(model.backbone, channels, height, width) * HEADS_FACTOR
     if cfg.SOLVER.AMP.ENABLED:
         activations *= AMP_FACTOR
     return float(copies * _BYTES_PER_PARAMETER + batch * activations)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Number of all and of trained parameters, tensors' elements counted."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def count_saved_bytes(backbone: Any, channels: int, height: int, width: int) -> int:
@@ -64,15 +70,13 @@ def count_saved_bytes(backbone: Any, channels: int, height: int, width: int) -> 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # two images: batch norm refuses to learn from a single value
-        maps = on_meta(torch.zeros(2, channels, height, width, device="meta"))
-    total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    del maps
-    return total // 2
+        # Two images: batch norm refuses to learn from a single value.
+        on_meta(torch.zeros(2, channels, height, width, device="meta"))
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) // 2
 
 
 def measure_free_memory(device: str) -> int | None:
-    """Bytes that are free now on a device; None where that cannot be told."""
+    """Bytes that are free now on a device; None if unknown."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else None
     table = Path("/proc/meminfo")

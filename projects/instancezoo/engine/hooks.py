@@ -1,4 +1,4 @@
-"""What happens around the training steps: averages, best checkpoint, validation loss, progress."""
+"""Hooks around the training steps: evaluation, best checkpoint, progress."""
 
 from __future__ import annotations
 
@@ -7,70 +7,49 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 
-class UpdateEMA(HookBase):
-    """Moves the averaged weights a little towards the trained ones after every step.
-
-    Args:
-        averaged: running average, updated in place.
-        model: the trained model (not its distributed wrapper).
-    """
-
-    def __init__(self, averaged: AveragedModel, model: nn.Module) -> None:
-        self.averaged = averaged
-        self.model = model
-
-    def after_step(self) -> None:
-        self.averaged.update_parameters(self.model)
-
-
+@dataclass(eq=False)
 class Evaluate(HookBase):
     """Evaluates every `period` iterations and after the last one; keeps the best weights.
 
     Args:
-        period: iterations between evaluations; 0 for the last one only.
+        period: iterations between evaluations; 0 evaluates only after the last iteration.
         evaluate: is_last -> results, a flat or nested dict of metrics.
-        best_metric: "task/metric" whose highest value marks the best weights; "" for none.
-        save_best: saves the evaluated weights, and the value with them.
-        read_best: value of the best weights that the run has saved so far.
+        best_metric: "task/metric" whose highest value marks the best weights; "" keeps none.
+        save_best: saves the evaluated weights together with the value.
+        read_best: returns the value of the best weights that the run has saved so far.
     """
 
-    def __init__(
-        self,
-        period: int,
-        evaluate: Callable[[bool], dict[str, Any]],
-        best_metric: str = "",
-        save_best: Callable[[float], None] | None = None,
-        read_best: Callable[[], float] | None = None,
-    ) -> None:
-        self.period = period
-        self.evaluate = evaluate
-        self.best_metric = best_metric
-        self.save_best = save_best
-        self.read_best = read_best
-        self.best_value = -math.inf
+    period: int
+    evaluate: Callable[[bool], dict[str, Any]]
+    best_metric: str
+    save_best: Callable[[float], None]
+    read_best: Callable[[], float]
+    best_value: float = field(default=-math.inf, init=False)
 
     def before_train(self) -> None:
-        # A checkpoint is saved before its evaluation, so it does not know of its own success.
-        if self.trainer.start_iter > 0 and self.read_best is not None:
+        # A checkpoint is saved before its evaluation, so it does not hold its own result.
+        if self.trainer.start_iter > 0:
             self.best_value = self.read_best()
 
     def after_step(self) -> None:
-        if _is_due(self.trainer, self.period):
-            self._run(is_last=self.trainer.iter + 1 == self.trainer.max_iter)
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+            self._run(is_last=done == self.trainer.max_iter)
 
     def _run(self, is_last: bool) -> None:
         metrics = flatten_metrics(self.evaluate(is_last))
@@ -78,48 +57,22 @@ class Evaluate(HookBase):
         if not comm.is_main_process():
             return
         self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
-        if not self.best_metric or self.save_best is None:
+        if not self.best_metric:
             return
-        value = _find_metric(metrics, self.best_metric)
+        # With several test sets the names begin with the data set's; the first one decides.
+        name, end = self.best_metric, f"/{self.best_metric}"
+        value = next((v for key, v in metrics.items() if key == name or key.endswith(end)), None)
         if value is None:
-            logger.warning(
-                "TEST.BEST_METRIC '%s' is not among the results %s: no best checkpoint is kept",
-                self.best_metric,
-                sorted(metrics),
-            )
+            text = "TEST.BEST_METRIC '%s' is not among the results %s: no best checkpoint is kept"
+            logger.warning(text, name, sorted(metrics))
         elif value > self.best_value:  # False for NaN
-            logger.info("best %s so far: %.2f", self.best_metric, value)
+            logger.info("best %s so far: %.2f", name, value)
             self.best_value = value
             self.save_best(value)
 
 
-class ValidationLoss(HookBase):
-    """Writes the losses on held-out images as `validation_<loss>`.
-
-    Args:
-        period: iterations between two measurements.
-        model: the trained model.
-        build_loader: makes a finite loader of model inputs with annotations.
-    """
-
-    def __init__(
-        self, period: int, model: nn.Module, build_loader: Callable[[], Iterable[Any]]
-    ) -> None:
-        self.period = period
-        self.model = model
-        self.build_loader = build_loader
-
-    def after_step(self) -> None:
-        if _is_due(self.trainer, self.period):
-            losses = compute_mean_losses(self.model, self.build_loader())
-            if comm.is_main_process() and losses:
-                named = {f"validation_{name}": value for name, value in losses.items()}
-                self.trainer.storage.put_scalars(**named, smoothing_hint=False)
-                logger.info("validation loss %.4f", sum(losses.values()))
-
-
 class ProgressBar(HookBase):
-    """A bar with loss, iterations per second and remaining time, on a terminal only."""
+    """A bar with loss, iterations per second and remaining time, shown only on a terminal."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -143,21 +96,23 @@ class ProgressBar(HookBase):
             self._mute(False)
 
     def _mute(self, on: bool) -> None:
-        # The metric lines would tear the bar; the log file still gets them.
+        # The metric lines would break the bar; the log file still gets them.
         for handler in logging.getLogger("detectron2").handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
                 (handler.addFilter if on else handler.removeFilter)(_is_no_metric_line)
 
 
 def compute_mean_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
-    """Mean of each loss over all batches of all processes; the model is left as it was.
+    """Compute the mean of each loss over all batches of all processes.
+
+    Batch norm uses its running statistics, and the model keeps its state.
 
     Args:
-        model: gives a dict of losses in training mode.
+        model: returns a dict of losses in training mode.
         loader: finite; lists of model inputs with `instances`.
 
     Returns:
-        Loss name -> mean; empty if there was no batch. Batch norm uses its running statistics.
+        Loss name -> mean; empty if there was no batch.
     """
     was_training = {module: module.training for module in model.modules()}
     model.train()
@@ -167,7 +122,7 @@ def compute_mean_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, fl
     sums: dict[str, float] = defaultdict(float)
     count = 0
     try:
-        # A storage of its own, so that the models' training statistics stay clean
+        # A separate storage, so that the statistics of training stay as they are
         with torch.no_grad(), EventStorage():
             for batch in loader:
                 count += 1
@@ -182,26 +137,10 @@ def compute_mean_losses(model: nn.Module, loader: Iterable[Any]) -> dict[str, fl
     return {name: sum(part[0].get(name, 0.0) for part in parts) / total for name in names}
 
 
-def flatten_metrics(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """`{"segm": {"AP": 1.0}}` -> `{"segm/AP": 1.0}`; what is not a number is left out."""
-    flat: dict[str, float] = {}
-    for name, value in results.items():
-        if isinstance(value, dict):
-            flat.update(flatten_metrics(value, f"{prefix}{name}/"))
-        elif isinstance(value, int | float):
-            flat[prefix + name] = float(value)
-    return flat
-
-
-def _is_due(trainer: Any, period: int) -> bool:
-    done = trainer.iter + 1
-    return done == trainer.max_iter or (period > 0 and done % period == 0)
-
-
-def _find_metric(metrics: dict[str, float], name: str) -> float | None:
-    # With several test sets the names start with the data set's; the first one decides.
-    matches = [value for key, value in metrics.items() if key == name or key.endswith("/" + name)]
-    return matches[0] if matches else None
+def flatten_metrics(results: dict[str, Any]) -> dict[str, float]:
+    """`{"segm": {"AP": 1.0}}` -> `{"segm/AP": 1.0}`; other values than numbers are left out."""
+    flat = flatten_results_dict(results)
+    return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
 
 
 def _is_no_metric_line(record: logging.LogRecord) -> bool:

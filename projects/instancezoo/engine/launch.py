@@ -1,4 +1,4 @@
-"""Start one process, several on this machine, or join those that torchrun started."""
+"""Start of the training processes: one, several on this machine, or those of torchrun."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def launch(main: Callable[[Namespace], Any], args: Namespace) -> Any:
     """Run `main(args)` in every process of the job.
 
     Under torchrun (it sets `LOCAL_RANK`) this process joins its group: NCCL if there are GPUs,
-    gloo on CPUs. Otherwise `--num-gpus` processes are started here, as Detectron2 does.
+    gloo on CPUs. Otherwise `--num-gpus` processes are started here, as in Detectron2.
 
     Raises:
-        ConfigError: more GPUs asked for than there are.
+        ConfigError: `--num-gpus` exceeds the number of GPUs.
     """
     if "LOCAL_RANK" in os.environ:
         return _run_under_torchrun(main, args)
@@ -29,7 +29,7 @@ def launch(main: Callable[[Namespace], Any], args: Namespace) -> Any:
     if args.num_gpus > 1 and args.num_gpus > available:
         raise ConfigError(
             f"--num-gpus {args.num_gpus}, but this machine has {available}; to train with several "
-            "processes on CPUs: torchrun --nproc-per-node N train_net.py ..."
+            "processes on CPUs, run torchrun --nproc-per-node N train_net.py ..."
         )
     return launch_detectron2(
         main,

@@ -1,13 +1,12 @@
 """A training stream that can be entered at any iteration.
 
-What an iteration sees depends on the seed and its number alone: not on the number of loader
-processes, and not on whether training was interrupted before it.
+The data of an iteration depend only on the seed and its number: not on the number of loader
+processes, and not on interruptions of the training before it.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,18 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, check_choice
 
-logger = logging.getLogger(__name__)
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 @dataclass
 class StreamState:
-    """Where the stream is entered; shared by sampler and data set, changed on resume."""
+    """Entry point of the stream; shared by sampler and data set, changed on resume."""
 
     seed: int
     start_iter: int = 0
@@ -60,7 +60,7 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
         self.is_wide = is_wide
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # Skipped batches cost a few integer operations each: no image is read for them.
+        # A skipped batch costs a few integer operations: no image is read for it.
         return itertools.islice(self._all_batches(), self.state.start_iter, None)
 
     def _all_batches(self) -> Iterator[list[tuple[int, int]]]:
@@ -75,7 +75,7 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """Maps `(position, index)` to a mapped image whose augmentation is drawn by position."""
+    """Maps `(position, index)` to a mapped image, augmented by position."""
 
     def __init__(self, dataset: Dataset[Any], state: StreamState) -> None:
         self.dataset = dataset
@@ -95,13 +95,13 @@ def seed_rng(*key: int) -> None:
 def _seed_all(key: tuple[int, ...], seed_torch: Callable[[int], Any]) -> None:
     words = np.random.SeedSequence(key).generate_state(3, dtype=np.uint32).tolist()
     random.seed(words[0])
-    np.random.seed(words[1])  # noqa: NPY002  (Detectron2's augmentations draw from this one)
+    np.random.seed(words[1])  # noqa: NPY002  (Detectron2's augmentations use this generator)
     seed_torch(words[2])
 
 
 @contextmanager
 def isolated_rng(*key: int) -> Iterator[None]:
-    """Seed every CPU generator inside the block; outside nothing changes."""
+    """Seed every CPU generator inside the block, and restore its state afterwards."""
     saved = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     _seed_all(key, torch.default_generator.manual_seed)
     try:
@@ -115,25 +115,25 @@ def isolated_rng(*key: int) -> Iterator[None]:
 def build_train_loader(
     cfg: Any, mapper: Callable[[dict[str, Any]], dict[str, Any] | None], seed: int
 ) -> DataLoader[Any]:
-    """The endless, resumable loader of `DATASETS.TRAIN`.
+    """Build the endless, resumable loader of `DATASETS.TRAIN`.
 
     Args:
-        cfg: `DATASETS`, `DATALOADER` and `SOLVER.IMS_PER_BATCH` are read.
-        mapper: data set record -> model input, or None to draw another image.
-        seed: fixes order and augmentation.
+        cfg: reads `DATASETS`, `DATALOADER` and `SOLVER.IMS_PER_BATCH`.
+        mapper: data set record -> model input, or None to take another image instead.
+        seed: determines order and augmentation.
 
     Returns:
         A loader of lists of model inputs; `loader.batch_sampler.state` is its `StreamState`.
 
     Raises:
         ConfigError: no data set, its file is missing, none of its images has an object, or the
-            batch does not divide by the number of processes.
+            batch size is not a multiple of the number of processes.
     """
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
-            "cannot share evenly: make it a multiple of their number"
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH} for {world_size} processes: set "
+            "it to a multiple of their number"
         )
     records = _read_records(cfg)
     state = StreamState(seed)
@@ -149,8 +149,8 @@ def build_train_loader(
         SeededDataset(dataset, state),
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_keep_list,
-        # Else opening the loader draws from the global generator, in the first iteration only.
+        collate_fn=trivial_batch_collator,
+        # Else the first iteration alone would take a number from the global generator.
         generator=torch.Generator(),
     )
 
@@ -164,33 +164,24 @@ def _read_records(cfg: Any) -> list[dict[str, Any]]:
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    except OSError as error:  # Detectron2's own sets say nothing of a missing file before
+    except OSError as error:  # Detectron2's own sets do not look for their files before
         raise ConfigError(
-            f"data sets {', '.join(names)} cannot be read: {error}. Detectron2's own lie in the "
-            "folder that $DETECTRON2_DATASETS names; others come by --dataset NAME=json:images"
+            f"data sets {', '.join(names)} cannot be read: {error}. Put Detectron2's own into the "
+            "folder $DETECTRON2_DATASETS, name others by --dataset NAME=json:images"
         ) from error
-    except AssertionError as error:  # Detectron2's answer to an empty list
+    except AssertionError as error:  # Detectron2's reaction to an empty list
         raise ConfigError(
-            f"no image of {', '.join(names)} can be trained on: {error}. Images without objects "
-            "count only with DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+            f"no image of {', '.join(names)} can be trained on: {error}. To train on images "
+            "without objects, set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
         ) from error
 
 
 def _sampler_factory(cfg: Any, records: list[dict[str, Any]]) -> Callable[[int], Sampler[int]]:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
+    check_choice("DATALOADER.SAMPLER_TRAIN", cfg.DATALOADER.SAMPLER_TRAIN, SAMPLERS)
+    if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
         size = len(records)  # the function below must not keep the records in memory
         return lambda seed: TrainingSampler(size, seed=seed)
-    if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-        )
-        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-    raise ConfigError(
-        f"DATALOADER.SAMPLER_TRAIN is '{name}'; "
-        "choose TrainingSampler or RepeatFactorTrainingSampler"
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
     )
-
-
-def _keep_list(batch: list[Any]) -> list[Any]:
-    return batch
+    return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)

@@ -1,4 +1,4 @@
-"""What turns gradients into steps."""
+"""The optimizer and its gradient clipping."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ CLIP_TYPES = ("value", "norm", "full_model")
 
 
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """`SOLVER.OPTIMIZER`: Detectron2's SGD, or AdamW with the same parameter groups.
+    """Build `SOLVER.OPTIMIZER`: Detectron2's SGD, or AdamW with the same parameter groups.
 
     `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` is, as in Detectron2, "value" or "norm" (of each parameter
-    alone), or "full_model": the norm of all parameters together, as most papers mean it.
+    alone), or "full_model": the norm of all parameters together, as in most papers.
 
     Raises:
-        ConfigError: another optimizer or way of clipping.
+        ConfigError: unknown optimizer or type of clipping.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     check_choice("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, OPTIMIZERS)
     if clip.ENABLED:
         check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, CLIP_TYPES)
     clips_together = clip.ENABLED and clip.CLIP_TYPE == "full_model"
-    if clips_together:  # Detectron2 knows the other two only
+    if clips_together:  # Detectron2 has only the other two
         cfg = cfg.clone()
         cfg.defrost()
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    if cfg.SOLVER.OPTIMIZER == "SGD":
-        optimizer = build_sgd(cfg, model)
-    else:
-        optimizer = _build_adamw(cfg, model)
+    build = build_sgd if cfg.SOLVER.OPTIMIZER == "SGD" else _build_adamw
+    optimizer = build(cfg, model)
     if clips_together:
         _clip_together(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
     return optimizer

@@ -1,4 +1,4 @@
-"""One optimisation step: precision, and what happens when a loss is not finite."""
+"""One optimisation step: precision, and the reaction to a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def find_precision(cfg: Any) -> torch.dtype | None:
-    """What autocast computes in by SOLVER.AMP; None for single precision. Raises `ConfigError`."""
+    """Find autocast's type by SOLVER.AMP; None for single precision. Raises `ConfigError`."""
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, PRECISIONS)
@@ -29,7 +29,7 @@ class NonFiniteLossError(ZooError, FloatingPointError):
 
     Args:
         losses: value of each loss.
-        image_ids: of the images in the batch of this process.
+        image_ids: ids of the images in this process's batch.
     """
 
     def __init__(self, losses: dict[str, float], image_ids: list[Any]) -> None:
@@ -44,8 +44,8 @@ class StepTrainer(SimpleTrainer):
 
     Args:
         model, data_loader, optimizer: as in `SimpleTrainer`.
-        precision: what autocast computes in, or None for single precision.
-        device_type: "cpu", "cuda", ... of the model.
+        precision: type that autocast computes in, or None for single precision.
+        device_type: type of the model's device, "cpu", "cuda", ...
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class StepTrainer(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         self.precision = precision
         self.device_type = device_type
-        # Only half precision has so few exponent bits that gradients need scaling.
+        # Only float16 has too few exponent bits for gradients without scaling.
         self.grad_scaler = torch.amp.GradScaler(device_type, enabled=precision == torch.float16)
 
     def run_step(self) -> None:
-        """Forward, backward, update. Raises `NonFiniteLossError` before weights are touched."""
+        """Forward, backward, update. Raises `NonFiniteLossError` before weights change."""
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -90,8 +90,8 @@ class StepTrainer(SimpleTrainer):
         try:
             return self.model(batch)
         except FloatingPointError:
-            # Detectron2's proposals find NaN before there is a loss. Under a loss's name it stops
-            # all processes alike: an error here would leave the others waiting for this one.
+            # Detectron2's proposals find NaN before there is a loss. Reported as a loss, it stops
+            # all processes: an error here would leave the others waiting for this one.
             device = next(self.model.parameters()).device
             return {"predictions": torch.tensor(float("nan"), device=device)}
 
@@ -117,6 +117,6 @@ def _running_statistics(model: nn.Module) -> list[Tensor]:
 def _is_finite_everywhere(total: Tensor) -> bool:
     finite = torch.isfinite(total.detach()).to(torch.int32)
     if comm.get_world_size() > 1:
-        # all processes stop together; one that went on alone would wait for ever
+        # all processes stop together; one that continued alone would wait for ever
         torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
     return bool(finite)

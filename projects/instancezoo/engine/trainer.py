@@ -1,4 +1,4 @@
-"""The one trainer of all methods, on Detectron2's `DefaultTrainer`."""
+"""The trainer of all methods, on Detectron2's `DefaultTrainer`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from detectron2.data import (
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -27,12 +24,12 @@ from torch.utils.data import DataLoader
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, is_whole, use_average
 from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.data.mappers import build_mapper
-from instancezoo.engine.hooks import Evaluate, ProgressBar, UpdateEMA, ValidationLoss
+from instancezoo.engine.hooks import Evaluate, ProgressBar, compute_mean_losses
 from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
 from instancezoo.engine.optimizer import build_optimizer
 from instancezoo.engine.step import NonFiniteLossError, StepTrainer, find_precision
-from instancezoo.errors import ConfigError
-from instancezoo.evaluation.average_precision import check_backend
+from instancezoo.errors import ConfigError, check_choice
+from instancezoo.evaluation.average_precision import BACKENDS
 from instancezoo.evaluation.evaluator import InstanceEvaluator
 from instancezoo.files import open_atomically
 
@@ -43,11 +40,11 @@ WRITE_PERIOD = 20  # iterations between two lines of metrics
 class Trainer(DefaultTrainer):
     """Trains any config; interrupted and resumed, it takes the same steps as uninterrupted.
 
-    Every iteration draws its random numbers from the seed and its own number. With
-    `SEED` -1 a seed is drawn once and kept in the checkpoints.
+    The random numbers of an iteration depend only on the seed and its number. With `SEED` -1 a
+    random seed is chosen once and kept in the checkpoints.
 
     Args:
-        cfg: a config of `instancezoo.get_cfg()`.
+        cfg: a config from `instancezoo.get_cfg()`.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -55,14 +52,14 @@ class Trainer(DefaultTrainer):
         for name in ("detectron2", "instancezoo"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        check_backend(cfg.TEST.COCO_BACKEND)  # now, not after the last iteration
+        # Now, not after the last iteration.
+        check_choice("TEST.COCO_BACKEND", cfg.TEST.COCO_BACKEND, BACKENDS)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         seed_rng(self.seed)  # initial weights
         model = self.build_model(cfg)
         device_type = torch.device(cfg.MODEL.DEVICE).type
-        self.ema = _build_average(cfg, model)
         self._trainer = StepTrainer(
             create_ddp_model(
                 model,
@@ -75,14 +72,17 @@ class Trainer(DefaultTrainer):
             device_type=device_type,
         )
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
-        saved: dict[str, Any] = {"ema": self.ema} if self.ema is not None else {}
         self.checkpointer = ZooCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
             trainer=weakref.proxy(self),
-            **saved,
         )
+        self.ema: AveragedModel | None = None
+        if cfg.MODEL.EMA.ENABLED:
+            step = get_ema_multi_avg_fn(cfg.MODEL.EMA.DECAY)
+            self.ema = AveragedModel(model, multi_avg_fn=step).eval()
+            self.checkpointer.add_checkpointable("ema", self.ema)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -94,17 +94,18 @@ class Trainer(DefaultTrainer):
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """What is evaluated: the averaged weights if there are any, else the trained ones."""
+        """The model to evaluate: the averaged one if there is one, else the trained one."""
         return cast(nn.Module, self.model if self.ema is None else self.ema.module)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's default hooks with ours in their places."""
+        """Build Detectron2's default hooks with ours among them."""
         cfg = self.cfg
         built: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema is not None:
-            built.append(UpdateEMA(self.ema, self.bare_model))
+            update, model = self.ema.update_parameters, self.bare_model
+            built.append(hooks.CallbackHook(after_step=lambda _: update(model)))
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            # before the checkpoint, which is to hold the precise statistics
+            # before the checkpoint, so that it holds the precise statistics
             loader = self.build_train_loader(cfg, self.seed)
             period, num_iter = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
             built.append(hooks.PreciseBN(period, self.model, loader, num_iter))
@@ -112,18 +113,9 @@ class Trainer(DefaultTrainer):
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
         if cfg.DATASETS.TEST:
-            if cfg.TEST.VALIDATION_LOSS:
-                period = cfg.TEST.EVAL_PERIOD
-                built.append(ValidationLoss(period, self.model, self._build_validation_loader))
-            built.append(
-                Evaluate(
-                    cfg.TEST.EVAL_PERIOD,
-                    self._evaluate,
-                    cfg.TEST.BEST_METRIC,
-                    self._save_best,
-                    self._read_best,
-                )
-            )
+            period, best_metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
+            evaluate, save, read = self._evaluate, self._save_best, self._read_best
+            built.append(Evaluate(period, evaluate, best_metric, save, read))
         if comm.is_main_process():
             built += [ProgressBar(), hooks.PeriodicWriter(self.build_writers(), WRITE_PERIOD)]
         return built
@@ -139,10 +131,10 @@ class Trainer(DefaultTrainer):
         if isinstance(sampler, EndlessBatchSampler):
             sampler.state.seed, sampler.state.start_iter = self.seed, self.start_iter
         else:
-            logger.warning("the data loader is not ours: it starts from its beginning again")
+            logger.warning("the data loader cannot resume: it starts again from its beginning")
 
     def run_step(self) -> None:
-        """One iteration. Raises `NonFiniteLossError` after saving what helps to find its cause."""
+        """Run one iteration. Raises `NonFiniteLossError` after saving a report about it."""
         seed_rng(self.seed, self.iter, comm.get_rank())
         self._trainer.iter = self.iter
         try:
@@ -151,15 +143,15 @@ class Trainer(DefaultTrainer):
             raise self._explain_non_finite(error) from None
 
     def train(self) -> Any:
-        """Train to `SOLVER.MAX_ITER`; returns the last evaluation's results, if there was one."""
+        """Train to `SOLVER.MAX_ITER`. Returns the last evaluation's results, None without one."""
         TrainerBase.train(self, self.start_iter, self.max_iter)
         return getattr(self, "_last_eval_results", None)
 
     @classmethod
     def evaluate_weights(cls, cfg: Any, resume: bool = False) -> dict[str, Any]:
-        """Evaluate `MODEL.WEIGHTS` (or, to `resume`, the newest checkpoint) on `DATASETS.TEST`.
+        """Evaluate `MODEL.WEIGHTS` (with `resume` the newest checkpoint) on `DATASETS.TEST`.
 
-        With `MODEL.EMA.ENABLED` the file's averaged weights are taken, if it holds any.
+        With `MODEL.EMA.ENABLED` the file's averaged weights are used, if it holds any.
         Raises `ConfigError` if there are no weights.
         """
         model = cls.build_model(cfg)
@@ -168,8 +160,8 @@ class Trainer(DefaultTrainer):
         )
         if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
             raise ConfigError(
-                "nothing to evaluate but random weights: give MODEL.WEIGHTS, or --resume with the "
-                "OUTPUT_DIR of a training run"
+                "no weights to evaluate: set MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a "
+                "training run"
             )
         rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         if cfg.MODEL.EMA.ENABLED:
@@ -185,14 +177,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: Any, seed: int | None = None) -> DataLoader[Any]:
-        """The endless loader of `DATASETS.TRAIN`; see `engine/loader.py`."""
+        """Build the endless loader of `DATASETS.TRAIN`; see `engine/loader.py`."""
         if seed is None:
             seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         return build_train_loader(cfg, build_mapper(cfg, is_train=True), seed)
 
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> Iterable[Any]:
-        """Images of one test set, each once, shared among the processes."""
+        """Build the loader of one test set: each image once, split among the processes."""
         mapper = build_mapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
@@ -200,7 +192,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: Any, dataset_name: str, num_pictures: int | None = None
     ) -> DatasetEvaluator:
-        """COCO evaluation from RLE, written to `OUTPUT_DIR/inference/<data set>`."""
+        """Build the COCO evaluation from RLE, written to `OUTPUT_DIR/inference/<data set>`."""
         return InstanceEvaluator(
             dataset_name,
             backend=cfg.TEST.COCO_BACKEND,
@@ -210,16 +202,21 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-        """`SOLVER.OPTIMIZER`, with its gradients clipped; see `engine/optimizer.py`."""
+        """Build `SOLVER.OPTIMIZER` with gradient clipping; see `engine/optimizer.py`."""
         return build_optimizer(cfg, model)
 
     def _evaluate(self, is_last: bool) -> dict[str, Any]:
+        losses: dict[str, float] = {}
+        if self.cfg.TEST.VALIDATION_LOSS:
+            losses = compute_mean_losses(self.model, self._build_validation_loader())
+            logger.info("validation loss %.4f", sum(losses.values()))
         num_pictures = self.cfg.TEST.NUM_PICTURES if is_last else 0
         evaluators = [
             self.build_evaluator(self.cfg, name, num_pictures) for name in self.cfg.DATASETS.TEST
         ]
         self._last_eval_results = self.test(self.cfg, self.evaluated_model, evaluators)
-        return self._last_eval_results
+        losses = {f"validation_{name}": value for name, value in losses.items()}
+        return {**self._last_eval_results, **losses}
 
     def _save_best(self, value: float) -> None:
         bare = getattr(self.evaluated_model, "module", self.evaluated_model)
@@ -230,7 +227,7 @@ class Trainer(DefaultTrainer):
     def _read_best(self) -> float:
         path = os.path.join(self.cfg.OUTPUT_DIR, "model_best.pth")
         best = read_checkpoint(path) if os.path.isfile(path) and is_whole(path) else {}
-        # An older, longer run may have left its best here.
+        # The file may be that of an older, longer run.
         of_this_run = best.get("iteration", self.start_iter) < self.start_iter
         same_metric = best.get("metric") == self.cfg.TEST.BEST_METRIC
         return float(best["value"]) if of_this_run and same_metric else -math.inf
@@ -251,13 +248,13 @@ class Trainer(DefaultTrainer):
         )
 
     def _keep_good(self) -> str:
-        """Save the weights that this step has not touched; says where, or which are good."""
-        if _is_finite(self.bare_model):
+        """Save the weights before this step. Returns where, or which checkpoint is still good."""
+        if all(bool(v.isfinite().all()) for v in self.bare_model.state_dict().values()):
             self.checkpointer.save_untagged("model_last_good", iteration=self.iter - 1)
             path = os.path.join(self.cfg.OUTPUT_DIR, "model_last_good.pth")
             return f" and {path} (weights before this iteration)"
         last = self.checkpointer.get_checkpoint_file() or "none was saved yet"
-        return f". The step before has spoilt the weights already; last checkpoint: {last}"
+        return f". The weights were not finite even before this step; last checkpoint: {last}"
 
     def _explain_non_finite(self, error: NonFiniteLossError) -> NonFiniteLossError:
         report = os.path.join(self.cfg.OUTPUT_DIR, f"non_finite_rank{comm.get_rank()}.json")
@@ -266,20 +263,9 @@ class Trainer(DefaultTrainer):
         with open_atomically(report, "w") as file:
             json.dump(facts, file)
         error.args = (
-            f"iteration {self.iter}: {error.args[0]}. Written: {report}{self._keep_good()}. Try: "
+            f"iteration {self.iter}: {error.args[0]}. Written: {report}{self._keep_good()}. Try "
             "SOLVER.BASE_LR divided by 10, more SOLVER.WARMUP_ITERS, "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True, SOLVER.AMP.ENABLED False; look at these images "
-            "with `instancezoo doctor`; FrozenBN needs pretrained weights.",
+            "SOLVER.CLIP_GRADIENTS.ENABLED True, SOLVER.AMP.ENABLED False; check these images "
+            "with `instancezoo doctor`; use FrozenBN only with pretrained weights.",
         )
         return error
-
-
-def _is_finite(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
-
-
-def _build_average(cfg: Any, model: nn.Module) -> AveragedModel | None:
-    if not cfg.MODEL.EMA.ENABLED:
-        return None
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.MODEL.EMA.DECAY))
-    return average.eval()

@@ -1,10 +1,8 @@
-"""How well the contours of found objects follow those of the annotations.
+"""Boundary F-score of found objects.
 
-Mask IoU hardly sees a contour that is off by a pixel; the boundary F-score sees little else. It is
-the contour accuracy F of Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video
-Object Segmentation", CVPR 2016, section 4, averaged over the objects that were found.
-
-Legend: H W image size, P contour pixels.
+It measures contours, to which mask IoU is insensitive: the contour accuracy F of Perazzi et al., "A
+Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016, section 4,
+averaged over the objects that were found. H W image size.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from instancezoo.data.coco_masks import segmentation_to_rle
 from instancezoo.evaluation.ground_truth import GroundTruth
 from instancezoo.evaluation.matching import match_detections
 
-# Contours may be so far apart, as a share of the image's diagonal (Perazzi et al.).
+# Allowed distance of contours, as a share of the image's diagonal (Perazzi et al.).
 DEFAULT_TOLERANCE = 0.008
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -31,16 +29,9 @@ ObjectKey = tuple[Any, int]
 
 
 def extract_contour(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask that touch its background; where the image cuts it is no contour.
-
-    Args:
-        mask: (H, W) bool or 0/1.
-
-    Returns:
-        (H, W) bool.
-    """
+    """Pixels (H, W) bool of a mask (H, W) that touch its background, not the image border."""
     filled = np.ascontiguousarray(mask, dtype=np.uint8)
-    # OpenCV takes what lies outside the image for foreground when it erodes.
+    # OpenCV's erosion takes pixels outside the image for foreground.
     return (filled - cv2.erode(filled, _CROSS)).astype(bool)
 
 
@@ -49,7 +40,7 @@ def compute_boundary_f(mask: np.ndarray, truth: np.ndarray, tolerance: float) ->
 
     Args:
         mask, truth: (H, W) bool or 0/1.
-        tolerance: pixels that two contours may be apart.
+        tolerance: allowed distance of contours in pixels.
 
     Returns:
         A value in [0, 1]; 1 if neither mask has a contour.
@@ -57,8 +48,8 @@ def compute_boundary_f(mask: np.ndarray, truth: np.ndarray, tolerance: float) ->
     contours = extract_contour(mask), extract_contour(truth)
     if not contours[0].any() or not contours[1].any():
         return float(contours[0].any() == contours[1].any())
-    window = _find_window(contours[0] | contours[1])
-    found, wanted = (contour[window] for contour in contours)
+    x, y, width, height = cv2.boundingRect((contours[0] | contours[1]).astype(np.uint8))
+    found, wanted = (contour[y : y + height, x : x + width] for contour in contours)
     precision = float((_measure_distance(wanted)[found] <= tolerance).mean())
     recall = float((_measure_distance(found)[wanted] <= tolerance).mean())
     total = precision + recall
@@ -74,11 +65,10 @@ def score_boundaries(
     """Boundary F-score of each object that was found.
 
     Args:
-        ground_truth: annotations with masks.
-        results: COCO results with masks.
-        tolerance: share of the image's diagonal; at least one pixel is allowed.
-        iou_threshold: an object is found if the mask of a detection of its class overlaps it so
-            much; each detection finds one object, the most confident choose first.
+        ground_truth, results: annotations and COCO results with masks.
+        tolerance: allowed distance, as a share of the image's diagonal; at least one pixel.
+        iou_threshold: smallest mask IoU at which a detection finds an object of its class; each
+            finds one object, the most confident first.
 
     Returns:
         Object -> value in [0, 1].
@@ -91,7 +81,7 @@ def score_boundaries(
         image, objects = ground_truth.images[image_id], ground_truth.annotations_of(image_id)
         size = image["height"], image["width"]
         pixels = max(1, round(tolerance * math.hypot(*size)))
-        matches = match_detections(rows, objects, "segm", image, iou_threshold)
+        matches = match_detections(ground_truth, image_id, rows, "segm", iou_threshold)
         for row, index in zip(rows, matches.objects.tolist(), strict=True):
             if index >= 0:
                 truth = segmentation_to_rle(objects[index]["segmentation"], *size)
@@ -100,12 +90,7 @@ def score_boundaries(
     return scores
 
 
-def _find_window(contour: np.ndarray) -> tuple[slice, slice]:
-    rows, columns = (np.flatnonzero(contour.any(axis=axis)) for axis in (1, 0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-
 def _measure_distance(contour: np.ndarray) -> np.ndarray:
-    """Distance of every pixel to the nearest one of a contour."""
+    """Distance of every pixel to the nearest pixel of a contour."""
     background = np.ascontiguousarray(~contour, dtype=np.uint8)
     return cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

@@ -8,6 +8,8 @@ import math
 import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from instancezoo.evaluation.average_precision import (
-    Evaluation,
-    check_backend,
-    evaluate_results,
-)
+from instancezoo.errors import check_choice
+from instancezoo.evaluation.average_precision import BACKENDS, evaluate_results
 from instancezoo.evaluation.ground_truth import GroundTruth
 from instancezoo.evaluation.pictures import draw_pictures
 from instancezoo.evaluation.results import ResultsFile, instances_to_results
@@ -40,19 +39,19 @@ logger = logging.getLogger(__name__)
 class InstanceEvaluator(DatasetEvaluator):
     """Detectron2's `COCOEvaluator` for boxes and masks, in bounded memory.
 
-    Results go to disk image by image; masks may come as bool tensors or as RLE. The numbers equal
-    Detectron2's. One difference is meant: a model that finds nothing has AP 0, not NaN.
+    Results go to disk image by image; masks may be bool tensors or RLE. The numbers equal
+    Detectron2's with one intended difference: a model that finds nothing has AP 0, not NaN.
 
     With `output_dir` it writes `coco_instances_results.json`, `metrics.json` (one object with all
     numbers and tables, null for NaN) and `pictures/`.
 
     Args:
         dataset_name: a registered data set. Its annotations are the metadata's `json_file`, or
-            are made of Detectron2's records if it has none.
+            made from Detectron2's records if there is none.
         backend: "hotcoco" or "pycocotools".
         output_dir: folder for the files; nothing is kept if None.
-        num_pictures: draw so many best and so many worst images after each evaluation.
-        max_dets_per_image: at most so many detections of an image count.
+        num_pictures: number of best and of worst images to draw after each evaluation.
+        max_dets_per_image: largest number of detections per image that are evaluated.
     """
 
     def __init__(
@@ -64,27 +63,23 @@ class InstanceEvaluator(DatasetEvaluator):
         num_pictures: int = 0,
         max_dets_per_image: int = 100,
     ) -> None:
-        check_backend(backend)
+        check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
         if num_pictures > 0 and output_dir is None:
-            raise ValueError("pictures need a folder: give output_dir, or num_pictures=0")
+            raise ValueError("pictures need a folder: set output_dir, or num_pictures=0")
         self._num_pictures = num_pictures
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
         self._backend = backend
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._max_dets = (*(n for n in (1, 10) if n < max_dets_per_image), max_dets_per_image)
-        self._category_ids: list[int] | None = None
-        self._results: ResultsFile | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all results."""
-        if self._results is not None:
-            self._results.close()
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
-        self._results = ResultsFile(self._output_dir)
-        self._has_masks = False
+        self._max_dets = (*(n for n in (1, 10) if n < max_dets_per_image), max_dets_per_image)
+        self._results, self._has_masks = ResultsFile(self._output_dir), False
+
+    def reset(self) -> None:
+        """Discard all results."""
+        self._results.close()
+        self._results, self._has_masks = ResultsFile(self._output_dir), False
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Write the results of a batch to disk.
@@ -96,32 +91,28 @@ class InstanceEvaluator(DatasetEvaluator):
         Raises:
             ZooError: a score or box is not finite, or a class is unknown; it names the image.
         """
-        assert self._results is not None
         for record, output in zip(inputs, outputs, strict=True):
             if "instances" not in output:
                 continue
             instances, image_id = output["instances"], record["image_id"]
             self._has_masks |= instances.has("pred_masks")
-            rows = instances_to_results(instances, image_id, self._find_category_ids())
+            rows = instances_to_results(instances, image_id, self._category_ids)
             self._results.append(image_id, rows)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Count the metrics of all ranks' results.
+        """Compute the metrics of all ranks' results.
 
         Returns:
             `{"bbox": {"AP": ..., "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"...}, "segm":
             ...}` times 100, NaN where there are no such objects; "segm" only if the model makes
-            masks. Empty on other ranks than 0, and if there was nothing to evaluate.
+            masks. Empty on ranks other than 0, and if there was nothing to evaluate.
         """
-        assert self._results is not None
         has_masks = any(comm.all_gather(self._has_masks))
         results = self._results.gather(self._output_dir)
         if results is None:
             return OrderedDict()
-        try:
+        with closing(results):
             return self._evaluate(results, ("bbox", "segm") if has_masks else ("bbox",))
-        finally:
-            results.close()
 
     def _evaluate(
         self, results: ResultsFile, iou_types: Sequence[str]
@@ -129,17 +120,20 @@ class InstanceEvaluator(DatasetEvaluator):
         metrics: OrderedDict[str, dict[str, float]] = OrderedDict()
         image_ids = results.image_ids()
         if not image_ids:
-            logger.warning(
-                "nothing to evaluate on '%s': no image was predicted", self._dataset_name
-            )
+            logger.warning("no image was predicted: '%s' has no metrics", self._dataset_name)
             return metrics
         if self._output_dir is not None:
             results.write_json(self._output_dir / "coco_instances_results.json")
         ground_truth = GroundTruth.read(self._find_annotations())
         if not ground_truth.is_annotated:
-            logger.info("'%s' has no annotations: results are saved only", self._dataset_name)
+            logger.info("'%s' has no annotations: results are only saved", self._dataset_name)
             return metrics
-        self._warn_of_missing(image_ids, ground_truth)
+        num_missing = len(ground_truth.images.keys() - set(image_ids))
+        if num_missing:
+            logger.warning(
+                "%d of %d images of '%s' were not predicted; all their objects count as missed",
+                num_missing, len(ground_truth.images), self._dataset_name,
+            )  # fmt: skip
         tables = {}
         for iou_type in iou_types:
             rows = (row for _, image_rows in results for row in image_rows)
@@ -147,7 +141,13 @@ class InstanceEvaluator(DatasetEvaluator):
                 ground_truth, rows, iou_type, self._backend, self._max_dets
             )
             metrics[iou_type] = evaluation.metrics()
-            tables[iou_type] = self._tabulate(evaluation, ground_truth, results)
+            tables[iou_type] = {
+                "class": tabulate_classes(evaluation, ground_truth),
+                "size": tabulate_sizes(evaluation, ground_truth),
+                "attribute": tabulate_attributes(
+                    ground_truth, results, iou_type, self._backend, self._max_dets
+                ),
+            }
             _log_tables(iou_type, metrics[iou_type], tables[iou_type])
         pictures = self._draw(ground_truth, results, iou_types[-1])
         if self._output_dir is not None:
@@ -163,17 +163,6 @@ class InstanceEvaluator(DatasetEvaluator):
                 json.dump(_nan_to_none(summary), file, indent=1, allow_nan=False)
         return metrics
 
-    def _tabulate(
-        self, evaluation: Evaluation, ground_truth: GroundTruth, results: ResultsFile
-    ) -> dict[str, list[Row]]:
-        return {
-            "class": tabulate_classes(evaluation, ground_truth),
-            "size": tabulate_sizes(evaluation, ground_truth),
-            "attribute": tabulate_attributes(
-                ground_truth, results, evaluation.iou_type, self._backend, self._max_dets
-            ),
-        }
-
     def _draw(self, ground_truth: GroundTruth, results: ResultsFile, iou_type: str) -> list[Path]:
         if self._num_pictures <= 0 or self._output_dir is None:
             return []
@@ -185,24 +174,15 @@ class InstanceEvaluator(DatasetEvaluator):
         logger.info("%d pictures, prediction beside ground truth: %s", len(paths), folder)
         return paths
 
-    def _warn_of_missing(self, image_ids: list[Any], ground_truth: GroundTruth) -> None:
-        num_missing = len(ground_truth.images.keys() - set(image_ids))
-        if num_missing:
-            logger.warning(
-                "%d of %d images of '%s' were not predicted; all their objects count as missed",
-                num_missing, len(ground_truth.images), self._dataset_name,
-            )  # fmt: skip
-
-    def _find_category_ids(self) -> list[int]:
+    @cached_property
+    def _category_ids(self) -> list[int]:
         """Category id of each contiguous class."""
-        if self._category_ids is None:
-            contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
-            if contiguous is not None:
-                self._category_ids = sorted(contiguous, key=lambda key: contiguous[key])
-            else:  # Detectron2's loader numbers the classes in this order
-                categories = GroundTruth.read(self._find_annotations()).categories
-                self._category_ids = [category["id"] for category in categories]
-        return self._category_ids
+        contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if contiguous is not None:
+            return sorted(contiguous, key=contiguous.get)
+        # Detectron2's loader numbers the classes in this order.
+        categories = GroundTruth.read(self._find_annotations()).categories
+        return [category["id"] for category in categories]
 
     def _find_annotations(self) -> str | dict[str, Any]:
         if path := self._metadata.get("json_file"):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from instancezoo.data.coco_dataset import read_json
 from instancezoo.data.coco_masks import measure_object
-from instancezoo.errors import ZooError
+from instancezoo.errors import ZooError, check_choice
 
 BoxOrMask = str  # "bbox" or "segm", COCO's names
+_KEYS = {"bbox": "bbox", "segm": "segmentation"}
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class GroundTruth:
 
     Attributes:
         images: image id -> COCO image record.
-        annotations: image id -> COCO annotations, each with `iscrowd` and `area`.
+        annotations: image id -> COCO annotations, each with `iscrowd`, `area` and `attributes`.
         categories: COCO categories, ascending by id.
         is_annotated: False for a test set whose file has no annotations at all.
-        source: where it came from, for messages.
+        source: file name, for messages.
     """
 
     images: dict[Any, dict[str, Any]]
@@ -36,16 +37,18 @@ class GroundTruth:
 
     @classmethod
     def read(cls, source: str | Path | dict[str, Any]) -> GroundTruth:
-        """Read a COCO JSON file, or take one that is already in memory (it is not changed).
+        """Read a COCO JSON file, or use its content (not changed).
 
         Raises:
-            FileNotFoundError: no such file.
-            ZooError: not JSON, or not a COCO data set.
+            ZooError: no such file, not JSON, or not a COCO data set.
         """
-        name = "the given annotations" if isinstance(source, dict) else str(source)
-        dataset = source if isinstance(source, dict) else _read_json(Path(source))
+        name = cls.source if isinstance(source, dict) else str(source)
+        dataset = source if isinstance(source, dict) else read_json(source)
         if not isinstance(dataset, dict) or "images" not in dataset or "categories" not in dataset:
-            raise ZooError(f"{name} is no COCO data set: it has no 'images' or no 'categories'")
+            raise ZooError(
+                f"{name} is not a COCO data set, since it has no 'images' or no 'categories': "
+                "export it as COCO instances"
+            )
         images = {image["id"]: image for image in dataset["images"]}
         for image_id, image in images.items():
             if "height" not in image or "width" not in image:
@@ -67,23 +70,22 @@ class GroundTruth:
         return self.annotations.get(image_id, [])
 
     def attributes(self) -> list[str]:
-        """Names of the true-or-false attributes that objects carry, in order of appearance."""
+        """Names of the boolean attributes of objects, in order of appearance."""
         names = {
             name: None
-            for annotations in self.annotations.values()
-            for annotation in annotations
-            for name, value in (annotation.get("attributes") or {}).items()
+            for annotation in chain.from_iterable(self.annotations.values())
+            for name, value in annotation["attributes"].items()
             if isinstance(value, bool)
         }
         return list(names)
 
     def select(self, iou_type: BoxOrMask) -> list[dict[str, Any]]:
-        """Copies of all annotations that a box or mask evaluation can use, numbered from 1.
+        """Copies of the annotations that have a box or a mask, numbered from 1.
 
         The file's own ids may repeat or start at 0, which pycocotools takes for "no match".
         """
         keys = ("image_id", "category_id", "iscrowd", "area", "bbox", "segmentation", "attributes")
-        annotations = itertools.chain.from_iterable(self.annotations.values())
+        annotations = chain.from_iterable(self.annotations.values())
         return [
             {"id": number} | {key: annotation[key] for key in keys if key in annotation}
             for number, annotation in enumerate(find_usable(annotations, iou_type), start=1)
@@ -91,28 +93,20 @@ class GroundTruth:
 
 
 def find_key(iou_type: BoxOrMask) -> str:
-    """Key of what an IoU type compares, in annotations and results."""
-    return "segmentation" if iou_type == "segm" else "bbox"
+    """Key of the boxes or masks that an IoU type compares, in annotations and results."""
+    check_choice("IoU type", iou_type, _KEYS)
+    return _KEYS[iou_type]
 
 
 def find_usable(entries: Iterable[dict[str, Any]], iou_type: BoxOrMask) -> Iterator[dict[str, Any]]:
-    """Those annotations or results that have what an IoU type compares, one by one."""
+    """The annotations or results that have a box or a mask, as the IoU type needs."""
     key = find_key(iou_type)
     return (entry for entry in entries if entry.get(key))
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"annotation file '{path}' does not exist") from None
-    except ValueError as error:
-        raise ZooError(f"annotation file '{path}' is not JSON: {error}") from error
-
-
 def _complete(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
     complete = {**annotation, "iscrowd": int(annotation.get("iscrowd") or 0)}
+    complete["attributes"] = annotation.get("attributes") or {}
     if complete.get("area") is None:
         complete["area"] = measure_object(annotation, image["height"], image["width"])
     return complete

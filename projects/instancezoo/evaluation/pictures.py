@@ -1,9 +1,10 @@
-"""The best and the worst images, prediction beside ground truth."""
+"""Pictures of the best and the worst images, prediction beside ground truth."""
 
 from __future__ import annotations
 
 import colorsys
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,55 +18,46 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from instancezoo.data.coco_masks import segmentation_to_rle
-from instancezoo.data.images import ImageError, read_image
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_usable
-from instancezoo.evaluation.matching import Matches, match_detections
+from instancezoo.data.images import ImageError, read_record_image
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
+from instancezoo.evaluation.matching import match_detections
 from instancezoo.evaluation.results import ResultsFile
 from instancezoo.progress import track
 
 logger = logging.getLogger(__name__)
 
-# Detections are drawn and judged from that one of these scores on at which the data set looks best:
-# a fixed threshold would show nothing of a method whose scores are low by nature.
+# Candidate score thresholds for pictures; the one with the best quality over the data set is used,
+# since a fixed threshold would hide all detections of methods with low scores.
 SCORE_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-SHORT_SIDE = (360, 720)
-# More labels than this hide the objects.
-MAX_LABELS = 20
+SHORT_SIDE = (360, 720)  # lowest and highest, in pixels
+MAX_LABELS = 20  # draw no labels if there are more, since they would hide the objects
 _GAP, _TITLE_HEIGHT = 8, 28
 _FALSE_COLOR = (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images from best to worst.
+    """Images from best to worst."""
 
-    Attributes:
-        image_ids: without those where nothing is to be found and nothing was.
-        qualities: `Matches.quality` of each, descending.
-        score_threshold: detections below it were left out.
-    """
-
-    image_ids: list[Any]
-    qualities: list[float]
-    score_threshold: float
+    image_ids: list[Any]  # without images that have neither objects nor detections
+    qualities: list[float]  # `Matches.quality` of each, descending
+    score_threshold: float  # smallest score of the detections that were used
 
 
 def rank_images(ground_truth: GroundTruth, results: ResultsFile, iou_type: BoxOrMask) -> Ranking:
-    """Sort all predicted images by how well their objects are found (see `Matches.quality`)."""
+    """Sort all predicted images by `Matches.quality`."""
     image_ids, rows = [], []
     for image_id, detections in results:
-        matches = _match(ground_truth, image_id, detections, iou_type)
+        matches = match_detections(ground_truth, image_id, detections, iou_type)
         image_ids.append(image_id)
         rows.append([matches.quality(threshold) for threshold in SCORE_THRESHOLDS])
-    # (images, thresholds); an image without objects is perfect once nothing is found in it
-    qualities = np.array(rows).reshape(-1, len(SCORE_THRESHOLDS))
-    totals = np.nan_to_num(qualities, nan=1.0).sum(axis=0)
-    best = int(totals.argmax())
+    qualities = np.array(rows).reshape(-1, len(SCORE_THRESHOLDS))  # (N, thresholds)
+    # An image without objects (NaN) is perfect once it has no detections.
+    best = int(np.nan_to_num(qualities, nan=1.0).sum(axis=0).argmax())
     chosen = qualities[:, best]
     order = [int(i) for i in np.argsort(-chosen, kind="stable") if not np.isnan(chosen[i])]
-    return Ranking(
-        [image_ids[i] for i in order], [float(chosen[i]) for i in order], SCORE_THRESHOLDS[best]
-    )
+    ranked_ids = [image_ids[i] for i in order]
+    return Ranking(ranked_ids, chosen[order].tolist(), SCORE_THRESHOLDS[best])
 
 
 def draw_pictures(
@@ -83,30 +75,32 @@ def draw_pictures(
 
     Args:
         image_root: folder that the annotation file's names are relative to.
-        folder: where `best_01_<image id>.png`, `worst_01_<image id>.png`, ... go; such pictures of
-            an earlier evaluation are removed.
-        num_pictures: how many best and how many worst; no image is both.
+        folder: folder for `best_01_<image id>.png`, `worst_01_<image id>.png`, ...; such pictures
+            of an earlier evaluation are removed.
+        num_pictures: number of best and number of worst images; no image is both.
 
     Returns:
-        Paths of the pictures, the best ones first, then the worst from the very worst on.
+        Paths of the pictures, the best first, then the worst from the very worst on.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("best_*.png", "worst_*.png"):
-        for old in folder.glob(pattern):
-            old.unlink()
+    for old in [*folder.glob("best_*.png"), *folder.glob("worst_*.png")]:
+        old.unlink()
     ranking = rank_images(ground_truth, results, iou_type)
     quality = dict(zip(ranking.image_ids, ranking.qualities, strict=True))
     paths = []
     for kind, rank, image_id in track(_choose(ranking.image_ids, num_pictures), "pictures"):
-        picture = draw_comparison(
-            ground_truth, image_id, results.read(image_id), iou_type, image_root,
-            ranking.score_threshold, f"quality {quality[image_id]:.2f}",
-        )  # fmt: skip
-        if picture is not None:
-            name = re.sub(r"[^\w.-]", "_", str(image_id))
-            paths.append(folder / f"{kind}_{rank:02d}_{name}.png")
-            Image.fromarray(picture).save(paths[-1])
+        try:
+            picture = draw_comparison(
+                ground_truth, image_id, results.read(image_id), iou_type, image_root,
+                ranking.score_threshold, f"quality {quality[image_id]:.2f}",
+            )  # fmt: skip
+        except ImageError as error:
+            logger.warning("no picture of image %s: %s", image_id, error)
+            continue
+        name = re.sub(r"[^\w.-]", "_", str(image_id))
+        paths.append(folder / f"{kind}_{rank:02d}_{name}.png")
+        Image.fromarray(picture).save(paths[-1])
     return paths
 
 
@@ -118,68 +112,42 @@ def draw_comparison(
     image_root: str | Path,
     score_threshold: float = 0.5,
     title: str = "",
-) -> np.ndarray | None:
-    """Prediction (left) beside ground truth (right) of one image.
+) -> np.ndarray:
+    """Draw the prediction (left) beside the ground truth (right) of one image, uint8 RGB.
 
-    Returns:
-        (H, W, 3) uint8 RGB, or None with a warning if the image cannot be read.
+    Raises:
+        ImageError: the image cannot be read, or is not of the annotations' size.
     """
     record = ground_truth.images[image_id]
-    pixels = _read_pixels(record, image_root)
-    if pixels is None:
-        return None
+    path = os.path.join(image_root, str(record.get("file_name", "")))
+    pixels = read_record_image({**record, "file_name": path}, "RGB")
     results = [result for result in results if result["score"] >= score_threshold]
     annotations = ground_truth.annotations_of(image_id)
-    matches = _match(ground_truth, image_id, results, iou_type)
+    matches = match_detections(ground_truth, image_id, results, iou_type)
     names = {category["id"]: category["name"] for category in ground_truth.categories}
     palette = [_pick_color(index) for index in range(len(annotations))]
     found = [palette[owner] if owner >= 0 else _FALSE_COLOR for owner in matches.objects]
+    num_found = int((matches.objects >= 0).sum())
+    num_false = int(((matches.objects < 0) & ~matches.is_ignored).sum())
     left = _draw_objects(
         pixels, results, found, iou_type,
         [f"{names[r['category_id']]} {100 * min(r['score'], 1):.0f}%" for r in results],
+        f"found {num_found}, false {num_false} (score >= {score_threshold:.2f})",
     )  # fmt: skip
     right = _draw_objects(
         pixels, annotations, palette, iou_type,
         [names.get(a["category_id"], "?") + " (crowd)" * a["iscrowd"] for a in annotations],
+        f"truth {matches.num_objects}, image {image_id}, {title}".rstrip(", "),
     )  # fmt: skip
-    num_found = int((matches.objects >= 0).sum())
-    num_false = int(((matches.objects < 0) & ~matches.is_ignored).sum())
-    return _join(
-        _add_title(left, f"found {num_found}, false {num_false} (score >= {score_threshold:.2f})"),
-        _add_title(right, f"truth {matches.num_objects}, image {image_id}, {title}".rstrip(", ")),
-    )
-
-
-def _match(
-    ground_truth: GroundTruth, image_id: Any, results: list[dict[str, Any]], iou_type: BoxOrMask
-) -> Matches:
-    results = list(find_usable(results, iou_type))
-    annotations = ground_truth.annotations_of(image_id)
-    return match_detections(results, annotations, iou_type, ground_truth.images[image_id])
+    gap = np.full((len(left), _GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
 
 
 def _choose(image_ids: list[Any], num_pictures: int) -> list[tuple[str, int, Any]]:
     num_best = min(num_pictures, (len(image_ids) + 1) // 2)
     num_worst = min(num_pictures, len(image_ids) - num_best)
-    worst = image_ids[::-1][:num_worst]
-    chosen = [("best", rank, image_id) for rank, image_id in enumerate(image_ids[:num_best], 1)]
-    return chosen + [("worst", rank, image_id) for rank, image_id in enumerate(worst, 1)]
-
-
-def _read_pixels(record: dict[str, Any], image_root: str | Path) -> np.ndarray | None:
-    path = Path(image_root) / str(record.get("file_name", ""))
-    try:
-        pixels = read_image(path, format="RGB")
-    except ImageError as error:
-        logger.warning("no picture of image %s: %s", record["id"], error)
-        return None
-    if pixels.shape[:2] != (record["height"], record["width"]):
-        logger.warning(
-            "no picture of image %s: '%s' is %d x %d, its annotations say %d x %d (height x width)",
-            record["id"], path, *pixels.shape[:2], record["height"], record["width"],
-        )  # fmt: skip
-        return None
-    return pixels
+    chosen = [("best", *item) for item in enumerate(image_ids[:num_best], 1)]
+    return chosen + [("worst", *item) for item in enumerate(image_ids[::-1][:num_worst], 1)]
 
 
 def _draw_objects(
@@ -188,13 +156,13 @@ def _draw_objects(
     colors: Sequence[tuple[float, float, float]],
     iou_type: BoxOrMask,
     labels: Sequence[str],
+    title: str,
 ) -> np.ndarray:
     height, width = pixels.shape[:2]
-    low, high = SHORT_SIDE
     short = min(height, width)
-    visualizer = Visualizer(pixels, scale=min(max(short, low), high) / short)
-    texts: list[str | None] = list(labels) if len(labels) <= MAX_LABELS else [None] * len(labels)
-    # large ones first, or they would hide the small ones
+    visualizer = Visualizer(pixels, scale=float(np.clip(short, *SHORT_SIDE)) / short)
+    texts = labels if len(labels) <= MAX_LABELS else [None] * len(labels)
+    # Large ones first, or they would hide the small ones.
     for index in sorted(range(len(objects)), key=lambda i: -_box_area(objects[i])):
         item, color, text = objects[index], colors[index], texts[index]
         if iou_type == "segm" and item.get("segmentation"):
@@ -207,7 +175,7 @@ def _draw_objects(
                 labels=None if text is None else [text],
                 assigned_colors=[color],
             )
-    return visualizer.output.get_image()
+    return _add_title(visualizer.output.get_image(), title)
 
 
 def _box_area(item: dict[str, Any]) -> float:
@@ -216,7 +184,7 @@ def _box_area(item: dict[str, Any]) -> float:
 
 
 def _pick_color(index: int) -> tuple[float, float, float]:
-    """Well separated hues, none of them near red."""
+    """RGB in [0, 1], with well separated hues that avoid red."""
     golden_ratio = 0.618034
     return colorsys.hsv_to_rgb(0.12 + 0.76 * (index * golden_ratio % 1.0), 0.9, 0.95)
 
@@ -228,8 +196,3 @@ def _add_title(picture: np.ndarray, text: str) -> np.ndarray:
     size *= min(1.0, (picture.shape[1] - 8) / width)
     cv2.putText(strip, text, (4, 19), font, size, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([strip, picture])
-
-
-def _join(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    gap = np.full((left.shape[0], _GAP, 3), 255, dtype=np.uint8)
-    return np.concatenate([left, gap, right], axis=1)

@@ -1,4 +1,7 @@
-"""COCO results of any number of images, kept on disk."""
+"""COCO results of any number of images, kept on disk.
+
+M instances of an image, H W its size.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +20,42 @@ from instancezoo.errors import ZooError
 from instancezoo.files import open_atomically
 from instancezoo.layers.rle import encode_bitmasks
 
-# What one rank sends at a time when the parts are put together.
+# Largest message of one rank when the ranks' results are gathered.
 CHUNK_BYTES = 16 * 2**20
 
 
 def instances_to_results(
     instances: Instances, image_id: Any, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Turn what a model found in one image into COCO results.
+    """Turn a model's predictions for one image into COCO results.
 
     Args:
-        instances: `pred_boxes` (N, 4) XYXY, `scores` (N,), `pred_classes` (N,) and, if the model
-            makes masks, `pred_masks`: bool (N, H, W) or N COCO RLE dicts.
+        instances: `pred_boxes` (M, 4) XYXY, `scores` (M,), `pred_classes` (M,) and, if the model
+            makes masks, `pred_masks`: bool (M, H, W) or M COCO RLE dicts.
         image_id: id of the image in the annotation file.
-        category_ids: the file's category id of each contiguous class.
+        category_ids: category id in that file of each contiguous class.
 
     Returns:
-        N dicts with `image_id`, `category_id`, `bbox` (XYWH), `score` and maybe `segmentation`.
+        M dicts with `image_id`, `category_id`, `bbox` (XYWH), `score`, and `segmentation` of masks.
 
     Raises:
-        ZooError: a score or box is not finite, or a class is out of range.
+        ZooError: a score or box is not finite, or a class is out of range; names the image.
     """
     boxes = instances.pred_boxes.tensor.detach().float().cpu()  # NumPy knows no bfloat16
     scores = instances.scores.detach().cpu()
     for name, values in (("score", scores), ("box", boxes)):
         if not torch.isfinite(values).all():
             raise ZooError(
-                f"image {image_id}: a predicted {name} is not finite. The weights have probably "
-                "diverged: look at the losses, lower SOLVER.BASE_LR or clip gradients"
+                f"image {image_id}: a predicted {name} is not finite. The training has probably "
+                "diverged: check the losses, lower SOLVER.BASE_LR or clip gradients"
             )
-    classes = instances.pred_classes.tolist()
-    _check_classes(classes, image_id, len(category_ids))
+    classes, num_classes = instances.pred_classes.tolist(), len(category_ids)
+    for label in classes:
+        if not 0 <= label < num_classes:
+            raise ZooError(
+                f"image {image_id}: predicted class {label}, but the data set has {num_classes} "
+                f"classes (0 to {num_classes - 1}); check NUM_CLASSES in the config"
+            )
     xywh = BoxMode.convert(boxes.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
     results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
@@ -62,11 +70,11 @@ def instances_to_results(
 class ResultsFile:
     """One JSON line for each image, in an unnamed temporary file.
 
-    It takes no memory, needs no cleaning up after a crash, and the images can be read in the order
-    in which they came or by id.
+    It takes no memory, leaves nothing behind after a crash, and images can be read in the order of
+    writing or by id.
 
     Args:
-        folder: where the space is taken; the system's temporary folder if None.
+        folder: a folder on the disk to use; the system's temporary folder if None.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -86,7 +94,7 @@ class ResultsFile:
             yield row["image_id"], row["results"]
 
     def image_ids(self) -> list[Any]:
-        """Ids of all images that were written, those without results included."""
+        """Ids of all images written, also of those without results."""
         return list(self._index())
 
     def read(self, image_id: Any) -> list[dict[str, Any]]:
@@ -98,13 +106,13 @@ class ResultsFile:
         return json.loads(self._file.readline())["results"]
 
     def gather(self, folder: str | Path | None = None) -> ResultsFile | None:
-        """Put the files of all ranks together; every rank must call it.
+        """Gather the results of all ranks; every rank must call it.
 
-        The parts travel in chunks, so ranks need no common disk and memory stays bounded. An image
-        that several ranks (or one rank twice) have seen is kept once.
+        They are sent in chunks, so ranks need no common disk and memory stays bounded. An image
+        written more than once, by several ranks or by one, is kept once.
 
         Returns:
-            The whole on rank 0, None elsewhere.
+            The results of all ranks on rank 0, None elsewhere.
         """
         merged = ResultsFile(folder) if comm.is_main_process() else None
         seen: set[Any] = set()
@@ -119,7 +127,7 @@ class ResultsFile:
         return merged
 
     def close(self) -> None:
-        """Give the space back."""
+        """Free the disk space."""
         self._file.close()
 
     def write_json(self, path: str | Path) -> None:
@@ -141,7 +149,7 @@ class ResultsFile:
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         offset = 0
         while offset < self._size:
-            self._file.seek(offset)  # somebody may have read elsewhere meanwhile
+            self._file.seek(offset)  # other reads may have moved the position
             line = self._file.readline()
             yield offset, line
             offset += len(line)
@@ -152,27 +160,15 @@ class ResultsFile:
         return self._offsets
 
     def _chunks(self) -> Iterator[bytes]:
-        """Whole lines, about `CHUNK_BYTES` at a time, as often as the longest rank needs."""
+        """Whole lines, about `CHUNK_BYTES` at a time, until all ranks have sent their last."""
         lines = self._lines()
         while True:
             chunk = bytearray()
-            while len(chunk) < CHUNK_BYTES:
-                _, line = next(lines, (0, b""))
-                if not line:
-                    break
+            while len(chunk) < CHUNK_BYTES and (line := next(lines, (0, b""))[1]):
                 chunk += line
             if not any(comm.all_gather(len(chunk))):
                 return
             yield bytes(chunk)
-
-
-def _check_classes(classes: list[int], image_id: Any, num_classes: int) -> None:
-    wrong = [label for label in classes if not 0 <= label < num_classes]
-    if wrong:
-        raise ZooError(
-            f"image {image_id}: predicted class {wrong[0]}, but the data set has {num_classes} "
-            f"classes (0 to {num_classes - 1}); check NUM_CLASSES in the config"
-        )
 
 
 def _masks_to_rle(masks: Any) -> list[dict[str, Any]]:
@@ -180,8 +176,6 @@ def _masks_to_rle(masks: Any) -> list[dict[str, Any]]:
         masks = masks.tensor
     if isinstance(masks, torch.Tensor | np.ndarray):
         return encode_bitmasks(torch.as_tensor(masks).bool())
-    return [{"size": list(rle["size"]), "counts": _to_text(rle["counts"])} for rle in masks]
-
-
-def _to_text(counts: str | bytes) -> str:
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts
+    counts = [rle["counts"] for rle in masks]
+    counts = [text.decode("ascii") if isinstance(text, bytes) else text for text in counts]
+    return [{"size": list(rle["size"]), "counts": c} for rle, c in zip(masks, counts, strict=True)]

@@ -28,4 +28,4 @@ METHOD = Method(
     stages={nms_per_class: "box NMS"},
 )
 
-__all__ = ["FCOS", "METHOD", "FCOSProposals", "OneStageDetector", "add_fcos_config"]
+__all__ = ["FCOS", "METHOD", "FCOSProposals", "OneStageDetector"]

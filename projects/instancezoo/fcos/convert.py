@@ -8,10 +8,10 @@ from instancezoo.checkpoint.rename import Layout, Row
 ADELAIDET_LICENCE = "2-clause BSD for non-commercial purposes (AdelaiDet)"
 ORIGINAL_LICENCE = "2-clause BSD for academic use (tianzhi0549/FCOS)"
 HEAD = "proposal_generator.fcos_head"
-# Older files hold them.
+# In older files.
 UNUSED = ("pixel_mean", "pixel_std")
 
-# Names of AdelaiDet's FCOS, alone or as a part of its other methods.
+# AdelaiDet's FCOS, alone or as a part of its other methods.
 ADELAIDET_ROWS: tuple[Row, ...] = (
     (
         "backbone.bottom_up.res{s}.{b}.conv2_offset.*",
@@ -23,13 +23,13 @@ ADELAIDET_ROWS: tuple[Row, ...] = (
     (f"{HEAD}.*_tower.{{i}}.conv.*", f"{HEAD}.*_tower.{{i}}.*"),
     (f"{HEAD}.**", f"{HEAD}.**"),
 )
-# Networks that have an FCOS and more.
+# Parts of other methods built on FCOS.
 _OTHER_METHODS = ("roi_heads.**", "basis_module.**", "top_layer.**", "controller.**", "mask_**")
 
 _BLOCK, _RES2 = "backbone.bottom_up.res4.6.conv1.weight", "backbone.bottom_up.res2.0.conv2.weight"
 _DCN, _P6 = "backbone.bottom_up.res3.0.conv2_offset.weight", "backbone.top_block.p6.weight"
 _LEVEL_NORM = f"{HEAD}.cls_tower.1.0.weight"
-# Width of res2 tells ResNet from ResNeXt, channels of a group tell 32x8d from 64x4d.
+# The shape of res2 distinguishes ResNet, X-101-32x8d and X-101-64x4d.
 _RESNET, _RESNEXT = {_RES2: (64, 64, 3, 3)}, {_RES2: (256, 8, 3, 3)}
 
 # config -> what files must have, what they must not have, and shapes
@@ -59,13 +59,13 @@ _ADELAIDET_LAYOUTS = tuple(
 
 
 def original_rows(prefix: str) -> tuple[Row, ...]:
-    """Rows of the original repository, which stands on maskrcnn-benchmark.
+    """Rows of the original repository, which is based on maskrcnn-benchmark.
 
-    Only its improved models compute the same function: distances in strides behind a ReLU,
-    centerness on the box tower. Names do not tell them from the others.
+    Only its improved models compute the same function: distances in strides after a ReLU,
+    centerness on the box tower. Older models have the same names.
 
     Args:
-        prefix: what every name begins with.
+        prefix: start of every name.
     """
     body, fpn, head = f"{prefix}backbone.body", f"{prefix}backbone.fpn", f"{prefix}rpn.head"
     return (

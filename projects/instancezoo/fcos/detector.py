@@ -1,4 +1,4 @@
-"""Models that are a backbone and a proposal generator whose proposals are detections."""
+"""Models made of a backbone and a proposal generator whose proposals are the detections."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .config import translate_fcos_keys
 
 @META_ARCH_REGISTRY.register()
 class OneStageDetector(ProposalNetwork):
-    """`ProposalNetwork` whose results are called instances, as AdelaiDet's config files name it.
+    """Detectron2's `ProposalNetwork` with its results as "instances"; the name is AdelaiDet's.
 
-    The detector is what `MODEL.PROPOSAL_GENERATOR.NAME` says.
+    `MODEL.PROPOSAL_GENERATOR.NAME` chooses the detector.
     """
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -41,13 +41,13 @@ class OneStageDetector(ProposalNetwork):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         cfg = cfg.clone()
         cfg.defrost()
-        translate_fcos_keys(cfg)  # keys that were set one by one, not merged
+        translate_fcos_keys(cfg)  # keys that were assigned after the last merge
         return super().from_config(cfg)
 
 
 @META_ARCH_REGISTRY.register()
 class FCOS(OneStageDetector):
-    """FCOS alone, whatever `MODEL.PROPOSAL_GENERATOR.NAME` says."""
+    """FCOS alone; `MODEL.PROPOSAL_GENERATOR.NAME` is not read."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Legend: N images, L levels, P points of all levels, K classes, R positive points
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ from instancezoo.modeling.dense import DenseMethod
 from instancezoo.modeling.distributed import average_over_ranks
 from instancezoo.modeling.levels import flatten_levels
 from instancezoo.modeling.point_assignment import PointSpec
+from instancezoo.modeling.towers import Scale, build_level_tower, build_prediction
 
 from .config import check_fcos_config
 from .decode import DecodeSettings, detect
-from .head import FCOSHead, FCOSOutputs, build_head
+from .head import FCOSHead, FCOSOutputs
 from .losses import (
     BOX_LOSSES,
     BOX_QUALITIES,
@@ -34,29 +36,28 @@ from .losses import (
     compare_distances,
     compute_box_loss,
 )
-from .targets import PointTargets, assign_targets
+from .targets import FCOSTargets, assign_targets
 
 # Running average of the number of positive points.
 _MOMENTUM, _INITIAL_AVERAGE = 0.9, 100.0
 _SMALLEST_WEIGHT = 1e-6
 
 
-class FCOSProposals(DenseMethod[FCOSOutputs, PointTargets]):
+class FCOSProposals(DenseMethod[FCOSOutputs, FCOSTargets]):
     """Detects boxes on feature maps; alone, or as the first stage of other methods.
 
     Args:
         fcos_head: see `FCOSHead`.
-        in_features: names of the L maps that the head gets, finest first.
+        in_features: names of the head's L feature maps, finest first.
         points: which points are positive for which objects.
         num_classes: K.
-        focal_alpha, focal_gamma: of the class loss.
-        class_weight: of the class loss.
-        class_normalizer: what the class loss is divided by, one of `CLASS_NORMALIZERS`.
+        focal_alpha, focal_gamma, class_weight: of the class loss.
+        class_normalizer: divisor of the class loss, one of `CLASS_NORMALIZERS`.
         box_loss: one of `BOX_LOSSES`.
-        box_quality: what the quality branch learns, one of `BOX_QUALITIES`.
+        box_quality: target of the quality branch, one of `BOX_QUALITIES`.
         decode_settings, decode_settings_train: thresholds of inference, and of proposals in
             training.
-        yield_proposal: whether to detect in training.
+        yield_proposal: if True, detect in training too.
 
     Raises:
         ValueError: unknown normalizer, box loss or quality.
@@ -101,9 +102,8 @@ class FCOSProposals(DenseMethod[FCOSOutputs, PointTargets]):
         self.decode_settings_train = decode_settings_train
         self.yield_proposal = yield_proposal
         if class_normalizer == "moving_fg":
-            # Saved, so that a resumed run goes on as it would have; published files have none.
-            average = torch.tensor(_INITIAL_AVERAGE)
-            self.register_buffer("moving_num_foreground", average)
+            # Saved, so that a resumed run equals an unbroken one; published files lack it.
+            self.register_buffer("moving_num_foreground", torch.tensor(_INITIAL_AVERAGE))
 
     def forward(
         self,
@@ -118,11 +118,14 @@ class FCOSProposals(DenseMethod[FCOSOutputs, PointTargets]):
             images: the padded batch.
             features: the backbone's maps.
             gt_instances: N Instances with `gt_boxes`, `gt_classes`; needed in training.
-            top_module: one more layer on the box tower; its values travel with each detection.
+            top_module: one more layer on the box tower; detections carry its values.
 
         Returns:
-            Detections as `decode` gives them (in training only with `yield_proposal`), and in
-            training the losses.
+            Detections from `decode` (in training only with `yield_proposal`), and in training the
+            losses.
+
+        Raises:
+            ZooError: no `gt_instances` in training.
         """
         outputs = self.predict(features, top_module)
         if not self.training:
@@ -140,25 +143,31 @@ class FCOSProposals(DenseMethod[FCOSOutputs, PointTargets]):
 
     def assign(
         self, outputs: FCOSOutputs, images: ImageList, ground_truth: list[Instances]
-    ) -> PointTargets:
-        """What each point has to predict; see `assign_targets`, masks are not needed."""
+    ) -> FCOSTargets:
+        """Targets of each point, see `assign_targets`; masks are not needed."""
         return assign_targets(ground_truth, outputs.map_sizes, self.points, self.num_classes)
 
-    def losses(self, outputs: FCOSOutputs, targets: PointTargets) -> dict[str, Tensor]:
+    def losses(self, outputs: FCOSOutputs, targets: FCOSTargets) -> dict[str, Tensor]:
         """`loss_fcos_cls`, `loss_fcos_loc`, and `loss_fcos_ctr` or `loss_fcos_iou` (equation 2)."""
         positive = targets.image, targets.point
         num_positive = outputs.distances[0].new_tensor(float(len(targets.point)))
         num_positive = average_over_ranks(num_positive).clamp(min=1)
         predicted = flatten_levels(outputs.distances)[positive]  # (R, 4)
         quality = flatten_levels(outputs.quality_logits)[positive].float().squeeze(1)  # (R,)
-        overlap = compare_distances(predicted, targets.distances)
+        overlap = compare_distances(predicted, targets.distances / targets.strides[:, None])
         box_loss = compute_box_loss(overlap, self.box_loss)
-        losses = {"loss_fcos_cls": self._class_loss(outputs, targets.classes, num_positive)}
+        class_loss = class_focal_loss(
+            flatten_levels(outputs.cls_logits),  # (N, P, K)
+            targets.classes,
+            alpha=self.focal_alpha,
+            gamma=self.focal_gamma,
+        ) / self._count_points(targets.classes, num_positive)
+        losses = {"loss_fcos_cls": self.class_weight * class_loss}
         if self.box_quality == "iou":
             losses["loss_fcos_loc"] = box_loss.sum() / num_positive
             name, goal = "loss_fcos_iou", overlap.iou.detach()
         else:
-            # Boxes of points far from the middle are seldom kept, and weigh less here.
+            # Boxes of points far from the middle are seldom kept: they weigh less here.
             goal = targets.centerness
             total = average_over_ranks(goal.sum()).clamp(min=_SMALLEST_WEIGHT)
             losses["loss_fcos_loc"] = (box_loss * goal).sum() / total
@@ -167,27 +176,24 @@ class FCOSProposals(DenseMethod[FCOSOutputs, PointTargets]):
         losses[name] = error / num_positive
         return losses
 
-    def _class_loss(self, outputs: FCOSOutputs, classes: Tensor, num_positive: Tensor) -> Tensor:
-        logits = flatten_levels(outputs.cls_logits)  # (N, P, K)
-        total = class_focal_loss(logits, classes, alpha=self.focal_alpha, gamma=self.focal_gamma)
-        return self.class_weight * total / self._normalize_classes(classes, num_positive)
-
-    def _normalize_classes(self, classes: Tensor, num_positive: Tensor) -> Tensor:
+    def _count_points(self, classes: Tensor, num_positive: Tensor) -> Tensor:
+        """What the class loss is divided by, ()."""
         if self.class_normalizer == "all":
             return average_over_ranks(num_positive.new_tensor(float(classes.numel())))
         if self.class_normalizer == "moving_fg":
             average = self.moving_num_foreground
-            average.mul_(_MOMENTUM).add_((1 - _MOMENTUM) * num_positive)
+            if torch.is_grad_enabled():  # losses on validation data leave it as it is
+                average.mul_(_MOMENTUM).add_((1 - _MOMENTUM) * num_positive)
             return average.clone()
         return num_positive
 
     def decode(self, outputs: FCOSOutputs, images: ImageList) -> list[Instances]:
-        """Detections after NMS; see `detect`. In training by thresholds of their own."""
+        """Detections after NMS, see `detect`; training has thresholds of its own."""
         settings = self.decode_settings_train if self.training else self.decode_settings
         return detect(outputs, images.image_sizes, self.points.strides, settings)
 
     def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
-        """Scale the boxes to the original image and clip them; empty ones are left out."""
+        """Scale the boxes to the original image, clip them and leave out empty ones."""
         return detector_postprocess(candidates, height, width)
 
     @classmethod
@@ -196,17 +202,7 @@ class FCOSProposals(DenseMethod[FCOSOutputs, PointTargets]):
         node = cfg.MODEL.FCOS
         version = "v2" if cfg.MODEL.RESNETS.DEFORM_MODULATED else "v1"
         return {
-            "fcos_head": build_head(
-                input_shape[node.IN_FEATURES[0]].channels,
-                len(node.IN_FEATURES),
-                num_classes=node.NUM_CLASSES,
-                num_convs=(node.NUM_SHARE_CONVS, node.NUM_CLS_CONVS, node.NUM_BOX_CONVS),
-                norm=node.NORM,
-                deformable=version if node.USE_DEFORMABLE else "",
-                use_scale=node.USE_SCALE,
-                prior_prob=node.PRIOR_PROB,
-                keep_box_features=node.YIELD_BOX_FEATURES,
-            ),
+            "fcos_head": build_head(node, input_shape[node.IN_FEATURES[0]].channels, version),
             "in_features": node.IN_FEATURES,
             "points": PointSpec(
                 strides=list(node.FPN_STRIDES),
@@ -226,6 +222,29 @@ class FCOSProposals(DenseMethod[FCOSOutputs, PointTargets]):
         }
 
 
+def build_head(node: CfgNode, channels: int, deformable: str) -> FCOSHead:
+    """The network behind the pyramid.
+
+    Args:
+        node: `cfg.MODEL.FCOS`.
+        channels: C of the pyramid and of the towers.
+        deformable: "v1" or "v2", used if `node.USE_DEFORMABLE`.
+    """
+    num_levels = len(node.IN_FEATURES)
+    make_tower = partial(build_level_tower, channels, num_levels=num_levels, norm=node.NORM)
+    last = deformable if node.USE_DEFORMABLE else ""
+    return FCOSHead(
+        share_tower=make_tower(node.NUM_SHARE_CONVS),
+        cls_tower=make_tower(node.NUM_CLS_CONVS, deformable=last),
+        bbox_tower=make_tower(node.NUM_BOX_CONVS, deformable=last),
+        cls_logits=build_prediction(channels, node.NUM_CLASSES, prior=node.PRIOR_PROB),
+        bbox_pred=build_prediction(channels, 4),
+        ctrness=build_prediction(channels, 1),
+        scales=nn.ModuleList(Scale() for _ in range(num_levels if node.USE_SCALE else 0)),
+        keep_box_features=node.YIELD_BOX_FEATURES,
+    )
+
+
 def _read_decode_settings(node: CfgNode, phase: str) -> DecodeSettings:
     return DecodeSettings(
         score_thresh=node[f"INFERENCE_TH_{phase}"],
@@ -238,5 +257,5 @@ def _read_decode_settings(node: CfgNode, phase: str) -> DecodeSettings:
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 def FCOS(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> FCOSProposals:
-    """Build `FCOSProposals`, by the name that MODEL.PROPOSAL_GENERATOR.NAME has for it."""
+    """Build `FCOSProposals` for MODEL.PROPOSAL_GENERATOR.NAME "FCOS"."""
     return FCOSProposals(cfg, input_shape)

@@ -1,18 +1,17 @@
 """The network of FCOS behind the pyramid (section 3, figure 2): modules only.
 
-Legend: N images, C channels, H W map size of a level, L levels, K classes, T top features.
+Legend: N images, C channels, H W map size of a level, L levels, K classes, D values of the
+top module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instancezoo.modeling.levels import list_map_sizes
-from instancezoo.modeling.towers import Scale, build_level_tower, build_prediction
 
 
 class FCOSOutputs(NamedTuple):
@@ -23,8 +22,8 @@ class FCOSOutputs(NamedTuple):
         distances: L tensors (N, 4, H, W) fp32, not negative: to the left, top, right and bottom
             side of the box, in strides.
         quality_logits: L tensors (N, 1, H, W), of centerness or IoU.
-        top_features: L tensors (N, T, H, W) of the caller's module; empty without one.
-        box_features: L tensors (N, C, H, W), what the box tower gives; empty unless asked for.
+        top_features: L tensors (N, D, H, W) of the caller's module; empty without one.
+        box_features: L tensors (N, C, H, W) of the box tower; empty unless `keep_box_features`.
     """
 
     cls_logits: list[Tensor]
@@ -42,15 +41,15 @@ class FCOSOutputs(NamedTuple):
 class FCOSHead(nn.Module):
     """Class, box and quality of every point, by one network for all levels.
 
-    The names of its parts are AdelaiDet's, so that its checkpoints need no other.
+    Its parts have AdelaiDet's names, so that AdelaiDet's checkpoints load without renaming.
 
     Args:
-        share_tower: comes before the other two.
-        cls_tower, bbox_tower: see `LevelTower`.
+        share_tower: `LevelTower` before the other two.
+        cls_tower, bbox_tower: `LevelTower` of the classes, and of boxes and quality.
         cls_logits, bbox_pred, ctrness: convolutions to K, 4 and 1 channels; the first reads the
             class tower, the others the box tower.
         scales: L factors of the distances; empty for none.
-        keep_box_features: whether the outputs hold the box tower's maps.
+        keep_box_features: if True, the outputs hold the box tower's maps.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class FCOSHead(nn.Module):
         for level, features in enumerate(pyramid):
             shared = self.share_tower(features, level)
             box_features = self.bbox_tower(shared, level)
-            # Distances reach hundreds of pixels: half precision would round them to whole ones.
+            # Half precision would round large distances to whole pixels.
             distances = self.bbox_pred(box_features).float()
             if len(self.scales):
                 distances = self.scales[level](distances)
@@ -93,44 +92,3 @@ class FCOSHead(nn.Module):
             if self.keep_box_features:
                 outputs.box_features.append(box_features)
         return outputs
-
-
-def build_head(
-    channels: int,
-    num_levels: int,
-    *,
-    num_classes: int,
-    num_convs: Sequence[int],
-    norm: str = "GN",
-    deformable: str = "",
-    use_scale: bool = True,
-    prior_prob: float = 0.01,
-    keep_box_features: bool = False,
-) -> FCOSHead:
-    """Build the network with weights N(0, 0.01) and biases 0, but for the classes' prior.
-
-    Args:
-        channels: C of the pyramid and of the towers.
-        num_levels: L.
-        num_classes: K.
-        num_convs: of the shared, the class and the box tower.
-        norm: one of `LEVEL_NORMS`.
-        deformable: "", "v1" or "v2", of the last convolution of the class and the box tower.
-        use_scale: whether distances have a factor for each level.
-        prior_prob: probability of each class that the network starts with.
-        keep_box_features: see `FCOSHead`.
-    """
-    towers = [
-        build_level_tower(channels, num, num_levels, norm=norm, deformable=version)
-        for num, version in zip(num_convs, ("", deformable, deformable), strict=True)
-    ]
-    return FCOSHead(
-        share_tower=towers[0],
-        cls_tower=towers[1],
-        bbox_tower=towers[2],
-        cls_logits=build_prediction(channels, num_classes, prior=prior_prob),
-        bbox_pred=build_prediction(channels, 4),
-        ctrness=build_prediction(channels, 1),
-        scales=nn.ModuleList(Scale() for _ in range(num_levels if use_scale else 0)),
-        keep_box_features=keep_box_features,
-    )

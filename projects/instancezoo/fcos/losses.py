@@ -1,4 +1,4 @@
-"""Losses of boxes that are given by distances from one point, and which losses there are.
+"""Losses of boxes given by distances from one point, and the choices of a config.
 
 Legend: R positive points.
 """
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 BOX_LOSSES = ("giou", "iou", "linear_iou")
-# What the quality branch learns.
+# Target of the quality branch.
 BOX_QUALITIES = ("ctrness", "iou")
-# What the class loss is divided by.
+# Divisor of the class loss.
 CLASS_NORMALIZERS = ("fg", "moving_fg", "all")
 # Keeps the logarithm of an IoU finite.
 _SMOOTHING = 1.0
@@ -30,7 +30,7 @@ def compare_distances(predicted: Tensor, target: Tensor) -> Overlap:
     """Compare boxes around common points.
 
     parity: one is added to intersection and union, in square strides, which raises the IoU of small
-    boxes; without it an epsilon would do.
+    boxes; right would be an epsilon.
 
     Args:
         predicted: (R, 4) distances to the left, top, right and bottom side, not negative.

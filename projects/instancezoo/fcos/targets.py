@@ -1,6 +1,6 @@
-"""What each point has to predict (FCOS, section 3.1 and 3.2, with centre sampling).
+"""What each point has to predict (FCOS, sections 3.1 and 3.2, with centre sampling).
 
-Legend: N images, L levels, M instances of all images, P points of all levels, R positive points.
+Legend: N images, L levels, M instances of an image, H W image size, K classes, R positive points.
 """
 
 from __future__ import annotations
@@ -13,28 +13,18 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from instancezoo.layers.mass_centers import find_mass_centers
-from instancezoo.modeling.levels import locate_all_points
 from instancezoo.modeling.objects import join_objects
-from instancezoo.modeling.point_assignment import PointSpec, assign_points
+from instancezoo.modeling.point_assignment import PointSpec, PointTargets, assign_points
 
 
 @dataclass(frozen=True)
-class PointTargets:
+class FCOSTargets(PointTargets):
     """Classes of all points, and what the positive ones have to predict.
 
     Attributes:
-        classes: (N, P) long, K for background.
-        image, point, instance: (R,) long, ordered by image, then point; `instance` counts the
-            instances of all images.
-        distances: (R, 4) to the left, top, right and bottom side, positive, in strides.
         centerness: (R,), in (0, 1].
     """
 
-    classes: Tensor
-    image: Tensor
-    point: Tensor
-    instance: Tensor
-    distances: Tensor
     centerness: Tensor
 
 
@@ -43,69 +33,43 @@ def assign_targets(
     map_sizes: Sequence[tuple[int, int]],
     spec: PointSpec,
     num_classes: int,
-) -> PointTargets:
+) -> FCOSTargets:
     """Find the targets of a batch.
 
     Args:
-        ground_truth: N Instances with `gt_boxes`, `gt_classes` and maybe `gt_bitmasks_full`, see
-            `find_centers`.
+        ground_truth: N Instances with `gt_boxes`, `gt_classes` and, optionally,
+            `gt_bitmasks_full`, see `find_centers`.
         map_sizes: L pairs, height and width of each level's map.
-        spec: see `PointSpec`.
+        spec: which points are positive for which objects.
         num_classes: K.
     """
     objects = join_objects(ground_truth)
     boxes = objects.boxes
-    instance = assign_points(
-        torch.cat([find_centers(instances) for instances in ground_truth]),
-        boxes,
-        (boxes[:, 2:] - boxes[:, :2]).prod(dim=1),
-        objects.image,
-        spec,
-        num_images=objects.num_images,
-        map_sizes=map_sizes,
-    )  # (N, P)
-    image, point = (instance >= 0).nonzero(as_tuple=True)
-    chosen = instance[image, point]
-    classes = torch.full_like(instance, num_classes)
-    classes[image, point] = objects.classes[chosen]
-    points, strides = list_points(map_sizes, spec.strides, boxes.device)
-    distances = measure_distances(points[point], boxes[chosen]) / strides[point, None]
-    centerness = compute_centerness(distances)
-    return PointTargets(classes, image, point, chosen, distances, centerness)
+    centers = torch.cat([find_centers(instances) for instances in ground_truth])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    found = assign_points(
+        objects, centers, areas, spec, map_sizes=map_sizes, num_classes=num_classes
+    )
+    return FCOSTargets(**vars(found), centerness=compute_centerness(found.distances))
 
 
 def find_centers(instances: Instances) -> Tensor:
     """Centres for centre sampling: of the boxes, or the mean pixel index of the masks.
 
     Args:
-        instances: with `gt_boxes`; masks are taken from `gt_bitmasks_full`, a tensor (M, H, W) of
-            zeros and ones at the resolution of the network input, if it is there (CondInst).
+        instances: with `gt_boxes`. If they have `gt_bitmasks_full`, (M, H, W) of zeros and ones at
+            the resolution of the network input, the centres are those of the masks (CondInst).
 
     Returns:
         (M, 2) x and y in pixels; (0, 0) for an empty mask.
     """
     if instances.has("gt_bitmasks_full"):
         return find_mass_centers(instances.gt_bitmasks_full.bool())[0]
-    boxes = instances.gt_boxes.tensor
-    return (boxes[:, :2] + boxes[:, 2:]) * 0.5
-
-
-def list_points(
-    map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Points of all levels, (P, 2) x and y in pixels, and the stride of each, (P,)."""
-    points = locate_all_points(map_sizes, strides, device)
-    lengths = torch.tensor([height * width for height, width in map_sizes], device=device)
-    return points, points.new_tensor(strides).repeat_interleave(lengths)
-
-
-def measure_distances(points: Tensor, boxes: Tensor) -> Tensor:
-    """From points (R, 2) to the left, top, right and bottom side of boxes (R, 4) XYXY: (R, 4)."""
-    return torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1)
+    return instances.gt_boxes.get_centers()
 
 
 def compute_centerness(distances: Tensor) -> Tensor:
-    """How far a point is from the middle of its box (equation 3): (R, 4) -> (R,), 1 in the middle.
+    """How near a point is to the middle of its box (equation 3): (R, 4) -> (R,), 1 in the middle.
 
     Args:
         distances: to the four sides, positive, in any unit.

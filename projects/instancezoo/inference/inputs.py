@@ -1,4 +1,4 @@
-"""From what was typed on the command line to a list of images and videos."""
+"""From the words of a command line to a list of images and videos."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Input:
     """One file to predict on.
 
     Args:
-        path: as it was typed or found.
-        is_video: by its suffix; everything that is not a video is tried as an image.
+        path: as typed or found.
+        is_video: True for a video suffix; every other file is tried as an image.
     """
 
     path: Path
@@ -32,10 +32,10 @@ class Input:
 
 
 def gather_inputs(words: Iterable[str]) -> list[Input]:
-    """Find the files that files, folders and patterns stand for.
+    """List the files that file names, folders and patterns refer to.
 
-    Folders are searched with their sub-folders for known image and video suffixes. A file that is
-    named itself is taken whatever its suffix is, even if it is missing: the run reports it.
+    Folders are searched with their sub-folders for known image and video suffixes. A file named by
+    itself is accepted with any suffix, even if it is missing: the run reports it.
 
     Args:
         words: paths, or patterns with `*`, `?`, `[...]` and `**`.
@@ -44,7 +44,7 @@ def gather_inputs(words: Iterable[str]) -> list[Input]:
         Each file once, in the order of the words, sorted within a folder or pattern.
 
     Raises:
-        ZooError: no word leads to any file.
+        ZooError: no file found.
     """
     words = list(words)
     found: dict[Path, Input] = {}
@@ -61,11 +61,11 @@ def gather_inputs(words: Iterable[str]) -> list[Input]:
 
 
 def name_pictures(inputs: Iterable[Input], folder: Path) -> list[Path]:
-    """A path of its own for each input's picture or video, whatever folders the inputs are in.
+    """Choose a different path for each input's picture or video.
 
     Args:
-        inputs: the files.
-        folder: where the pictures go.
+        inputs: the files, in any folders.
+        folder: folder of the pictures.
 
     Returns:
         One path for each input: `<stem>.jpg` or `.mp4`, with `_2`, `_3` ... where names collide.
@@ -80,13 +80,13 @@ def name_pictures(inputs: Iterable[Input], folder: Path) -> list[Path]:
     for item in inputs:
         suffix = ".mp4" if item.is_video else ".jpg"
         name, copy = item.path.stem, 1
-        while f"{name}{suffix}".lower() in taken:  # some file systems fold case
+        while f"{name}{suffix}".lower() in taken:  # some file systems ignore case
             copy += 1
             name = f"{item.path.stem}_{copy}"
         taken.add(f"{name}{suffix}".lower())
         paths.append(folder / f"{name}{suffix}")
         if os.path.abspath(paths[-1]) in originals:
-            raise ZooError(f"{paths[-1]} is an input: choose another --output folder")
+            raise ZooError(f"{paths[-1]} is an input file: choose another --output folder")
     return paths
 
 

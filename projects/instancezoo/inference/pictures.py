@@ -1,4 +1,4 @@
-"""Draws predictions on images and video frames, and writes both whole or not at all."""
+"""Drawing of predictions on images and video frames, and atomic writing of both."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from detectron2.utils.visualizer import Visualizer
 
 from instancezoo.files import PartialFile, open_atomically
 
-# Labels on thumbnails cannot be read: smaller images are drawn this large.
-MIN_PICTURE_SIZE = 480
+MIN_PICTURE_SIZE = 480  # smaller images are magnified to this many pixels: labels stay legible
 CODEC = "mp4v"
 
 
@@ -23,8 +22,8 @@ def draw_picture(image: np.ndarray, instances: Instances, metadata: Any) -> np.n
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        instances: predictions on the CPU; masks as bool (N, H, W) or RLE dicts.
-        metadata: Detectron2's; `thing_classes` if known.
+        instances: predictions on the CPU; masks as bool (M, H, W) or RLE dicts.
+        metadata: Detectron2's, with `thing_classes` if known.
 
     Returns:
         (H', W', 3) uint8 RGB, small images magnified.
@@ -35,19 +34,19 @@ def draw_picture(image: np.ndarray, instances: Instances, metadata: Any) -> np.n
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write an RGB picture (H, W, 3) uint8 under its name once it is whole."""
+    """Write an RGB picture (H, W, 3) uint8 atomically."""
     done, content = cv2.imencode(path.suffix, np.ascontiguousarray(picture[:, :, ::-1]))
     if not done:
-        raise OSError(f"{path}: a picture of {picture.shape[1]}x{picture.shape[0]} does not encode")
+        raise OSError(f"{path}: cannot encode a picture of {picture.shape[1]}x{picture.shape[0]}")
     with open_atomically(path) as file:
         file.write(content.tobytes())
 
 
 class VideoDrawing:
-    """A video with predictions drawn on it; colours follow the objects.
+    """A video with predictions drawn on it; an object keeps its colour.
 
     Args:
-        path: the `.mp4` to write; it appears when `close` is called.
+        path: the `.mp4` to write; `close` gives it its name.
         fps: frames per second.
         metadata: Detectron2's.
     """
@@ -60,7 +59,7 @@ class VideoDrawing:
 
     def add(self, frame: np.ndarray, instances: Instances) -> None:
         """Draw one frame (H, W, 3) uint8 RGB. Raises `OSError` if the video cannot be written."""
-        # VideoVisualizer picks masks by an index list, which a plain list of RLE does not take
+        # VideoVisualizer selects masks by an index list, which a plain list of RLE does not support
         drawn = _clamp_scores(instances)
         if drawn.has("pred_masks"):
             drawn.remove("pred_masks")
@@ -72,7 +71,7 @@ class VideoDrawing:
         self._writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
 
     def close(self, keep: bool) -> None:
-        """Finish; the video takes its name if `keep`, else it is removed."""
+        """Finish: give the video its name if `keep`, else remove it."""
         if self._writer is not None:
             self._writer.release()
         self._file.close(keep=keep and self._writer is not None)
@@ -81,13 +80,12 @@ class VideoDrawing:
         codec = cv2.VideoWriter.fourcc(*CODEC)
         writer = cv2.VideoWriter(str(self._file.hidden), codec, self._fps, (width, height))
         if not writer.isOpened():
-            path = self._file.path
-            raise OSError(f"{path}: this OpenCV cannot write {CODEC} {width}x{height}")
+            raise OSError(f"{self._file.path}: OpenCV cannot write {CODEC} {width}x{height}")
         return writer
 
 
 def _clamp_scores(instances: Instances) -> Instances:
-    """A copy with scores of at most 1: PolarMask's may be higher, and labels are percentages."""
+    """Copy with scores of at most 1: PolarMask's may be higher, but labels are percentages."""
     drawn = Instances(instances.image_size, **instances.get_fields())
     drawn.scores = drawn.scores.clamp(max=1)
     return drawn

@@ -1,4 +1,4 @@
-"""Runs a predictor over files, and goes on after those that cannot be read."""
+"""Prediction on many files; those that cannot be read are reported and left out."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .inputs import Input, name_pictures
 from .pictures import VideoDrawing, draw_picture, write_picture
 
 PREDICTIONS_NAME = "predictions.json"
-DEFAULT_FPS = 25.0  # for videos that do not tell
-# Containers count frames loosely; fewer than this share means that the rest is damaged.
+DEFAULT_FPS = 25.0  # for videos that do not state it
+# Frame counts of containers are approximate; below this share the rest counts as damaged.
 MIN_DECODED_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A file that was left out, and why, in one line."""
+    """A file that was left out, with the reason in one line."""
 
     path: Path
     reason: str
@@ -44,27 +44,29 @@ def predict_inputs(
     with_pictures: bool = True,
     mask_form: str = "rle",
 ) -> list[Failure]:
-    """Predict on every file; write a picture or video for each, and one COCO file of all.
+    """Predict on every file; write a picture or video for each, and one COCO file for all.
 
     Args:
         predictor: image (H, W, 3) uint8 in INPUT.FORMAT -> Instances on the CPU.
-        inputs: what to predict on.
-        output: folder for the pictures and `predictions.json`; made if it is missing.
+        inputs: images and videos.
+        output: folder for the pictures and `predictions.json`; created if missing.
         cfg: reads INPUT.FORMAT ("RGB" or "BGR"), and DATASETS.TEST for class names and ids.
-        with_pictures: False writes the COCO file only.
-        mask_form: of the COCO file, "rle" or "polygon", see `open_predictions`.
+        with_pictures: if False, only the COCO file is written.
+        mask_form: "rle" or "polygon" in the COCO file, see `open_predictions`.
 
     Returns:
         The files that could not be read or drawn.
 
     Raises:
-        ZooError: a picture would overwrite an input; a class or score is impossible; the model
-            predicts no polygons and they are asked for.
+        ZooError: a picture would overwrite an input; a class or score is invalid; polygons are
+            wanted from a model without polygons.
     """
-    output.mkdir(parents=True, exist_ok=True)
     targets = name_pictures(inputs, output)
-    metadata = find_metadata(cfg)
-    names, category_ids = name_classes(metadata, count_classes(cfg))
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
+    heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
+    # no predicted class exceeds the largest number
+    num_classes = max(head["NUM_CLASSES"] for head in heads if "NUM_CLASSES" in head)
+    names, category_ids = name_classes(metadata, num_classes)
     failures = []
     file = output / PREDICTIONS_NAME
     with open_predictions(file, names, category_ids, mask_form) as predictions:
@@ -78,19 +80,8 @@ def predict_inputs(
     return failures
 
 
-def find_metadata(cfg: Any) -> Metadata:
-    """Metadata of the first data set of DATASETS.TEST; empty if there is none."""
-    return MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
-
-
-def count_classes(cfg: Any) -> int:
-    """The largest NUM_CLASSES of any head: no predicted class is beyond it."""
-    heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
-    return max(head["NUM_CLASSES"] for head in heads if "NUM_CLASSES" in head)
-
-
 def name_classes(metadata: Any, num_classes: int) -> tuple[list[str], list[int]]:
-    """Names and category ids of the contiguous classes; `num_classes` numbers if not known."""
+    """List names and category ids of the contiguous classes; numbers if there are no names."""
     names = list(metadata.get("thing_classes", None) or [])
     if not names:
         return [str(i) for i in range(num_classes)], list(range(num_classes))
@@ -100,12 +91,12 @@ def name_classes(metadata: Any, num_classes: int) -> tuple[list[str], list[int]]
 
 
 class _FileError(Exception):
-    """This file is left out, or done in part; the run goes on."""
+    """This file is left out or done in part; the run continues."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What all files of a run share."""
+    """The settings that all files of a run share."""
 
     predictor: Callable[[np.ndarray], Instances]
     metadata: Any
@@ -123,7 +114,7 @@ class _Run:
             return
         try:
             write_picture(target, draw_picture(self._swap(image), instances, self.metadata))
-        except (OSError, ValueError) as error:  # disk full, or larger than a canvas may be
+        except (OSError, ValueError) as error:  # disk full, or too large to draw on
             raise _FileError(f"predicted but not drawn: {error}") from error
 
     def predict_video(self, path: Path, target: Path | None) -> None:
@@ -132,7 +123,7 @@ class _Run:
         if target is not None:
             fps = video.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
             drawing = VideoDrawing(target, fps, self.metadata)
-        done, total = 0, max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # 0: not told
+        done, total = 0, max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # 0: not stated
         try:
             for frame in track(_decode_frames(video), path.name, total=total or None):
                 instances = self._predict(self._swap(frame))
@@ -147,7 +138,7 @@ class _Run:
             if drawing is not None:
                 drawing.close(keep=done > 0)
         if done < MIN_DECODED_SHARE * max(total, 1):
-            raise _FileError(f"{path}: damaged or no video: {done} of {total} frames decode")
+            raise _FileError(f"{path}: damaged or not a video: {done} of {total} frames decoded")
 
     def _predict(self, image: np.ndarray) -> Instances:
         try:
@@ -157,7 +148,7 @@ class _Run:
             raise _FileError(f"out of memory at {width}x{height} pixels") from error
 
     def _swap(self, image: np.ndarray) -> np.ndarray:
-        """Between the predictor's channel order and RGB, either way."""
+        """Convert between the predictor's channel order and RGB, in either direction."""
         return image if self.image_format == "RGB" else image[:, :, ::-1]
 
 

@@ -16,13 +16,15 @@ from instancezoo.modeling.masks import select_rows
 
 
 class ImagePredictor:
-    """A model with its weights, its input size and a threshold; like `DefaultPredictor`, but it
-    loads any known checkpoint and hands out confident instances only, on the CPU.
+    """A model with its weights, its input size and a score threshold.
+
+    Unlike `DefaultPredictor` it loads any known checkpoint and returns only confident instances, on
+    the CPU.
 
     Args:
         cfg: a full config; MODEL.WEIGHTS names the weights. With MODEL.EMA.ENABLED the file's
-            averaged weights are taken, if it holds any.
-        confidence: smallest score, in [0, 1], that is kept.
+            averaged weights are used, if it holds any.
+        confidence: smallest score to keep, in [0, 1].
 
     Raises:
         ZooError: no weights, or weights that do not fit the model.
@@ -30,14 +32,14 @@ class ImagePredictor:
 
     def __init__(self, cfg: Any, confidence: float = 0.0) -> None:
         if not cfg.MODEL.WEIGHTS:
-            raise ZooError("no weights to predict with: give --weights FILE or MODEL.WEIGHTS")
+            raise ZooError("no weights to predict with: set --weights FILE or MODEL.WEIGHTS")
         cfg = _prepare_cfg(cfg, confidence)
         self.image_format: str = cfg.INPUT.FORMAT
         self.confidence = confidence
         self.model = build_model(cfg).eval()
         checkpointer = ZooCheckpointer(self.model, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL)
         rest = checkpointer.load(cfg.MODEL.WEIGHTS)
-        if cfg.MODEL.EMA.ENABLED:  # what was evaluated
+        if cfg.MODEL.EMA.ENABLED:  # the weights that were evaluated
             use_average(self.model, rest)
         self._resize = build_resize(cfg, is_train=False)
 
@@ -48,8 +50,8 @@ class ImagePredictor:
             image: (H, W, C) uint8 in the channel order `image_format`.
 
         Returns:
-            Instances on the CPU in the frame of `image`, scores at least `confidence`; its
-            `pred_masks` has the form that MODEL.MASK_OUTPUT names.
+            Instances on the CPU in the frame of `image` with scores of at least `confidence`;
+            `pred_masks` in the form MODEL.MASK_OUTPUT.
         """
         with torch.no_grad():
             outputs = self.model([make_model_input(image, self._resize)])
@@ -57,7 +59,7 @@ class ImagePredictor:
 
 
 def keep_confident(instances: Instances, confidence: float) -> Instances:
-    """The instances whose score is at least `confidence`; masks may be a tensor or RLE dicts."""
+    """Keep instances with a score of at least `confidence`; masks as a tensor or RLE dicts."""
     kept = (instances.scores >= confidence).nonzero().flatten()
     fields = {name: select_rows(value, kept) for name, value in instances.get_fields().items()}
     return Instances(instances.image_size, **fields)
@@ -66,9 +68,9 @@ def keep_confident(instances: Instances, confidence: float) -> Instances:
 def _prepare_cfg(cfg: Any, confidence: float) -> Any:
     cfg = cfg.clone()
     cfg.defrost()
-    # The checkpoint holds the backbone as well; its own weights need not be there.
+    # The checkpoint includes the backbone, so the backbone's own weights need not exist.
     cfg.MODEL.TIMM.WEIGHTS = ""
-    # What would be dropped later need not be pasted: these keys are the models' own thresholds.
+    # The models' own thresholds: masks of instances that would be dropped later are not computed.
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence
     cfg.freeze()

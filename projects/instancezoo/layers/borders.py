@@ -1,7 +1,7 @@
 """Outer borders and mass centres of masks.
 
-Legend: M instances, H W image size, K border points of all instances or of one,
-E edges between them.
+Legend: M instances, H W image size, B border points of all instances or of one, E edges between
+them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Borders:
     """Border points of M instances, one instance after the other.
 
     Attributes:
-        points: (K, 2) int32 x and y of border pixels, row by row within an instance, none twice.
+        points: (B, 2) int32 x and y of border pixels, row by row within an instance, none twice.
         offsets: (M + 1,) long; instance m owns `points[offsets[m]:offsets[m + 1]]`.
         centers: (M, 2) fp32 x and y of the mass centres, truncated to whole pixels.
     """
@@ -37,11 +37,11 @@ class Borders:
 def find_borders(masks: Tensor) -> Borders:
     """Border and mass centre of the largest part of each mask, holes filled (PolarMask, 3.2).
 
-    Of the 8-connected parts the one counts whose polygon through the centres of its outermost
-    pixels is largest; of equal ones the one whose first pixel (row by row) comes last, which
-    OpenCV lists first. Its border: the pixels with one of their four neighbours outside of the
-    filled part or of the image. Its centre: the centroid of the polygon, in exact integers; if
-    the polygon has no area, the mean over a walk around it.
+    The size of an 8-connected part is the area of the polygon through the centres of its outermost
+    pixels; among equal parts the one whose first pixel (row by row) comes last is taken, which
+    OpenCV lists first. Border: the pixels with one of their four neighbours outside of the filled
+    part or of the image. Centre: the centroid of the polygon, in exact integers, or the mean over a
+    walk around it if the polygon has no area.
 
     Args:
         masks: (M, H, W) bool.
@@ -50,48 +50,42 @@ def find_borders(masks: Tensor) -> Borders:
         The borders, on the masks' device. An instance without pixels has no points and the
         centre (0, 0).
     """
-    # Parts are found run by run, one after the other: work for the CPU.
-    masks_on_cpu = masks.detach().to("cpu", torch.bool)
-    compiled = find_compiled("find_borders", masks_on_cpu.device)
-    found = (compiled or _find_borders)(masks_on_cpu)
+    # Parts are found run by run, one after the other: a task for the CPU.
+    find = find_compiled("find_borders", torch.device("cpu")) or _find_borders
+    found = find(masks.detach().to("cpu", torch.bool))
     return Borders(*(part.to(masks.device) for part in found))
 
 
 def link_borders(borders: Borders) -> tuple[Tensor, Tensor]:
-    """Edges between border points that touch; a lone point is an edge to itself.
+    """Edges between border points that touch; a single point is an edge to itself.
 
     These are the edges of the polygon around each instance, and a few more within it.
 
     Args:
-        borders: of M instances, points in the order that `find_borders` gives them.
+        borders: of M instances, in the order of `find_borders`.
 
     Returns:
         (E, 2) long indices of border points, instance by instance, and (M + 1,) long offsets;
-        instance m owns the edges from `offsets[m]` up to `offsets[m + 1]`.
+        instance m owns the edges `offsets[m]:offsets[m + 1]`.
     """
-    points, device = borders.points.long(), borders.points.device
-    lengths = borders.offsets[1:] - borders.offsets[:-1]
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)  # (K,)
+    points = borders.points.long()
+    lengths = borders.offsets.diff()
+    owner = torch.repeat_interleave(lengths)  # (B,)
     if len(points) == 0:
         return points.new_zeros((0, 2)), borders.offsets
     lowest = points.amin(dim=0) - 1
-    stride = points.amax(dim=0) - lowest + 2
-    shifted = points - lowest
-
-    def number(x: Tensor, y: Tensor) -> Tensor:
-        return (owner * stride[1] + y) * stride[0] + x
-
-    numbers = number(*shifted.unbind(1))  # ascending, as points go row by row
-    begin, end = [], []
-    index = torch.arange(len(points), device=device)
+    width, height = points.amax(dim=0) - lowest + 2
+    # Pixels around each instance, numbered over all instances: ascending, as points are sorted.
+    numbers = (owner * height + points[:, 1] - lowest[1]) * width + points[:, 0] - lowest[0]
+    index = torch.arange(len(points), device=points.device)
+    alone = index[(lengths == 1)[owner]]
+    parts = [torch.stack([alone, alone], dim=1)]
     for step_x, step_y in ((1, 0), (-1, 1), (0, 1), (1, 1)):
-        wanted = number(shifted[:, 0] + step_x, shifted[:, 1] + step_y)
+        wanted = numbers + step_y * width + step_x
         found = torch.searchsorted(numbers, wanted).clamp(max=len(points) - 1)
         linked = numbers[found] == wanted
-        begin.append(index[linked])
-        end.append(found[linked])
-    alone = index[(lengths == 1)[owner]]
-    edges = torch.stack([torch.cat([*begin, alone]), torch.cat([*end, alone])], dim=1)
+        parts.append(torch.stack([index[linked], found[linked]], dim=1))
+    edges = torch.cat(parts)
     edges = edges[owner[edges[:, 0]].argsort(stable=True)]
     counts = torch.bincount(owner[edges[:, 0]], minlength=len(lengths))
     return edges, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -122,7 +116,7 @@ def _shape_borders(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _trace_largest_part(mask: np.ndarray) -> np.ndarray:
-    """Walk around the largest part of a mask (H, W) uint8: (K, 2) int64, pixels may repeat."""
+    """Walk around the largest part of a mask (H, W) uint8: (B, 2) int64, pixels may repeat."""
     if not mask.any():
         return np.zeros((0, 2), dtype=np.int64)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -131,7 +125,7 @@ def _trace_largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def _find_centroid(walk: np.ndarray) -> tuple[int, int]:
-    """Centroid of the polygon with corners (K, 2), truncated to whole pixels."""
+    """Centroid of the polygon with corners (B, 2), truncated to whole pixels."""
     cross = _cross_with_previous(walk)
     double_area = int(cross.sum())
     if double_area != 0:

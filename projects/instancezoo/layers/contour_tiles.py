@@ -3,8 +3,8 @@
 Bilinear interpolation is a convex combination: if all samples that reach a tile of pixels are on
 one side of the threshold, so are the pixels. Only the other tiles, along contours, are computed.
 
-Legend: N maps, h w grid size, H W image size, B tile side in pixels, V H tiles down and across,
-k samples that reach a tile along an axis, T tiles.
+Legend: N maps, h w grid size, H W image size, T tiles (along an axis, or chosen ones), A pixels of
+a tile along an axis, Q samples that reach it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Samples along a tile's side: smaller tiles follow the contour, larger ones share more samples.
+# Samples along a tile's side: small tiles follow the contour, large ones share more samples.
 _SAMPLES_PER_TILE = 4
-# Maps looked at together when tiles are sorted; more leave a processor's cache.
+# Maps compared at once; more leave a processor's cache.
 _MAPS_PER_CHUNK = 4
 
 
@@ -25,10 +25,10 @@ class TileAxis:
     """Tiles along one axis; the last may reach beyond the image.
 
     Attributes:
-        size: B.
-        weights: (tiles, pixels of a tile, k) fp64, 0 beyond the image.
-        samples: (tiles, k) long, grid positions that the weights belong to.
-        is_inside: (tiles, pixels of a tile) bool, which pixels the image has.
+        size: pixels from one tile to the next.
+        weights: (T, A, Q) fp64, 0 beyond the image.
+        samples: (T, Q) long, grid positions that the weights belong to.
+        is_inside: (T, A) bool, which pixels lie in the image.
     """
 
     size: int
@@ -41,8 +41,8 @@ def split_axis(weights: Tensor, lead: int = 0) -> TileAxis:
     """Cut an axis into tiles.
 
     Args:
-        weights: (L, n) from `weigh_samples`.
-        lead: pixels before a tile that belong to it, too; as many beyond the image's last one.
+        weights: (H, h) or (W, w) from `weigh_samples`.
+        lead: pixels before a tile that belong to it as well, and beyond the image's last pixel.
     """
     length, device = len(weights), weights.device
     num_samples = int((weights != 0).any(dim=0).sum())  # the others lie in the padding
@@ -50,8 +50,8 @@ def split_axis(weights: Tensor, lead: int = 0) -> TileAxis:
     steps = torch.arange(size + lead, device=device) - lead
     pixels = torch.arange(0, length + lead, size, device=device)[:, None] + steps
     is_inside = (pixels >= 0) & (pixels < length)
-    weights = weights[pixels.clamp(0, length - 1)] * is_inside[..., None]  # (tiles, B, n)
-    is_used = (weights != 0).any(dim=1).to(torch.uint8)  # (tiles, n)
+    weights = weights[pixels.clamp(0, length - 1)] * is_inside[..., None]  # (T, A, h or w)
+    is_used = (weights != 0).any(dim=1).to(torch.uint8)  # (T, h or w)
     last = weights.shape[2] - 1
     first, stop = is_used.argmax(dim=1), last - is_used.flip(1).argmax(dim=1)
     count = int((stop - first).max()) + 1
@@ -63,16 +63,17 @@ def split_axis(weights: Tensor, lead: int = 0) -> TileAxis:
 def find_sides(
     scores: Tensor, rows: TileAxis, columns: TileAxis, threshold: float, margin: Tensor
 ) -> Tensor:
-    """On which side of a threshold all samples of each tile are.
+    """Find the side of a threshold on which all samples of each tile are.
 
     Args:
         scores: (N, h, w).
         rows, columns: tiles along both axes.
         threshold: of the scores.
-        margin: (N,) samples this far from it are on a side, nearer ones and NaN on none.
+        margin: (N,) distance from the threshold at which a sample is on a side; nearer ones and NaN
+            are on none.
 
     Returns:
-        (N, V, H) int8: 1 above, -1 below, 0 otherwise.
+        (N, tiles down, tiles across) int8: 1 above, -1 below, 0 otherwise.
     """
     by_rows = _count_samples(rows, scores.shape[1])
     by_columns = _count_samples(columns, scores.shape[2])
@@ -89,13 +90,13 @@ def find_sides(
 
 
 def _count_samples(axis: TileAxis, length: int) -> Tensor:
-    """(tiles, length) of 0 and 1."""
+    """Which samples of an axis reach each tile: (T, h or w) fp32, 0 or 1."""
     counts = torch.zeros(len(axis.samples), length, device=axis.samples.device)
     return counts.scatter_(1, axis.samples, 1.0)
 
 
 def compute_tiles(scores: Tensor, rows: TileAxis, columns: TileAxis, tiles: Tensor) -> Tensor:
-    """Pixels of some tiles.
+    """Compute the pixels of some tiles.
 
     Args:
         scores: (N, h, w).
@@ -103,10 +104,9 @@ def compute_tiles(scores: Tensor, rows: TileAxis, columns: TileAxis, tiles: Tens
         tiles: (T, 3) long: map, tile row, tile column.
 
     Returns:
-        (T, pixels down, pixels across) fp64, 0 beyond the image.
+        (T, A, A') fp64, pixels down and across, 0 beyond the image.
     """
     owner, down, across = tiles.unbind(1)
-    patch = scores[
-        owner[:, None, None], rows.samples[down][:, :, None], columns.samples[across][:, None, :]
-    ]
+    y, x = rows.samples[down][:, :, None], columns.samples[across][:, None, :]
+    patch = scores[owner[:, None, None], y, x]  # (T, Q, Q'), samples down and across
     return rows.weights[down] @ patch.double() @ columns.weights[across].transpose(1, 2)

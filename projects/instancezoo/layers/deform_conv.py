@@ -1,11 +1,12 @@
 """Deformable convolution, versions 1 and 2, on torchvision's operator.
 
-Legend: N images, C channels, H W map size, k kernel side.
+Legend: N images, C channels, H W map size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,14 @@ from torchvision.ops import deform_conv2d
 
 
 class DeformConv(nn.Module):
-    """Convolution whose taps move by offsets that a small convolution predicts.
+    """Convolution whose taps move by offsets that another convolution predicts.
 
-    A new one acts as a plain convolution (version 2: at half strength), as its offsets are zero.
+    Offsets are 0 at first: it acts as a plain convolution (version 2: with half the weight).
 
     Args:
         in_channels, out_channels, kernel_size: as of `nn.Conv2d`.
         stride, padding, dilation, groups, bias: as of `nn.Conv2d`.
-        modulated: version 2, where each tap has a predicted weight in [0, 1] too.
+        modulated: if True, version 2, where each tap also has a predicted weight in [0, 1].
         norm: applied to the output.
         activation: applied after `norm`.
     """
@@ -41,20 +42,14 @@ class DeformConv(nn.Module):
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size)
         )
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.offset = nn.Conv2d(
-            in_channels,
-            (3 if modulated else 2) * kernel_size**2,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-        )
         self.num_offsets = 2 * kernel_size**2
+        num_predicted = (3 if modulated else 2) * kernel_size**2
+        self.offset = nn.Conv2d(in_channels, num_predicted, kernel_size, **self.geometry)
         self.norm = norm
         self.activation = activation
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
@@ -71,10 +66,8 @@ class DeformConv(nn.Module):
             offsets,
             self.weight,
             self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
             mask=weights.sigmoid() if weights.shape[1] else None,
+            **self.geometry,
         )
         output = output if self.norm is None else self.norm(output)
         return output if self.activation is None else self.activation(output)

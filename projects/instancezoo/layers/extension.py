@@ -1,6 +1,6 @@
-"""The compiled operators of `instancezoo._C`: which of them are there for a device.
+"""The compiled operators of `instancezoo._C`: which are available for a device.
 
-The package works without them: every operator has a plain version beside it.
+The package works without them: every operator has a plain version.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _load_extension() -> bool:
     except ImportError as error:
         warnings.warn(
             f"instancezoo._C does not load ({error}); plain versions are used. It was built for "
-            "another PyTorch: install the package again to build it anew",
+            "another PyTorch: install the package again to rebuild it",
             RuntimeWarning,
         )
         return False
@@ -36,24 +36,21 @@ IS_BUILT = _load_extension()
 
 
 def find_compiled(name: str, device: torch.device) -> Callable[..., Any] | None:
-    """The compiled operator, if there is one for a device.
+    """The compiled operator, or None if there is none for a device.
 
     Args:
         name: as in `csrc/ops.cpp`.
         device: where its tensors are.
     """
-    key = _DISPATCH_KEYS.get(device.type)
-    qualified = f"{_NAMESPACE}::{name}"
-    if not IS_BUILT or key is None:
-        return None
-    # Torch has no public question for this. A fake tensor's device leads to its fake kernel.
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
-        return None
-    return getattr(torch.ops.instancezoo, name)
+    key, qualified = _DISPATCH_KEYS.get(device.type), f"{_NAMESPACE}::{name}"
+    # Torch has no public function for this. A fake tensor's device leads to its fake kernel.
+    if IS_BUILT and key and torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
+        return getattr(torch.ops.instancezoo, name)
+    return None
 
 
 def register_fake(name: str) -> Callable[[_Function], _Function]:
-    """Decorate what tells the shapes of an operator's results; nothing if it was not built."""
+    """Register the decorated function as an operator's fake kernel, if the operator is built."""
     if not IS_BUILT:
         return lambda function: function
     return torch.library.register_fake(f"{_NAMESPACE}::{name}")

@@ -28,7 +28,7 @@ def class_focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: fl
 
 
 def zero_of_parameters(module: nn.Module) -> Tensor:
-    """A zero that depends on every parameter, so that a batch without objects reaches them all."""
+    """A zero that depends on every parameter: even a batch without objects gives them gradients."""
     return 0.0 * sum((parameter.sum() for parameter in module.parameters()), torch.zeros(()))
 
 

@@ -1,6 +1,6 @@
 """Centres of mass of masks, exact at any size.
 
-Legend: M masks, H W size, A B any sizes.
+Legend: M masks, H W size, A B any two sizes.
 """
 
 from __future__ import annotations
@@ -9,25 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Bytes of masks that are copied at once; more would leave a processor's cache.
+# Bytes of masks copied at once; more leave a processor's cache.
 _CHUNK_BYTES = 4 * 2**20
 
 
 def find_mass_centers(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean pixel index of each mask, zeros if it is empty, and its number of pixels.
+    """Mean pixel index of each mask and its number of pixels.
 
     Args:
         masks: (M, H, W) bool.
 
     Returns:
-        (M, 2) fp32, x and y in pixels; (M,) long.
+        (M, 2) fp32, x and y in pixels, zeros for an empty mask; (M,) long.
     """
     # Integer sums are exact at any size; fp32 sums of indices are not.
-    columns, rows = count_pixels(masks)  # (M, W), (M, H)
-    x = (columns * torch.arange(columns.shape[1], device=masks.device)).sum(dim=1)
-    y = (rows * torch.arange(rows.shape[1], device=masks.device)).sum(dim=1)
-    pixels = rows.sum(dim=1)
-    centers = torch.stack([x, y], dim=1).double() / pixels[:, None].clamp(min=1)
+    counts = count_pixels(masks)  # (M, W), (M, H)
+    pixels = counts[1].sum(dim=1)
+    moments = [(n * torch.arange(n.shape[1], device=n.device)).sum(dim=1) for n in counts]
+    centers = torch.stack(moments, dim=1).double() / pixels[:, None].clamp(min=1)
     return centers.float(), pixels
 
 
@@ -43,7 +42,7 @@ def count_pixels(masks: Tensor) -> tuple[Tensor, Tensor]:
     height, width = masks.shape[1:]
     if width % 8 == 0:
         return _count_in_eights(masks)
-    # All masks padded at once take several times as long.
+    # Padding all masks at once takes several times as long.
     size = max(1, _CHUNK_BYTES // max(1, height * width))
     chunks = [_count_in_eights(F.pad(chunk, (0, -width % 8))) for chunk in masks.split(size)]
     columns, rows = (torch.cat(parts) for parts in zip(*chunks, strict=True))
@@ -51,14 +50,14 @@ def count_pixels(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _count_in_eights(masks: Tensor) -> tuple[Tensor, Tensor]:
-    # Eight pixels are added at once, as the bytes of one integer: some 40 times faster on a CPU.
+    # Eight pixels are added at once, as the bytes of one integer: about 40 times faster on a CPU.
     eights = masks.contiguous().view(torch.int64)  # (M, H, W / 8)
     columns = _sum_bytes(eights, dim=1)
     return columns, _sum_bytes(eights, dim=2).unflatten(1, (-1, 8)).sum(dim=2)
 
 
 def _sum_bytes(eights: Tensor, dim: int) -> Tensor:
-    """Sum 0/1 bytes over one dimension of (M, A, B) int64: (M, 8 * what is left of A, B) long."""
+    """Sum 0/1 bytes over a dimension of (M, A, B) int64: (M, 8 * B) or (M, 8 * A) long."""
     most = 255  # more would carry over into the next byte
     sums = [part.sum(dim=dim).view(torch.uint8).long() for part in eights.split(most, dim=dim)]
     return torch.stack(sums).sum(dim=0)

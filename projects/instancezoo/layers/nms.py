@@ -1,4 +1,4 @@
-"""Suppression of duplicates: by boxes of one class, point NMS and Matrix NMS.
+"""Suppression of duplicates: box NMS per class, point NMS and Matrix NMS.
 
 Legend: N images, K classes, S grid side, M masks sorted by score, H W map size, B bytes of a row.
 """
@@ -16,23 +16,23 @@ _GATHER_BITS = sum(1 << (56 - 7 * bit) for bit in range(8))
 
 
 def nms_per_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy NMS among the boxes of each class, which leave those of other classes alone.
+    """Greedy NMS among the boxes of each class.
 
-    torchvision's `batched_nms` moves each class by a multiple of the largest coordinate. Where
-    coordinates are negative, boxes of neighbouring classes meet; here none are.
+    torchvision's `batched_nms` shifts each class by a multiple of the largest coordinate. With
+    negative coordinates, boxes of neighbouring classes would overlap; here none are negative.
 
     Args:
         boxes: (M, 4) XYXY, any coordinates.
         scores: (M,)
         classes: (M,) long.
-        iou_threshold: a box goes if its IoU with a better one that stays is larger.
+        iou_threshold: a box is dropped if its IoU with a better, kept one is larger.
 
     Returns:
         (at most M,) long, indices of the kept boxes, best score first.
     """
     if len(boxes) == 0:
         return classes.new_zeros(0)
-    # In fp32 the offsets of many classes would cost the coordinates their last digits.
+    # In fp32 the shifts of many classes would round the coordinates.
     not_negative = boxes.double() - boxes.min()
     return batched_nms(not_negative, scores.double(), classes, iou_threshold)
 
@@ -60,13 +60,13 @@ def matrix_nms(
     kernel: str = "gaussian",
     sigma: float = 2.0,
 ) -> Tensor:
-    """Decay the score of every mask by its overlap with better ones (SOLOv2, section 3.3.2).
+    """Decay the score of each mask by its overlap with better ones (SOLOv2, section 3.3.2).
 
     Args:
         packed_masks: (M, H, B) uint8 from `pack_masks`, best score first.
         areas: (M,) pixels of each mask.
         scores: (M,) descending.
-        classes: (M,) long; masks of different classes leave each other alone.
+        classes: (M,) long; masks of different classes do not affect each other.
         kernel: "gaussian" exp(-sigma * IoU^2) or "linear" 1 - IoU.
         sigma: of the Gaussian kernel, a factor in the exponent as in the official code.
 
@@ -90,7 +90,7 @@ def matrix_nms(
     if kernel == "gaussian":
         # min_i exp(-sigma iou^2) / exp(-sigma compensation^2), as one exponential
         return scores * torch.exp(-sigma * (ious.square() - compensation.square()).amax(dim=0))
-    # An exact duplicate i of a better mask has nothing to add to what that mask says: skip it.
+    # An exact duplicate i of a better mask adds nothing to that mask's decay: skip it.
     decay = torch.where(compensation < 1, (1 - ious) / (1 - compensation), torch.inf)
     return scores * decay.amin(dim=0)
 
@@ -110,7 +110,7 @@ def pack_masks(masks: Tensor) -> Tensor:
 
 
 def unpack_masks(packed_masks: Tensor) -> Tensor:
-    """Undo `pack_masks`; a row comes back as long as its bytes.
+    """Undo `pack_masks`; rows are padded to whole bytes.
 
     Args:
         packed_masks: (M, H, B) uint8.
@@ -123,27 +123,25 @@ def unpack_masks(packed_masks: Tensor) -> Tensor:
 
 
 def count_intersections(packed_masks: Tensor, budget: int = DEFAULT_BUDGET) -> Tensor:
-    """Pixels that each pair of masks shares, exactly, band of rows by band of rows.
+    """Number of pixels that each pair of masks shares, exact, computed in bands of rows.
 
-    Only masks that have a pixel in a band take part in its product, so that many small masks
-    cost little; working memory stays within `budget` beside the (M, M) result.
+    Only masks with a pixel in a band take part in its product, so that many small masks cost
+    little.
 
     Args:
         packed_masks: (M, H, B) uint8.
-        budget: bytes for one band's unpacked masks.
+        budget: bytes of one band's unpacked masks.
 
     Returns:
         (M, M) fp32, symmetric; exact below 2**24 pixels.
     """
     num_masks, height, num_bytes = packed_masks.shape
     counts = packed_masks.new_zeros((num_masks, num_masks), dtype=torch.float32)
-    # A pixel is unpacked through uint8 and bool to fp32.
+    # A pixel is unpacked to uint8, bool and fp32.
     bytes_per_row = max(1, num_masks * num_bytes * 8 * 6)
     rows = max(1, min(height, budget // bytes_per_row))
     for band in packed_masks.split(rows, dim=1):
         present = band.flatten(1).any(dim=1).nonzero().squeeze(1)
-        if len(present) == 0:
-            continue
         pixels = unpack_masks(band[present]).flatten(1).float()
         with torch.autocast(pixels.device.type, enabled=False):
             shared = pixels @ pixels.T

@@ -1,6 +1,6 @@
-"""Points on maps and masks: reading them, choosing the uncertain ones, refining a grid (PointRend).
+"""Points on maps and masks: reading, choosing uncertain ones, refining a grid (PointRend).
 
-Legend: N images, R regions, P points, C channels, H W map size, S grid side.
+Legend: N images, L levels, R regions, P Q points, C channels, H W map size, M masks, S grid side.
 
 A point is (x, y). In the frame of a region both lie in [0, 1]; on a map they count its cells, and
 cell (row i, column j) has its centre at (j + 0.5, i + 0.5).
@@ -25,11 +25,11 @@ class PointSampler:
     """Reads maps of a batch at points of any of its images, all in one call.
 
     Values are interpolated bilinearly between cell centres and are 0 outside the map, as
-    `grid_sample` with `align_corners=False` gives them. Everything runs in fp32 or higher.
+    `grid_sample` with `align_corners=False` gives them, in fp32 or higher.
 
     Args:
         maps: L tensors (N, C_l, H_l, W_l).
-        strides: L sizes of a cell, in the unit of the points that will be asked for.
+        strides: L sizes of a cell, in the unit of the points that are read.
     """
 
     def __init__(self, maps: Sequence[Tensor], strides: Sequence[float]) -> None:
@@ -50,20 +50,13 @@ class PointSampler:
         Returns:
             (R, P, sum of C_l) fp32; gradients reach the maps.
         """
-        values = [
-            self._read(table, size, owners, _to_float(points) / stride)
-            for table, size, stride in zip(self.tables, self.sizes, self.strides, strict=True)
-        ]
+        values = []
+        for table, size, stride in zip(self.tables, self.sizes, self.strides, strict=True):
+            cells, weights = _find_corners(owners, _to_float(points) / stride, size)
+            cells, weights = cells.flatten(0, 1), weights.flatten(0, 1).to(table.dtype)
+            read = F.embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
+            values.append(read.unflatten(0, points.shape[:2]))  # (R, P, C_l)
         return torch.cat(values, dim=2)
-
-    @staticmethod
-    def _read(table: Tensor, size: tuple[int, int], owners: Tensor, points: Tensor) -> Tensor:
-        cells, weights = _find_corners(owners, points, size)  # (R, P, 4) each
-        weights = weights.to(table.dtype)
-        values = F.embedding_bag(
-            cells.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1), mode="sum"
-        )
-        return values.unflatten(0, points.shape[:2])
 
 
 def sample_masks(masks: Tensor, owners: Tensor, points: Tensor) -> Tensor:
@@ -89,7 +82,7 @@ def make_grid_points(side: int, device: torch.device | None = None) -> Tensor:
 
 
 def place_points(points: Tensor, boxes: Tensor) -> Tensor:
-    """Bring points from the frame of their box into the image.
+    """Map points from the frame of their box into the image.
 
     Args:
         points: (R, P, 2), in [0, 1].
@@ -104,7 +97,7 @@ def place_points(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def measure_uncertainty(logits: Tensor) -> Tensor:
-    """How unsure a prediction is: 0 on the contour, less the farther the logit is from 0."""
+    """Uncertainty of a prediction: 0 on the contour, lower the farther the logit is from 0."""
     return -logits.float().abs()
 
 
@@ -112,10 +105,10 @@ def choose_points(candidates: Tensor, uncertainty: Tensor, fresh: Tensor, count:
     """Points to train on: the most uncertain of many, and some that cover the rest (section 3.1).
 
     Args:
-        candidates: (R, kN, 2), in [0, 1].
-        uncertainty: (R, kN).
-        fresh: (R, Q, 2), taken as they are.
-        count: how many of the candidates are kept.
+        candidates: (R, P, 2), in [0, 1].
+        uncertainty: (R, P).
+        fresh: (R, Q, 2), all taken.
+        count: number of candidates that are kept.
 
     Returns:
         (R, count + Q, 2): the candidates, most uncertain first, then `fresh`.
@@ -125,11 +118,11 @@ def choose_points(candidates: Tensor, uncertainty: Tensor, fresh: Tensor, count:
 
 
 def select_uncertain_cells(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Cells of each map whose prediction is the least sure.
+    """Cells of each map with the most uncertain predictions.
 
     Args:
         logits: (R, H, W).
-        count: how many; all cells if there are fewer.
+        count: number of cells; all if there are fewer.
 
     Returns:
         Cells (R, P) long, row-major, and their centres (R, P, 2) in the frame of the region.
@@ -142,15 +135,15 @@ def select_uncertain_cells(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def plan_subdivision(side: int, num_steps: int, num_points: int) -> tuple[int, int]:
-    """Skip the steps that would evaluate every cell anyway.
+    """Skip the steps that would evaluate every cell.
 
     Args:
-        side: of the coarse grid.
-        num_steps: doublings from there on.
-        num_points: evaluated at each of them.
+        side: S, of the coarse grid.
+        num_steps: doublings of the coarse grid.
+        num_points: cells evaluated after each doubling.
 
     Returns:
-        Side of the grid that is evaluated as a whole, and doublings left (perhaps none).
+        Side of the grid that is evaluated as a whole, and number of doublings left.
     """
     while 4 * side * side <= num_points:
         side, num_steps = 2 * side, num_steps - 1
@@ -158,14 +151,14 @@ def plan_subdivision(side: int, num_steps: int, num_points: int) -> tuple[int, i
 
 
 def subdivide(logits: Tensor, num_steps: int, num_points: int, evaluate: EvaluatePoints) -> Tensor:
-    """Double a grid again and again; each time only its most uncertain cells are evaluated anew.
+    """Double a grid repeatedly and evaluate its most uncertain cells (section 3.2).
 
-    The adaptive subdivision of section 3.2; all other cells keep their interpolated value.
+    All other cells keep their interpolated value.
 
     Args:
         logits: (R, H, W), one mask a region.
         num_steps: number of doublings.
-        num_points: cells of each mask that are evaluated at each of them.
+        num_points: cells of each mask that are evaluated after each doubling.
         evaluate: gives the logits of points.
 
     Returns:
@@ -182,7 +175,7 @@ def subdivide(logits: Tensor, num_steps: int, num_points: int, evaluate: Evaluat
 
 
 def _to_float(values: Tensor) -> Tensor:
-    """At least fp32: half precision can neither place points nor weigh the four cells around."""
+    """At least fp32: half precision is too coarse for positions and weights."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -190,7 +183,7 @@ def _find_corners(owners: Tensor, points: Tensor, size: tuple[int, int]) -> tupl
     """The four cells around each point, numbered over all maps, and their weights: (R, P, 4)."""
     height, width = size
     limit = points.new_tensor([width, height])
-    # A point more than half a cell outside meets no cell: it may as well lie just there.
+    # A point more than half a cell outside meets no cell: clamping it changes nothing.
     position = torch.minimum((points - 0.5).clamp(min=-1), limit)
     first = position.floor()
     share = (position - first)[:, :, None]  # (R, P, 1, 2)

@@ -1,9 +1,10 @@
 """Distances along rays from points to the borders of instances, and polygons from them.
 
-Legend: P points, R rays, M instances, K border points, E edges between border points.
+Legend: P points, V rays, M instances, B border points, E edges between border points, Q pairs of a
+point and an edge or border point.
 
-Ray i points i * 360 / R degrees, counted from down (+y) by way of right (+x): along
-(sin, cos) in x and y (PolarMask, section 3.2).
+Ray i points i * 360 / V degrees, counted from down (+y) by way of right (+x): along (sin, cos) in x
+and y (PolarMask, section 3.2).
 """
 
 from __future__ import annotations
@@ -17,45 +18,39 @@ from torch import Tensor
 from instancezoo.layers.borders import Borders, link_borders
 from instancezoo.layers.extension import find_compiled, register_fake
 
-# Distance of a ray that meets no border.
+# Distance of a ray that meets no border, in pixels.
 MISSED = 1e-6
-# Degrees; far above the rounding of an angle, far below what tells pixels' directions apart.
+# Degrees; far above the rounding of an angle, far below the difference of pixels' directions.
 _ANGLE_TOLERANCE = 1e-11
-# Pairs of a point and a border point that the plain versions handle at once.
+# Pairs of a point and a border point that the plain versions process at once.
 _MAX_PAIRS = 2**20
 # A ray without a border point in its own degree takes that of the first of these that has one.
 _SEARCH_ORDER = (0, 1, -1, 2, -2, 3, -3)
 
 
 def cast_ray_targets(
-    points: Tensor,
-    owners: Tensor,
-    borders: Borders,
-    *,
-    num_rays: int = 36,
-    wrap: bool = False,
+    points: Tensor, owners: Tensor, borders: Borders, *, num_rays: int = 36, wrap: bool = False
 ) -> Tensor:
-    """Distances to the farthest border point near each ray, as PolarMask's targets are made.
+    """Distances to the farthest border point near each ray: the published targets of PolarMask.
 
-    A border point counts in the whole degree that it is seen in; a ray takes its own degree or,
+    A border point counts for the whole degree in which it is seen; a ray takes its own degree or,
     if that one is empty, the nearest of the three on either side, the larger one first.
 
     Args:
         points: (P, 2) integer x and y in pixels.
         owners: (P,) long, the instance of each point.
         borders: of M instances.
-        num_rays: R, a divisor of 360.
-        wrap: ray 0 looks at the degrees 359 to 357, too. parity: the published targets do not.
+        num_rays: V, a divisor of 360.
+        wrap: if True, ray 0 also takes degrees 359 to 357. parity: the published targets do not.
 
     Returns:
-        (P, R) fp32 distances in pixels; `MISSED` where no degree had a point.
+        (P, V) fp32 distances in pixels; `MISSED` where no degree had a point.
 
     Raises:
         ValueError: `num_rays` does not divide 360.
     """
     _degrees_between_rays(num_rays)
-    compiled = find_compiled("cast_ray_targets", points.device)
-    cast = compiled or _cast_ray_targets
+    cast = find_compiled("cast_ray_targets", points.device) or _cast_ray_targets
     return cast(
         points.to(torch.int32), owners, borders.points, borders.offsets, num_rays, bool(wrap)
     )
@@ -71,13 +66,13 @@ def _cast_ray_targets(
 ) -> Tensor:
     """The plain version of the operator."""
     starts = torch.arange(0, 360, 360 // num_rays, device=points.device)
-    degrees = starts[:, None] + torch.tensor(_SEARCH_ORDER, device=points.device)  # (R, 7)
+    degrees = starts[:, None] + torch.tensor(_SEARCH_ORDER, device=points.device)  # (V, 7)
     consulted = (degrees >= 0) | (starts[:, None] > 0) | wrap
     table = _farthest_per_degree(points, owners, border_points, offsets)  # (P, 360)
-    squares = torch.where(consulted, table[:, degrees % 360], -1)  # (P, R, 7)
+    squares = torch.where(consulted, table[:, degrees % 360], -1)  # (P, V, 7)
     first = (squares >= 0).to(torch.uint8).argmax(dim=2, keepdim=True)  # the first of equal ones
-    nearest = squares.gather(2, first).squeeze(2)  # (P, R)
-    # By way of double: an fp32 root of torch may be off by one digit, depending on the machine.
+    nearest = squares.gather(2, first).squeeze(2)  # (P, V)
+    # In double: an fp32 root of torch may differ in the last digit between machines.
     distances = nearest.clamp(min=0).double().sqrt().float()
     return torch.where(nearest >= 0, distances, MISSED)
 
@@ -97,30 +92,27 @@ def _shape_ray_targets(
 def intersect_rays(
     points: Tensor, owners: Tensor, borders: Borders, *, num_rays: int = 36
 ) -> Tensor:
-    """Distances to where each ray leaves its instance for good: its farthest hit of the border.
+    """Distances to the farthest intersection of each ray with its instance's border.
 
     The border is the polygon through the centres of the border pixels.
 
     Args:
-        points: (P, 2) integer x and y in pixels.
-        owners: (P,) long, the instance of each point.
-        borders: of M instances.
-        num_rays: R, a divisor of 360.
+        points, owners, borders, num_rays: as in `cast_ray_targets`.
 
     Returns:
-        (P, R) fp32 distances in pixels, at least `MISSED`, which stands for no hit.
+        (P, V) fp32 distances in pixels, at least `MISSED`, which stands for no hit.
 
     Raises:
         ValueError: `num_rays` does not divide 360.
     """
     step = _degrees_between_rays(num_rays)
-    directions = _ray_directions(num_rays, points.device)  # (R, 2) double
+    directions = _ray_directions(num_rays, points.device)  # (V, 2) double
     edges, offsets = link_borders(borders)
     hits = points.new_full((len(points) * num_rays,), MISSED, dtype=torch.float64)
     for point, edge in _pair_up(owners, offsets):
-        ends = borders.points[edges[edge]].long() - points[point].long()[:, None]  # (n, 2, 2)
+        ends = borders.points[edges[edge]].long() - points[point].long()[:, None]  # (Q, 2, 2)
         first, count = _find_crossing_rays(ends, step)
-        pair = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        pair = torch.repeat_interleave(count)
         rank = torch.arange(len(pair), device=count.device) - (count.cumsum(0) - count)[pair]
         ray = (first[pair] + rank) % num_rays
         distance = _hit_distances(ends[pair].double(), directions[ray])
@@ -129,22 +121,22 @@ def intersect_rays(
 
 
 def fill_missed_rays(distances: Tensor) -> Tensor:
-    """Give missed rays a distance between those of the nearest rays that hit, around the circle.
+    """Give missed rays a distance interpolated from the nearest rays that hit, around the circle.
 
     Args:
-        distances: (P, R) pixels, `MISSED` or less for a miss.
+        distances: (P, V) pixels, `MISSED` or less for a miss.
 
     Returns:
-        (P, R); a point that missed with all its rays keeps `MISSED`.
+        (P, V); a point that missed with all its rays keeps `MISSED`.
     """
     num_rays = distances.shape[1]
     hit = distances > MISSED
     # Three turns, so that every ray of the middle one has its neighbours on both sides.
-    turns = torch.arange(-num_rays, 2 * num_rays, device=distances.device)  # (3R,)
+    turns = torch.arange(-num_rays, 2 * num_rays, device=distances.device)  # (3V,)
     middle, hits = slice(num_rays, 2 * num_rays), hit.repeat(1, 3)
     last = torch.where(hits, turns, turns[0]).cummax(dim=1).values
     following = torch.where(hits, turns, turns[-1]).flip(1).cummin(dim=1).values.flip(1)
-    before, after = last[:, middle], following[:, middle]  # (P, R)
+    before, after = last[:, middle], following[:, middle]  # (P, V)
     share = (turns[middle] - before) / (after - before).clamp(min=1)
     low = distances.gather(1, before % num_rays)
     high = distances.gather(1, after % num_rays)
@@ -157,36 +149,36 @@ def polygon_from_rays(points: Tensor, distances: Tensor) -> Tensor:
 
     Args:
         points: (P, 2) x and y in pixels.
-        distances: (P, R) pixels.
+        distances: (P, V) pixels.
 
     Returns:
-        (P, R, 2) fp32 x and y in pixels.
+        (P, V, 2) fp32 x and y in pixels.
     """
     num_rays = distances.shape[1]
     # parity: the published decoder has its angles in fp32.
     degrees = torch.arange(num_rays, device=distances.device) * (360 / num_rays)
     angles = degrees / 180 * math.pi
-    directions = torch.stack([angles.sin(), angles.cos()], dim=1)  # (R, 2)
+    directions = torch.stack([angles.sin(), angles.cos()], dim=1)  # (V, 2)
     return points.float()[:, None] + distances.float()[:, :, None] * directions
 
 
 def _degrees_between_rays(num_rays: int) -> int:
     if num_rays < 1 or 360 % num_rays:
-        raise ValueError(f"{num_rays} rays do not part 360 degrees evenly; take a divisor of 360")
+        raise ValueError(f"{num_rays} rays do not divide 360 degrees evenly; take a divisor of 360")
     return 360 // num_rays
 
 
 def _pair_up(owners: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every point with everything its instance owns, a limited number of pairs at a time.
+    """Pair every point with everything its instance owns, a limited number of pairs at a time.
 
     Args:
-        owners: (P,) long.
-        offsets: (M + 1,) long, where each instance's things begin.
+        owners: (P,) long, instance of each point.
+        offsets: (M + 1,) long, where the things of each instance begin.
 
     Yields:
-        Point index (n,) and thing index (n,), both long.
+        Index of the point (Q,) and of the thing (Q,), both long.
     """
-    counts = (offsets[1:] - offsets[:-1])[owners]  # (P,)
+    counts = offsets.diff()[owners]  # (P,)
     if len(counts) == 0:
         return
     rows = max(1, _MAX_PAIRS // max(1, int(counts.max())))
@@ -204,7 +196,7 @@ def _farthest_per_degree(
     """(P, 360) squared distance of the farthest border point in each degree, -1 for none."""
     table = points.new_full((len(points) * 360,), -1)
     for point, border_point in _pair_up(owners, offsets):
-        vectors = border_points[border_point] - points[point]  # (n, 2)
+        vectors = border_points[border_point] - points[point]  # (Q, 2)
         x, y = vectors.unbind(1)
         table.scatter_reduce_(0, point * 360 + _whole_degrees(vectors)[0], x * x + y * y, "amax")
     return table.view(len(points), 360)
@@ -213,7 +205,7 @@ def _farthest_per_degree(
 def _whole_degrees(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Directions of integer vectors, rounded down and up to whole degrees, without error.
 
-    Of vectors shorter than 2**15, only those along axes and diagonals have a direction closer
+    Among vectors shorter than 2**15, only those along axes and diagonals have a direction closer
     than 2e-9 degrees to a whole one.
 
     Args:
@@ -230,7 +222,7 @@ def _whole_degrees(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ray_directions(num_rays: int, device: torch.device) -> Tensor:
-    """(R, 2) double unit vectors, exact on the axes and with equal parts on the diagonals."""
+    """(V, 2) double unit vectors, exact on the axes and with equal parts on the diagonals."""
     vectors = []
     for degree in range(0, 360, 360 // num_rays):
         quarter, rest = divmod(degree, 90)
@@ -245,19 +237,19 @@ def _find_crossing_rays(ends: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Rays from the origin that meet segments between neighbouring pixels.
 
     Args:
-        ends: (n, 2, 2) long, both ends' x and y as seen from the origin.
+        ends: (Q, 2, 2) long, both ends' x and y relative to the origin.
         step: degrees between rays.
 
     Returns:
-        First ray (n,) and number of rays (n,), both long; further rays follow it, modulo R.
+        First ray (Q,) and number of rays (Q,), both long; further rays follow it, modulo V.
     """
-    begin, end = ends.unbind(1)  # (n, 2)
+    begin, end = ends.unbind(1)  # (Q, 2)
     turn = end[:, 0] * begin[:, 1] - end[:, 1] * begin[:, 0]  # > 0: the angle grows to the end
     farther = end.square().sum(1) > begin.square().sum(1)
     # In line with the origin, both ends have the direction of the farther one.
     lead = torch.where((turn > 0) | ((turn == 0) & ~farther), 0, 1)
     trail = torch.where(turn == 0, lead, 1 - lead)
-    floor, ceil = _whole_degrees(ends)  # (n, 2)
+    floor, ceil = _whole_degrees(ends)  # (Q, 2)
     start = ceil.gather(1, lead[:, None]).squeeze(1)
     stop = floor.gather(1, trail[:, None]).squeeze(1)
     # A segment is seen under less than 180 degrees: 359 means that it ends before it starts.
@@ -268,7 +260,7 @@ def _find_crossing_rays(ends: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 def _hit_distances(ends: Tensor, directions: Tensor) -> Tensor:
-    """Where rays along unit vectors (n, 2) meet the segments (n, 2, 2) that they are known to."""
+    """Distances (Q,) at which rays along unit vectors (Q, 2) meet segments (Q, 2, 2)."""
     begin, end = ends.unbind(1)
     edge = end - begin
     sine = directions[:, 0] * edge[:, 1] - directions[:, 1] * edge[:, 0]

@@ -1,6 +1,6 @@
 """Polygons to masks and to COCO RLE.
 
-Legend: N polygons, V vertices, H W image size, E run boundaries.
+Legend: N masks, V vertices, H W image size, E ends of runs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from instancezoo.layers.extension import find_compiled, register_fake
 from instancezoo.layers.rle import cancel_pairs, encode_ends, find_ends
 
-# Corners farther out than this are moved here: whole numbers up to it are exact in fp32.
+# Largest coordinate of a corner in pixels: whole numbers up to it are exact in fp32.
 _FARTHEST = 2.0**24
 
 
 def fill_polygons(vertices: Tensor, height: int, width: int) -> Tensor:
-    """Inside (even-odd) and outline of polygons, the very pixels that OpenCV's `fillPoly` sets.
+    """Inside (even-odd) and outline of polygons: exactly the pixels that OpenCV's `fillPoly` sets.
 
     Args:
         vertices: (N, V, 2) x and y in pixels; truncated toward zero to whole pixels.
@@ -30,23 +30,22 @@ def fill_polygons(vertices: Tensor, height: int, width: int) -> Tensor:
         (N, H, W) bool, on the vertices' device.
     """
     corners = _truncate(vertices)
-    compiled = find_compiled("fill_polygons", corners.device)
-    return (compiled or _fill_polygons)(corners, height, width).to(vertices.device)
+    fill = find_compiled("fill_polygons", corners.device) or _fill_polygons
+    return fill(corners, height, width).to(vertices.device)
 
 
 def encode_polygons(vertices: Tensor, height: int, width: int) -> list[dict[str, Any]]:
-    """COCO RLE of `fill_polygons`; compiled, it follows edges and touches no pixel.
+    """COCO RLE of `fill_polygons`; the compiled version follows edges and visits no pixel.
 
     Args:
-        vertices: (N, V, 2) x and y in pixels; truncated toward zero to whole pixels.
-        height, width: size of the image in pixels.
+        vertices, height, width: as in `fill_polygons`.
 
     Returns:
         N dicts `{"size": [H, W], "counts": str}`.
     """
     corners = _truncate(vertices)
-    compiled = find_compiled("find_polygon_runs", corners.device)
-    positions, lengths = (compiled or _find_polygon_runs)(corners, height, width)
+    find_runs = find_compiled("find_polygon_runs", corners.device) or _find_polygon_runs
+    positions, lengths = find_runs(corners, height, width)
     ends = torch.repeat_interleave(lengths) * (height * width + 1) + positions
     return encode_ends(ends, len(corners), height, width)
 
@@ -67,23 +66,22 @@ def _fill_polygons(corners: Tensor, height: int, width: int) -> Tensor:
 
 
 def _find_polygon_runs(corners: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The plain version of the operator: each polygon is filled in a window of its own.
+    """The plain version of the operator: each polygon is filled in its own window.
 
     Returns:
-        Positions (E,) long, where foreground begins or ends, column by column, and lengths (N,)
-        long, how many of them belong to each polygon.
+        Column-major positions (E,) long, where foreground begins or ends, and the number of them
+        for each mask (N,) long.
     """
     limit = torch.tensor([width, height], dtype=torch.int32)
     if corners.numel() == 0:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(len(corners), dtype=torch.int64)
     first = corners.amin(dim=1).clamp(min=0)  # (N, 2)
     sizes = (torch.minimum(corners.amax(dim=1) + 1, limit) - first).clamp(min=0)
-    # A window ends at the image's border or beyond the polygon: lines are cut just there.
+    # A window ends at the image's border or beyond the polygon, so that lines are cut there only.
     shifted = corners - first[:, None]
     positions = []
-    for polygon, (x, y), (columns, rows) in zip(
-        shifted, first.tolist(), sizes.tolist(), strict=True
-    ):
+    windows = zip(shifted, first.tolist(), sizes.tolist(), strict=True)
+    for polygon, (x, y), (columns, rows) in windows:
         window = _fill_polygons(polygon[None], rows, columns)
         ends = find_ends(window, torch.tensor([[y, x]]), height, width)
         positions.append(cancel_pairs(ends))

@@ -3,7 +3,7 @@
 Official codes enlarge masks in steps (to the padded input, without the padding, to the original
 image). All three forms here take their weights from torch's own bilinear resize.
 
-Legend: N maps, h w size before, H W size after, P points, n length of a line before, L after.
+Legend: N maps, h w size before, H W size after, P points, R lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Points for which lines are resized at once, and about how many lines a point takes in each step.
+# Points whose lines are resized at once, and about the number of lines per point in each step.
 _POINTS_PER_CHUNK = 64
 _LINES_PER_POINT = 6
 
@@ -41,7 +41,7 @@ Step = Resize | Crop
 
 
 def resize_maps(maps: Tensor, steps: Sequence[Step]) -> Tensor:
-    """Take all pixels through the steps.
+    """Apply the steps to all pixels.
 
     Args:
         maps: (N, h, w) fp32.
@@ -54,14 +54,16 @@ def resize_maps(maps: Tensor, steps: Sequence[Step]) -> Tensor:
         if isinstance(step, Crop):
             maps = maps[:, : step.height, : step.width]
         elif tuple(maps.shape[1:]) != (step.height, step.width):
-            maps = _interpolate(maps[:, None], (step.height, step.width))[:, 0]
+            size = step.height, step.width
+            batch = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
+            maps = batch[:, 0]
     return maps
 
 
 def weigh_samples(
     size: tuple[int, int], steps: Sequence[Step], device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The steps as two matrices: result = rows @ map @ columns.T, but for rounding.
+    """The steps as two matrices: result = rows @ map @ columns.T, except for rounding.
 
     Args:
         size: h and w.
@@ -69,7 +71,7 @@ def weigh_samples(
         device: that of the maps.
 
     Returns:
-        rows (H, h) and columns (W, w), fp32, in each row few weights that are not 0.
+        rows (H, h) and columns (W, w), fp32, mostly zeros.
     """
     rows, columns = (torch.eye(length, device=device) for length in size)
     for step in steps:
@@ -81,9 +83,9 @@ def weigh_samples(
 
 
 def resize_at_points(maps: Tensor, steps: Sequence[Step], points: Tensor) -> Tensor:
-    """Single pixels of `resize_maps`, to the last bit as one map at a time gives them.
+    """Single pixels of `resize_maps`, equal to the last bit to those of one map at a time.
 
-    (Torch resizes to less than some 64 x 64 pixels by other instructions: there the last bit may
+    (Torch resizes to less than about 64 x 64 pixels by other instructions: there the last bit may
     differ.)
 
     Args:
@@ -96,7 +98,7 @@ def resize_at_points(maps: Tensor, steps: Sequence[Step], points: Tensor) -> Ten
     """
     values = maps.new_zeros(len(points))
     owner = points[:, 0]
-    # Where a map has many points, it costs less to resize all of it.
+    # Resizing all of a map costs less if it has many points.
     whole_map = sum(step.height * step.width for step in steps)
     one_point = _LINES_PER_POINT * sum(step.height + step.width for step in steps)
     crowded = owner.bincount(minlength=len(maps)) * one_point > whole_map
@@ -113,7 +115,7 @@ def resize_at_points(maps: Tensor, steps: Sequence[Step], points: Tensor) -> Ten
 def _resize_around(maps: Tensor, steps: Sequence[Step], points: Tensor) -> Tensor:
     """(P,) values, from the few samples that reach each point."""
     sizes = [maps.shape[1:], *(torch.Size((step.height, step.width)) for step in steps)]
-    # Rows (P, m) and columns (P, k) that are needed before each step, and at last the points.
+    # Rows (P, h) and columns (P, w) that are needed before each step, and finally the points.
     needed = [(points[:, 1:2], points[:, 2:3])]
     for index in reversed(range(len(steps))):
         rows, columns = needed[0]
@@ -122,7 +124,7 @@ def _resize_around(maps: Tensor, steps: Sequence[Step], points: Tensor) -> Tenso
             columns = _reach(columns, sizes[index][1], sizes[index + 1][1])
         needed.insert(0, (rows, columns))
     owner, (rows, columns) = points[:, 0], needed[0]
-    patch = maps[owner[:, None, None], rows[:, :, None], columns[:, None, :]]  # (P, m, k)
+    patch = maps[owner[:, None, None], rows[:, :, None], columns[:, None, :]]  # (P, h, w)
     for index, step in enumerate(steps):
         before, after = sizes[index], sizes[index + 1]
         if isinstance(step, Crop) or before == after:
@@ -135,7 +137,7 @@ def _resize_around(maps: Tensor, steps: Sequence[Step], points: Tensor) -> Tenso
 
 
 def _reach(positions: Tensor, before: int, after: int) -> Tensor:
-    """Samples along an axis that consecutive positions (P, m) are made from, and a few more."""
+    """Samples along an axis that reach consecutive positions (P, W), and a few more: (P, w)."""
     if before == after:
         return positions
     scale = before / after
@@ -148,9 +150,9 @@ def _reach(positions: Tensor, before: int, after: int) -> Tensor:
 def _resize_within(
     patch: Tensor, source: Tensor, before: int, after: int, target: Tensor
 ) -> Tensor:
-    """Resize the last axis of (P, m, k) samples at `source` (P, k); returns those at `target`.
+    """Resize the last axis of samples (P, h, w) at `source` (P, w); returns those at `target`.
 
-    The samples stand in lines of full length, zeros around them, so that positions and with them
+    The samples are put in lines of full length, zeros around them, so that positions and therefore
     weights are those of the whole map.
     """
     num_points, num_lines = patch.shape[:2]
@@ -161,11 +163,5 @@ def _resize_within(
 
 
 def _resize_lines(lines: Tensor, length: int) -> Tensor:
-    """(m, n) -> (m, L), each line on its own."""
-    if lines.shape[1] == length:
-        return lines
-    return _interpolate(lines[None, None], (len(lines), length))[0, 0]
-
-
-def _interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    """(R, w) -> (R, W), each line independently."""
+    return resize_maps(lines[None], [Resize(len(lines), length)])[0]

@@ -1,9 +1,9 @@
 """COCO run-length encoding without full-size masks.
 
-Legend: N masks, H W image size, h w window size, E run boundaries, T run lengths.
+Legend: N masks, H W image size, h w window size, E ends of runs, T run lengths.
 
-COCO counts pixels column by column: lengths of background and foreground runs in turn, the first
-of them background (0 if the first pixel is foreground), packed five bits to a printable character.
+COCO counts pixels column by column: alternating lengths of background and foreground runs, the
+first is background (0 if the first pixel is foreground), packed five bits to a printable character.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def encode_windows(
         height, width: size of the image in pixels.
 
     Returns:
-        N dicts `{"size": [H, W], "counts": str}`.
+        As `encode_bitmasks`.
     """
     return encode_ends(find_ends(windows, corners, height, width), len(windows), height, width)
 
@@ -100,15 +100,15 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[str]:
 
     Args:
         counts: (T,) int64, run lengths of all masks one after the other.
-        lengths: (N,) int64, how many of them belong to each mask; their sum is T.
+        lengths: (N,) int64, number of runs of each mask; their sum is T.
 
     Returns:
         N strings.
     """
     starts = np.cumsum(lengths) - lengths  # (N,)
-    rank = np.arange(len(counts)) - np.repeat(starts, lengths)  # place within its mask
+    rank = np.arange(len(counts)) - np.repeat(starts, lengths)  # index within its mask
     values = counts.copy()
-    # From the fourth run on, the difference to the run before last is stored: it is small.
+    # From the fourth run on, the difference from the run before last is stored: it is small.
     values[rank > 2] -= counts[np.flatnonzero(rank > 2) - 2]
 
     columns: list[np.ndarray] = []

@@ -12,7 +12,7 @@ from .convert import LAYOUTS
 
 
 def set_score_thresh(model: Any, value: float) -> None:
-    """Give another score threshold to the box predictors, of which a cascade has several."""
+    """Change the score threshold of the box predictors, of which a cascade has several."""
     predictors = model.roi_heads.box_predictor
     for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
         predictor.test_score_thresh = value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
@@ -9,16 +11,15 @@ from torch import Tensor
 from instancezoo.checkpoint.layouts import COUNTERS, ZOO_LICENCE, resnet_rows
 from instancezoo.checkpoint.rename import Layout, Row
 
-_TORCHVISION_LICENCE = "BSD-3-Clause (torchvision), trained on COCO"
 _NUM_COCO_OUTPUTS = 91
 _DETECTRON2_EPS = 1e-5  # of FrozenBatchNorm2d
 
 
 def find_class_rows(num_outputs: int) -> list[int]:
-    """Outputs of torchvision that are classes: not row 0, the background.
+    """List the rows of torchvision's outputs that are classes; row 0 is the background.
 
-    The published COCO models have 91, one for each category id: 11 of them are of no category, and
-    Detectron2 counts the other 80 in the order of their ids.
+    The published COCO models have 91 rows, one per category id: 11 of these ids are unused, and
+    Detectron2 numbers the other 80 in the order of their ids.
     """
     if num_outputs == _NUM_COCO_OUTPUTS:
         return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
@@ -26,7 +27,7 @@ def find_class_rows(num_outputs: int) -> list[int]:
 
 
 def move_background_last(tensor: Tensor) -> Tensor:
-    """Keep the classes' rows and put the background's, row 0, behind them, as in Detectron2."""
+    """Keep the classes' rows and move the background's, row 0, to the end, as in Detectron2."""
     return torch.cat([tensor[find_class_rows(len(tensor))], tensor[:1]])
 
 
@@ -42,11 +43,11 @@ def keep_class_boxes(tensor: Tensor) -> Tensor:
 
 
 def subtract_eps(tensor: Tensor) -> Tensor:
-    """Undo the epsilon that Detectron2 adds to a variance, for a network trained without one."""
+    """Subtract the epsilon that Detectron2 adds to a variance, if training added none."""
     return tensor - _DETECTRON2_EPS
 
 
-# Detectron2's zoo has our names already. The networks of one family differ in depth or width.
+# Detectron2's zoo already has our names. The networks of one family differ in depth or width.
 _ZOO_ROWS: tuple[Row, ...] = (
     ("backbone.**", "backbone.**"),
     ("proposal_generator.rpn_head.**", "proposal_generator.rpn_head.**"),
@@ -82,7 +83,7 @@ _ZOO_LAYOUTS = tuple(
     for backbone, (is_deep, width) in _BACKBONES.items()
 )
 
-# torchvision's background is class 0, Detectron2's is the last.
+# torchvision's background is class 0, Detectron2's is the last class.
 _TORCHVISION_HEADS: tuple[Row, ...] = (
     ("rpn.head.cls_logits.*", "proposal_generator.rpn_head.objectness_logits.*"),
     ("rpn.head.bbox_pred.*", "proposal_generator.rpn_head.anchor_deltas.*"),
@@ -110,7 +111,7 @@ TORCHVISION_MASK_RCNN = Layout(
     name="torchvision maskrcnn_resnet50_fpn",
     method="Mask R-CNN",
     config="mask_rcnn/mask_rcnn_R_50_FPN_torchvision",
-    licence=_TORCHVISION_LICENCE,
+    licence="BSD-3-Clause (torchvision), trained on COCO",
     must=(
         "backbone.body.layer4.2.conv3.weight",
         "rpn.head.conv.0.0.weight",
@@ -131,13 +132,11 @@ TORCHVISION_MASK_RCNN = Layout(
 )
 
 # The COCO_V1 file of 2019: older names, and a backbone trained without an epsilon in its norms:
-# torchvision sets it to zero when it loads this file. Saved again by today's torchvision it has
-# today's names, and nothing in it tells that the epsilon is zero: convert the original.
-TORCHVISION_MASK_RCNN_2019 = Layout(
+# torchvision sets it to zero when it loads this file. A copy saved by today's torchvision has
+# today's names, and nothing in it shows that the epsilon is zero: convert the original.
+TORCHVISION_MASK_RCNN_2019 = replace(
+    TORCHVISION_MASK_RCNN,
     name="torchvision maskrcnn_resnet50_fpn COCO_V1",
-    method="Mask R-CNN",
-    config="mask_rcnn/mask_rcnn_R_50_FPN_torchvision",
-    licence=_TORCHVISION_LICENCE,
     must=(
         "backbone.body.layer4.2.conv3.weight",
         "rpn.head.conv.weight",
@@ -145,7 +144,6 @@ TORCHVISION_MASK_RCNN_2019 = Layout(
         "roi_heads.mask_head.mask_fcn1.weight",
     ),
     must_not=("backbone.body.layer3.6.conv1.weight",),
-    unused=(COUNTERS,),
     rows=(
         ("backbone.fpn.inner_blocks.{i}.*", "backbone.fpn_lateral{i+2}.*"),
         ("backbone.fpn.layer_blocks.{i}.*", "backbone.fpn_output{i+2}.*"),

@@ -2,5 +2,4 @@
 
 import instancezoo.modeling.anchors
 import instancezoo.modeling.backbones
-import instancezoo.modeling.fpn
 import instancezoo.modeling.rcnn  # noqa: F401

@@ -8,10 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.modeling.anchor_generator import (
-    ANCHOR_GENERATOR_REGISTRY,
-    DefaultAnchorGenerator,
-)
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
 from torch import Tensor
 
 
@@ -20,7 +17,7 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
     """Detectron2's anchors with torchvision's two roundings.
 
     Corners are rounded to whole pixels, and a level's stride is the padded image's size divided by
-    the map's, rounded down: on a level that does not divide the image it is less than nominal.
+    the map's, rounded down: less than nominal where the level's stride does not divide the image.
     """
 
     def generate_cell_anchors(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -29,7 +26,7 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
 
     def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[Tensor]:
         """Anchors of L maps, (H * W * A, 4) each, cells row by row."""
-        # The first map's stride divides the padded image, so its size tells the image's.
+        # The first map's stride divides the padded image, whose size follows from the map's.
         height, width = (length * self.strides[0] for length in grid_sizes[0])
         anchors = []
         for (rows, columns), cell_anchors in zip(grid_sizes, self.cell_anchors, strict=True):

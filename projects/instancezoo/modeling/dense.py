@@ -1,4 +1,4 @@
-"""One-stage methods: the contract of four verbs, and the skeleton of those with image-wide masks.
+"""One-stage methods: the contract of four verbs, and the skeleton of those with masks.
 
     outputs = head(features)                     training: losses(outputs, assign(outputs, ...))
                                                  inference: postprocess(decode(outputs, ...), ...)
@@ -18,7 +18,7 @@ from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from instancezoo.modeling.input_size import pad_images, read_fixed_size, stretch_image
+from instancezoo.modeling.input_size import read_pair, stretch_image
 from instancezoo.modeling.masks import boxes_from_masks, masks_for_output, select_rows
 from instancezoo.modeling.objects import collect_ground_truth
 
@@ -27,7 +27,7 @@ Targets = TypeVar("Targets")  # what its outputs are compared with
 
 
 class DenseMethod(nn.Module, Generic[Outputs, Targets]):
-    """What a one-stage method has to say, with the same signatures for all of them."""
+    """The four verbs that every one-stage method defines, with the same signatures."""
 
     def assign(self, outputs: Outputs, images: ImageList, ground_truth: list[Instances]) -> Targets:
         """Training targets of a batch.
@@ -49,9 +49,8 @@ class DenseMethod(nn.Module, Generic[Outputs, Targets]):
 
         Returns:
             N Instances with `scores` and `pred_classes`, `pred_masks` (a compact form) if the
-            method has masks, and `pred_boxes` if it predicts boxes. A method that suppresses
-            duplicates in this frame has done so; one that needs the original size does it in
-            `postprocess`.
+            method has masks, and `pred_boxes` if it predicts boxes; without duplicates, unless NMS
+            needs the original size and is part of `postprocess`.
         """
         raise NotImplementedError
 
@@ -70,7 +69,7 @@ class DenseMethod(nn.Module, Generic[Outputs, Targets]):
 
 
 class DenseSegmenter(DenseMethod[Outputs, Targets]):
-    """Stretch, normalise, pad, backbone, head; the method fills in the four verbs.
+    """Stretch, normalise and pad images, run backbone and head; a method adds the four verbs.
 
     Args:
         backbone: Detectron2 backbone.
@@ -78,7 +77,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         in_features: names of the backbone's outputs that the head gets, finest first.
         pixel_mean, pixel_std: per channel, in the channel order of the input.
         mask_output: "bitmask" (bool tensor) or "rle" (COCO RLE dicts).
-        keep_empty_masks: whether detections whose mask has no pixel stay in the result.
+        keep_empty_masks: if True, detections whose mask has no pixel stay in the result.
         input_size: height and width in pixels that every image is stretched to in inference; None
             leaves images as they come (the mapper has resized those of training).
         size_divisibility: padded sides are multiples of this; None takes what the backbone needs.
@@ -107,7 +106,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         self.mask_output = mask_output
         self.keep_empty_masks = keep_empty_masks
         self.input_size = input_size
-        self.size_divisibility = size_divisibility
+        self.size_divisibility = size_divisibility or backbone.size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -119,7 +118,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mask_output": cfg.MODEL.MASK_OUTPUT,
-            "input_size": read_fixed_size(cfg),
+            "input_size": read_pair(cfg, "FIXED_SIZE"),
         }
 
     @property
@@ -159,11 +158,14 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         """Normalise the images and pad them with zeros to one size."""
         images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        return pad_images(normalised, self.backbone, self.size_divisibility)
+        return ImageList.from_tensors(
+            normalised,
+            self.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
 
     def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
-        """See `DenseMethod.postprocess`. Boxes that the method predicts are scaled and clipped,
-        else they are those around the masks."""
+        """See `DenseMethod.postprocess`; boxes are predicted ones, scaled and clipped, or tight."""
         masks = masks_for_output(candidates.pred_masks, height, width, self.mask_output)
         tight = boxes_from_masks(masks).to(self.device)
         boxes = Boxes(tight)
@@ -171,15 +173,13 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
             boxes = candidates.pred_boxes.clone()
             boxes.scale(width / candidates.image_size[1], height / candidates.image_size[0])
             boxes.clip((height, width))
-        scores, classes = candidates.scores, candidates.pred_classes
+        fields: dict[str, Any] = {
+            "pred_boxes": boxes,
+            "scores": candidates.scores,
+            "pred_classes": candidates.pred_classes,
+            "pred_masks": masks,
+        }
         if not self.keep_empty_masks:
             kept = (tight[:, 2] > tight[:, 0]).nonzero().squeeze(1)
-            boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
-            masks = select_rows(masks, kept)
-        return Instances(
-            (height, width),
-            pred_boxes=boxes,
-            scores=scores,
-            pred_classes=classes,
-            pred_masks=masks,
-        )
+            fields = {name: select_rows(field, kept) for name, field in fields.items()}
+        return Instances((height, width), **fields)

@@ -1,4 +1,4 @@
-"""Numbers that all processes of a training run share."""
+"""Numbers that are averaged over the processes of a training run."""
 
 from __future__ import annotations
 

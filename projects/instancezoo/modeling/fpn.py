@@ -1,4 +1,4 @@
-"""Pyramids P3 to P7 whose levels above P5 come from P5 (FCOS, section 3.2).
+"""Feature pyramids, and levels above P5 that come from P5 (FCOS, section 3.2).
 
 Legend: N images, C channels, H W map size.
 """
@@ -6,45 +6,25 @@ Legend: N images, C channels, H W map size.
 from __future__ import annotations
 
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
-
-from instancezoo.errors import check_numbers
-from instancezoo.modeling.backbones.deform_resnet import build_deform_resnet
 
 # Where the extra levels start: the last map of the pyramid proper.
 _TOP_FEATURE = "p5"
 
 
-@BACKBONE_REGISTRY.register()
-def build_resnet_fpn_top_levels_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a ResNet, deformable stages included, with an FPN and convolved levels above P5.
-
-    Detectron2's RetinaNet pyramid differs in one thing: its P6 comes from C5.
-
-    Args:
-        cfg: reads what Detectron2's `build_resnet_fpn_backbone` reads, and MODEL.FPN.TOP_LEVELS,
-            the number of levels above P5.
-        input_shape: its `channels` are the network's input channels.
-
-    Returns:
-        FPN with outputs p3, p4, p5 and up to p7 for MODEL.FPN.IN_FEATURES res3, res4, res5.
-
-    Raises:
-        ConfigError: TOP_LEVELS is not 0, 1 or 2.
-    """
-    check_numbers("MODEL.FPN", cfg.MODEL.FPN, {"TOP_LEVELS": (0, 2)})
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
+def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> FPN:
+    """Build Detectron2's FPN, as MODEL.FPN configures it, on a network and under a top block."""
+    node = cfg.MODEL.FPN
     return FPN(
-        bottom_up=build_deform_resnet(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=build_top_block(cfg.MODEL.FPN.TOP_LEVELS, channels),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        bottom_up=bottom_up,
+        in_features=list(node.IN_FEATURES),
+        out_channels=node.OUT_CHANNELS,
+        norm=node.NORM,
+        top_block=top_block,
+        fuse_type=node.FUSE_TYPE,
     )
 
 

@@ -1,13 +1,14 @@
-"""Keys of other projects' config files that are read and change nothing here.
+"""Keys of other projects' config files that change nothing here.
 
-A method lists them in one table, its `IGNORED_KEYS`, so that such files load as they are. A key
-that asks for something else than what is done is refused.
+A method lists them in one table, its `IGNORED_KEYS`, so that such files load unchanged. A value
+that asks for other behaviour is refused.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
@@ -20,7 +21,7 @@ class IgnoredKey(NamedTuple):
 
     Attributes:
         default: value in `get_cfg()`; always accepted.
-        reason: why no other value is accepted, for the message; "" accepts every value.
+        reason: why no other value is accepted, for the error; "" accepts every value.
     """
 
     default: Any
@@ -31,7 +32,7 @@ def add_ignored_keys(node: CfgNode, table: Mapping[str, IgnoredKey]) -> None:
     """Add the keys of a table to a method's node, in place.
 
     Args:
-        node: has the groups that keys with a dot name.
+        node: with the groups that keys with a dot name.
         table: key below `node`, such as "LOSS.FOCAL_USE_SIGMOID" -> entry.
     """
     for key, entry in table.items():
@@ -48,18 +49,17 @@ def check_ignored_keys(
     """Refuse values of ignored keys that the model would not follow.
 
     Args:
-        section: where `node` stands, for the message.
+        section: path of `node`, for the error.
         node: with the keys of `table`.
         table: as in `add_ignored_keys`.
-        followed: key -> the value that follows from other keys, accepted beside the default.
+        followed: key -> the value that follows from other keys, accepted as well as the default.
 
     Raises:
         ConfigError: with the key, its value and the one that it must have.
     """
-    followed = followed or {}
     for key, entry in table.items():
         group, leaf = _find_group(node, key)
-        only = followed.get(key, entry.default)
+        only = (followed or {}).get(key, entry.default)
         if entry.reason and group[leaf] not in (entry.default, only):
             raise ConfigError(
                 f"{section}.{key} is {group[leaf]!r}; it can only be {only!r}: {entry.reason}"
@@ -68,6 +68,4 @@ def check_ignored_keys(
 
 def _find_group(node: CfgNode, key: str) -> tuple[CfgNode, str]:
     *groups, leaf = key.split(".")
-    for group in groups:
-        node = node[group]
-    return node, leaf
+    return reduce(getattr, groups, node), leaf

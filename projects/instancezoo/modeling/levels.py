@@ -1,11 +1,13 @@
 """Pyramid levels of dense heads: which object belongs where, and maps of several levels as one.
 
-Legend: N images, C channels, H W map size, L levels, M instances, S grid side.
+Legend: N images, C channels, H W map size, L levels, P points of all levels, M instances,
+R rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from detectron2.config import CfgNode
@@ -29,41 +31,27 @@ def match_scale_ranges(sizes: Tensor, ranges: Tensor) -> Tensor:
 
 
 def locate_points(
-    map_size: tuple[int, int], stride: int, device: torch.device | str | None = None
-) -> Tensor:
-    """Where the cells of a map stand in the image (FCOS, section 3.1).
-
-    Args:
-        map_size: height and width of the level's map.
-        stride: pixels per cell.
-        device: of the result.
-
-    Returns:
-        (H * W, 2) x and y in pixels: column * stride + stride // 2 and the same of the row, cells
-        row by row.
-    """
-    y, x = (
-        torch.arange(length, device=device, dtype=torch.float32) * stride + stride // 2
-        for length in map_size
-    )
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1)
-
-
-def locate_all_points(
     map_sizes: Sequence[tuple[int, int]],
     strides: Sequence[int],
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """`locate_points` of all levels, one after the other: (sum of H_l * W_l, 2) x and y in pixels.
+    """Where the cells of all levels' maps stand in the image (FCOS, section 3.1).
 
     Args:
         map_sizes: L pairs, height and width of each level's map.
         strides: L numbers of pixels.
         device: of the result.
+
+    Returns:
+        (P, 2) fp32 x and y in pixels: column * stride + stride // 2 and the same of the row. Levels
+        follow each other, row-major within a level.
     """
-    levels = zip(map_sizes, strides, strict=True)
-    return torch.cat([locate_points(size, stride, device) for size, stride in levels])
+    levels = []
+    for size, stride in zip(map_sizes, strides, strict=True):
+        axes = (torch.arange(length, device=device) * stride + stride // 2 for length in size)
+        y, x = torch.meshgrid(*axes, indexing="ij")
+        levels.append(torch.stack([x.flatten(), y.flatten()], dim=1))
+    return torch.cat(levels).float()
 
 
 def find_levels(
@@ -88,6 +76,14 @@ def find_levels(
     return [known.index(name) for name in names]
 
 
+def index_levels(
+    map_sizes: Sequence[tuple[int, int]], device: torch.device | str | None = None
+) -> Tensor:
+    """Level of each point in the order of `locate_points`: (P,) long."""
+    counts = torch.tensor([height * width for height, width in map_sizes], device=device)
+    return torch.repeat_interleave(counts)
+
+
 def check_levels(node: CfgNode, key: str, shapes: Mapping[str, ShapeSpec]) -> None:
     """Check a node's `IN_FEATURES`, `FPN_STRIDES` and `SIZES_OF_INTEREST` against a backbone.
 
@@ -107,16 +103,16 @@ def check_levels(node: CfgNode, key: str, shapes: Mapping[str, ShapeSpec]) -> No
             f"{key}.FPN_STRIDES is {list(node.FPN_STRIDES)}, but the strides of "
             f"{', '.join(node.IN_FEATURES)} are {strides}"
         )
-    if len(node.SIZES_OF_INTEREST) != len(strides) - 1:
-        raise ConfigError(
-            f"{key}.SIZES_OF_INTEREST has {len(node.SIZES_OF_INTEREST)} sizes; between "
-            f"{len(strides)} levels there are {len(strides) - 1}"
-        )
     sizes = list(node.SIZES_OF_INTEREST)
+    if len(sizes) != len(strides) - 1:
+        raise ConfigError(
+            f"{key}.SIZES_OF_INTEREST has {len(sizes)} sizes; between {len(strides)} levels there "
+            f"are {len(strides) - 1}"
+        )
     are_numbers = all(isinstance(size, int | float) and size > 0 for size in sizes)
     if not are_numbers or sizes != sorted(set(sizes)):
         raise ConfigError(
-            f"{key}.SIZES_OF_INTEREST is {sizes}; it must be numbers that ascend from above 0"
+            f"{key}.SIZES_OF_INTEREST is {sizes}; it must be positive numbers in ascending order"
         )
 
 
@@ -138,15 +134,25 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 
 
 def level_offsets(num_grids: Sequence[int]) -> list[int]:
-    """Index of each level's first cell in the order of `flatten_levels`, and the total.
+    """First cell of each of L grids of given sides in `flatten_levels`' order, and the total."""
+    return list(accumulate((side * side for side in num_grids), initial=0))
+
+
+def find_best(scores: Tensor, groups: Tensor, limit: int) -> Tensor:
+    """Find the best rows of each group, such as the candidates of one image and level.
 
     Args:
-        num_grids: L grid sides.
+        scores: (R,) fp32.
+        groups: (R,) long, a number for each group.
+        limit: maximum number of rows of a group; the first of equal ones are taken.
 
     Returns:
-        L + 1 numbers.
+        (R,) bool.
     """
-    offsets = [0]
-    for side in num_grids:
-        offsets.append(offsets[-1] + side * side)
-    return offsets
+    by_score = scores.argsort(descending=True, stable=True)
+    # Stable: within its group each row keeps its place among the scores.
+    groups, by_group = groups[by_score].sort(stable=True)
+    rank = torch.arange(len(groups), device=groups.device) - torch.searchsorted(groups, groups)
+    is_best = torch.zeros_like(groups, dtype=torch.bool)
+    is_best[by_score[by_group]] = rank < limit
+    return is_best

@@ -1,4 +1,4 @@
-"""Objects of a batch: checked ground truth of each image, and all of them in one piece.
+"""Objects of a batch: checked ground truth of each image, and all objects joined.
 
 Legend: N images, M instances of all images, H W image size.
 """
@@ -18,7 +18,7 @@ from instancezoo.errors import ZooError
 
 @dataclass(frozen=True)
 class Objects:
-    """Ground truth of a batch in one piece. Masks are not copied: padding them is slow.
+    """Joined ground truth of a batch. Masks are not copied: padding them is slow.
 
     Attributes:
         boxes: (M, 4) XYXY in pixels of the network input.
@@ -42,22 +42,21 @@ def join_objects(ground_truth: Sequence[Instances]) -> Objects:
     Args:
         ground_truth: N Instances with `gt_boxes`, `gt_classes` and, if any, `gt_masks`.
     """
-    boxes = torch.cat([instances.gt_boxes.tensor for instances in ground_truth])
-    masks = [x.gt_masks if x.has("gt_masks") else None for x in ground_truth]
+    boxes = torch.cat([x.gt_boxes.tensor for x in ground_truth])
+    masks = [x.gt_masks for x in ground_truth if x.has("gt_masks")]
     bitmasks = [x.tensor.bool() for x in masks if isinstance(x, BitMasks)]
     return Objects(
         boxes=boxes,
-        classes=torch.cat([instances.gt_classes for instances in ground_truth]),
-        image=index_images([len(instances) for instances in ground_truth], boxes.device),
-        masks=bitmasks if len(bitmasks) == len(masks) else [],
+        classes=torch.cat([x.gt_classes for x in ground_truth]),
+        image=index_images([len(x) for x in ground_truth], boxes.device),
+        masks=bitmasks if len(bitmasks) == len(ground_truth) else [],
         num_images=len(ground_truth),
     )
 
 
 def index_images(counts: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Image of each row where the rows of N images follow each other: (sum of `counts`,) long."""
-    repeats = torch.tensor(counts, dtype=torch.long, device=device)
-    return torch.arange(len(counts), device=device).repeat_interleave(repeats)
+    return torch.repeat_interleave(torch.tensor(counts, dtype=torch.long, device=device))
 
 
 def check_ground_truth(batched_inputs: list[dict[str, Any]]) -> None:
@@ -66,7 +65,7 @@ def check_ground_truth(batched_inputs: list[dict[str, Any]]) -> None:
         if "instances" not in image:
             raise ZooError(
                 f"image {image.get('file_name', '?')} has no 'instances' to train on; "
-                "use a mapper that is built with is_train=True"
+                "use a mapper built with is_train=True"
             )
 
 
@@ -89,17 +88,16 @@ def collect_ground_truth(
     ground_truth = []
     for image in batched_inputs:
         instances = image["instances"].to(device)
-        masks = instances.gt_masks if instances.has("gt_masks") else None
-        if isinstance(masks, PolygonMasks):
-            masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-            instances.gt_masks = masks.to(device)
-        elif masks is None:
-            # Detectron2's mapper leaves the field out where there is nothing to annotate.
+        # Detectron2's mapper leaves the field out where there is nothing to annotate.
+        if not instances.has("gt_masks"):
             if len(instances):
                 raise ZooError(
                     f"image {image.get('file_name', '?')} has {len(instances)} objects without "
                     "masks; the annotations need 'segmentation', and the config MODEL.MASK_ON"
                 )
             instances.gt_masks = BitMasks(torch.zeros(0, *instances.image_size)).to(device)
+        elif isinstance(instances.gt_masks, PolygonMasks):
+            masks = BitMasks.from_polygon_masks(instances.gt_masks, *instances.image_size)
+            instances.gt_masks = masks.to(device)
         ground_truth.append(instances)
     return ground_truth

@@ -1,6 +1,7 @@
 """Which feature points are positive for which instances (FCOS, section 3.1, centre sampling).
 
-Legend: N images, L levels, M instances of all images, P points of all levels, Q candidates.
+Legend: N images, L levels, K classes, M instances of all images, P points of all levels, R positive
+points, Q candidates.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from instancezoo.modeling.levels import index_levels, locate_points
+from instancezoo.modeling.objects import Objects
 
 # No limit for the first and the last level, in pixels.
 _LOWEST, _HIGHEST = -1.0, 1e8
@@ -38,16 +42,38 @@ class PointSpec:
         return list(pairwise([_LOWEST, *self.sizes_of_interest, _HIGHEST]))
 
 
+@dataclass(frozen=True)
+class PointTargets:
+    """Class of every point, and the instances that positive points predict.
+
+    Attributes:
+        classes: (N, P) long; K for background.
+        image, point, instance: (R,) long, ordered by image, then point; `instance` counts the
+            instances of all images.
+        locations: (R, 2) x and y in pixels of the network input.
+        distances: (R, 4) to the left, top, right and bottom side of the instance's box, positive
+            pixels.
+        strides: (R,) in pixels.
+    """
+
+    classes: Tensor
+    image: Tensor
+    point: Tensor
+    instance: Tensor
+    locations: Tensor
+    distances: Tensor
+    strides: Tensor
+
+
 def assign_points(
+    objects: Objects,
     centers: Tensor,
-    boxes: Tensor,
     areas: Tensor,
-    image_index: Tensor,
     spec: PointSpec,
     *,
-    num_images: int,
     map_sizes: Sequence[tuple[int, int]],
-) -> Tensor:
+    num_classes: int,
+) -> PointTargets:
     """Give each point the smallest instance that it is positive for.
 
     A point (see `locate_points`) is positive if it lies strictly inside the instance's box, on both
@@ -57,17 +83,12 @@ def assign_points(
     not depend on the order of computation.
 
     Args:
+        objects: ground truth of the batch.
         centers: (M, 2) x and y in pixels of the network input.
-        boxes: (M, 4) XYXY in the same frame.
         areas: (M,), what "smallest" refers to.
-        image_index: (M,) long, in [0, N).
         spec: see `PointSpec`.
-        num_images: N.
         map_sizes: L pairs, height and width of each level's map.
-
-    Returns:
-        (N, P) long, index of the winning instance in [0, M), -1 where there is none. Levels follow
-        each other, row-major within a level.
+        num_classes: K.
 
     Raises:
         ValueError: there are not equally many maps, strides and size ranges.
@@ -77,42 +98,54 @@ def assign_points(
             f"there are {len(map_sizes)} map sizes, {len(spec.strides)} strides and "
             f"{len(spec.size_ranges)} size ranges; each level needs one of each"
         )
-    sizes = torch.tensor(map_sizes, device=boxes.device).flip(1)  # (L, 2) columns, rows
-    counts = sizes.prod(dim=1)
-    starts = counts.cumsum(0) - counts  # (L,) first point of each level
-    num_points = sum(height * width for height, width in map_sizes)
+    boxes, num_images = objects.boxes, objects.num_images
+    points = locate_points(map_sizes, spec.strides, boxes.device).to(boxes.dtype)  # (P, 2)
+    instance, level, point = _list_candidates(_bound_windows(centers, boxes, spec), map_sizes)
+    kept = _is_positive(points[point], centers[instance], boxes[instance], level, spec)
+    instance, point = instance[kept], point[kept]
+    position = objects.image[instance] * len(points) + point
+    winners = _pick_smallest(areas, instance, position, num_images * len(points))
+    winners = winners.view(num_images, -1)  # (N, P)
 
-    windows = _bound_windows(centers, boxes, spec)
-    instance, level, cell = _list_cells(windows, sizes)  # (Q,), (Q,), (Q, 2) column, row
-    kept = _is_candidate(centers, boxes, instance, level, cell, spec)
-    instance, level, cell = instance[kept], level[kept], cell[kept]
-    point = starts[level] + cell[:, 1] * sizes[level, 0] + cell[:, 0]
-    position = image_index[instance] * num_points + point
-    winners = _pick_smallest(areas, instance, position, num_images * num_points)
-    return winners.view(num_images, num_points)
+    image, point = (winners >= 0).nonzero(as_tuple=True)
+    instance, locations = winners[image, point], points[point]
+    classes = torch.full_like(winners, num_classes)
+    classes[image, point] = objects.classes[instance]
+    distances = measure_distances(locations, boxes[instance])
+    strides = boxes.new_tensor(spec.strides)[index_levels(map_sizes, boxes.device)[point]]
+    return PointTargets(classes, image, point, instance, locations, distances, strides)
+
+
+def measure_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """From points (R, 2) to the left, top, right and bottom side of boxes (R, 4) XYXY: (R, 4)."""
+    return torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=1)
+
+
+def boxes_from_distances(points: Tensor, distances: Tensor) -> Tensor:
+    """Undo `measure_distances`: points (R, 2), distances (R, 4) -> (R, 4) XYXY."""
+    return torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
 
 
 def _pick_smallest(areas: Tensor, instance: Tensor, position: Tensor, length: int) -> Tensor:
     """(length,) the instance of least area that claims each position, -1 where none does."""
     # Ranks are integers and all different: the minimum is exact in any order of computation.
     by_area = areas.sort(stable=True).indices
-    rank = torch.empty_like(by_area)
-    rank[by_area] = torch.arange(len(areas), device=areas.device)
+    rank = by_area.argsort()
     best = rank.new_full((length,), len(areas))
     best = best.scatter_reduce(0, position, rank[instance], "amin")
     return torch.cat([by_area, by_area.new_full((1,), -1)])[best]
 
 
 def _bound_windows(centers: Tensor, boxes: Tensor, spec: PointSpec) -> Tensor:
-    """First and last cell that may qualify, (M, L, 2, 2) float: first or last, column or row.
+    """First and last cell that may be positive, (M, L, 2, 2) float: first or last, column or row.
 
-    They are generous by a cell, so that rounding loses none; `_is_candidate` decides.
+    They are generous by a cell, so that rounding loses none; `_is_positive` decides.
     """
     stride = boxes.new_tensor(spec.strides)[:, None]  # (L, 1)
     half = boxes.new_tensor([s // 2 for s in spec.strides])[:, None]
     highest = boxes.new_tensor(spec.size_ranges).view(-1, 2)[:, 1:]
     first, last = boxes[:, None, :2], boxes[:, None, 2:]  # (M, 1, 2)
-    # A point further than `highest` from either side is out of range.
+    # A point farther than `highest` from either side is out of range.
     low, high = torch.maximum(first, last - highest), torch.minimum(last, first + highest)
     if spec.radius is not None:
         low = torch.maximum(low, centers[:, None] - stride * spec.radius)
@@ -120,43 +153,36 @@ def _bound_windows(centers: Tensor, boxes: Tensor, spec: PointSpec) -> Tensor:
     return torch.stack([((low - half) / stride).floor(), ((high - half) / stride).ceil()], dim=2)
 
 
-def _list_cells(windows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every cell of every window that lies on its map.
-
-    Returns:
-        instance (Q,), level (Q,), cell (Q, 2) column and row, long.
-    """
+def _list_candidates(
+    windows: Tensor, map_sizes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Instance, level and point of every cell of every window that lies on its map: (Q,) long."""
+    sizes = torch.tensor(map_sizes, device=windows.device).flip(1)  # (L, 2) columns, rows
     first = windows[:, :, 0].clamp(min=0)
     last = torch.minimum(windows[:, :, 1], (sizes - 1).to(windows.dtype))
     first, extent = first.long(), (last - first + 1).clamp(min=0).long()  # (M, L, 2)
     counts = extent.prod(dim=2).flatten()  # (M * L,)
-    window = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)  # (Q,)
-    begin = counts.cumsum(0) - counts
-    step = torch.arange(len(window), device=counts.device) - begin[window]
+    window = torch.repeat_interleave(counts)  # (Q,)
+    step = torch.arange(len(window), device=counts.device) - (counts.cumsum(0) - counts)[window]
     columns = extent[:, :, 0].flatten()[window]
-    offset = torch.stack([step % columns, step // columns], dim=1)
-    num_levels = len(sizes)
-    return window // num_levels, window % num_levels, first.flatten(0, 1)[window] + offset
+    column, row = first.flatten(0, 1)[window].unbind(1)
+    column, row = column + step % columns, row + step // columns
+    instance, level = window // len(sizes), window % len(sizes)
+    num_points = sizes.prod(dim=1)
+    starts = num_points.cumsum(0) - num_points  # (L,) first point of each level
+    return instance, level, starts[level] + row * sizes[level, 0] + column
 
 
-def _is_candidate(
-    centers: Tensor,
-    boxes: Tensor,
-    instance: Tensor,
-    level: Tensor,
-    cell: Tensor,
-    spec: PointSpec,
+def _is_positive(
+    points: Tensor, centers: Tensor, boxes: Tensor, level: Tensor, spec: PointSpec
 ) -> Tensor:
-    """Tell which pairs of a point and an instance qualify, (Q,) bool."""
-    steps = torch.tensor(spec.strides, device=boxes.device)[level]  # (Q,)
-    points = (cell * steps[:, None] + (steps // 2)[:, None]).to(boxes.dtype)
+    """Which candidates are positive, (Q,) bool; all arguments have a row for each."""
     ranges = boxes.new_tensor(spec.size_ranges).view(-1, 2)[level]
-    to_sides = torch.cat([points - boxes[instance, :2], boxes[instance, 2:] - points], dim=1)
+    to_sides = measure_distances(points, boxes)
     farthest = to_sides.amax(dim=1)
-    qualifies = (to_sides > 0).all(dim=1)
-    qualifies &= (ranges[:, 0] <= farthest) & (farthest <= ranges[:, 1])
+    is_positive = (to_sides > 0).all(dim=1)
+    is_positive &= (ranges[:, 0] <= farthest) & (farthest <= ranges[:, 1])
     if spec.radius is not None:
-        reach = (steps * spec.radius).to(boxes.dtype)[:, None]
-        center = centers[instance]
-        qualifies &= ((points > center - reach) & (points < center + reach)).all(dim=1)
-    return qualifies
+        reach = (boxes.new_tensor(spec.strides) * spec.radius)[level, None]
+        is_positive &= ((points > centers - reach) & (points < centers + reach)).all(dim=1)
+    return is_positive

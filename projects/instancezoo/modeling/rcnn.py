@@ -15,8 +15,8 @@ from instancezoo.modeling.masks import BoxMasks, masks_for_output
 class BatchImages(ImageList):
     """The images of a batch, with the records that they come from.
 
-    ROI heads get them as `images`, in training and in inference, and so see what else the batch
-    holds: labels such as `sem_seg`, as the mapper leaves them (neither padded nor moved).
+    ROI heads get them as `images`, in training and in inference, so that they can read other fields
+    of the batch, such as `sem_seg`, as the mapper leaves them (neither padded nor moved).
 
     Args:
         tensor: (N, C, H, W).
@@ -33,7 +33,7 @@ class BatchImages(ImageList):
 
 @META_ARCH_REGISTRY.register()
 class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
-    """`GeneralizedRCNN` whose masks end in `BoxMasks`, and whose ROI heads see the whole batch.
+    """`GeneralizedRCNN` whose masks end as `BoxMasks`, and whose ROI heads see the whole batch.
 
     Args:
         mask_output: "bitmask" (bool tensor, as Detectron2 gives) or "rle" (COCO RLE dicts).
@@ -50,7 +50,7 @@ class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
         return {**super().from_config(cfg), "mask_output": cfg.MODEL.MASK_OUTPUT}
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> BatchImages:
-        """Normalise and pad the images; training and inference hand the result to the ROI heads."""
+        """Normalise and pad the images; the result goes to the ROI heads."""
         images = super().preprocess_image(batched_inputs)
         return BatchImages(images.tensor, images.image_sizes, batched_inputs)
 
@@ -74,7 +74,7 @@ class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
         width = image.get("width", result.image_size[1])
         if not result.has("pred_masks"):
             return detector_postprocess(result, height, width)
-        # Under another name the scores pass Detectron2's box clean-up without being pasted.
+        # Under another name, Detectron2 selects the scores with the boxes and does not paste them.
         result.mask_scores = result.pred_masks[:, 0]  # (N, h, w)
         result.remove("pred_masks")
         output = detector_postprocess(result, height, width)

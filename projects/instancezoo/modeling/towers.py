@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, get_norm
@@ -22,6 +23,7 @@ LEVEL_NORMS = ("GN", "NaiveGN", "BN", "SyncBN", "none")  # of `build_level_tower
 # A sigmoid cannot start at 0 or 1.
 PRIOR_LIMITS = (1e-4, 0.9999)
 _NUM_GROUPS = 32  # of every group norm in Detectron2
+_INITIAL_STD = 0.01
 
 
 def build_conv_block(
@@ -32,17 +34,15 @@ def build_conv_block(
     norm: str = "GN",
     deformable: str = "",
     bias: bool | None = None,
-    std: float = 0.01,
 ) -> nn.Module:
-    """Convolution, normalisation, ReLU; same map size.
+    """Convolution with weights N(0, 0.01), normalisation, ReLU; same map size.
 
     Args:
         in_channels, out_channels: channels.
         kernel_size: odd.
         norm: a name Detectron2's `get_norm` knows.
         deformable: "", "v1" or "v2".
-        bias: whether the convolution has one; None: only without a norm.
-        std: standard deviation of the initial weights, N(0, std).
+        bias: if True, the convolution has one; None: only without a norm.
 
     Returns:
         A module (N, in_channels, H, W) -> (N, out_channels, H, W) with `.weight` and `.norm`.
@@ -50,22 +50,15 @@ def build_conv_block(
     Raises:
         ValueError: unknown `deformable`.
     """
-    if deformable not in DEFORMABLE:
-        raise ValueError(f"deformable is '{deformable}'; it must be one of {DEFORMABLE}")
-    shared = {
-        "padding": kernel_size // 2,
-        "bias": not norm if bias is None else bias,
-        "norm": get_norm(norm, out_channels),
-        "activation": F.relu,
-    }
-    if deformable:
-        block: nn.Module = DeformConv(
-            in_channels, out_channels, kernel_size, modulated=deformable == "v2", **shared
-        )
-    else:
-        block = Conv2d(in_channels, out_channels, kernel_size, **shared)
-    init_normal(block, std)
-    return block
+    return _build_conv(
+        in_channels,
+        out_channels,
+        kernel_size,
+        deformable,
+        bias=not norm if bias is None else bias,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu,
+    )
 
 
 def build_tower(
@@ -77,7 +70,6 @@ def build_tower(
     deformable: str = "",
     deformable_last_only: bool = False,
     bias: bool | None = None,
-    std: float = 0.01,
 ) -> nn.Sequential:
     """Stack `num_convs` blocks of `build_conv_block`.
 
@@ -85,7 +77,7 @@ def build_tower(
         in_channels: channels of the input.
         channels: channels of every output.
         num_convs: number of blocks.
-        norm, deformable, bias, std: as in `build_conv_block`.
+        norm, deformable, bias: as in `build_conv_block`.
         deformable_last_only: only the last block is deformable.
 
     Returns:
@@ -94,34 +86,27 @@ def build_tower(
     blocks = []
     for index in range(num_convs):
         is_plain = deformable_last_only and index < num_convs - 1
-        blocks.append(
-            build_conv_block(
-                in_channels if index == 0 else channels,
-                channels,
-                norm=norm,
-                deformable="" if is_plain else deformable,
-                bias=bias,
-                std=std,
-            )
-        )
+        version = "" if is_plain else deformable
+        width = channels if index else in_channels
+        blocks.append(build_conv_block(width, channels, norm=norm, deformable=version, bias=bias))
     return nn.Sequential(*blocks)
 
 
 class LevelTower(nn.ModuleList):
-    """Convolutions, norms and ReLUs in a row; a norm may be a list of one for each level."""
+    """Convolutions, norms and ReLUs in sequence; a norm may be a list of one for each level."""
 
     def forward(self, features: Tensor, level: int) -> Tensor:
         """(N, C, H, W) of a level -> the same shape."""
         for module in self:
-            norm_or_other = module[level] if isinstance(module, nn.ModuleList) else module
-            features = norm_or_other(features)
+            module = module[level] if isinstance(module, nn.ModuleList) else module
+            features = module(features)
         return features
 
 
 def build_level_tower(
     channels: int, num_convs: int, num_levels: int, *, norm: str = "GN", deformable: str = ""
 ) -> LevelTower:
-    """Build a tower of 3x3 convolutions shared by all levels; they have a bias under a norm, too.
+    """Build a tower of 3x3 convolutions with biases, also under a norm, that all levels share.
 
     Args:
         channels: of input and output.
@@ -132,14 +117,8 @@ def build_level_tower(
     """
     tower = LevelTower()
     for index in range(num_convs):
-        if deformable and index == num_convs - 1:
-            conv: nn.Module = DeformConv(
-                channels, channels, bias=True, modulated=deformable == "v2"
-            )
-        else:
-            conv = Conv2d(channels, channels, kernel_size=3, padding=1)
-        init_normal(conv)
-        tower.append(conv)
+        version = deformable if index == num_convs - 1 else ""
+        tower.append(_build_conv(channels, channels, deformable=version, bias=True))
         if norm in ("BN", "SyncBN"):
             tower.append(nn.ModuleList(get_norm(norm, channels) for _ in range(num_levels)))
         elif norm != "none":
@@ -150,16 +129,18 @@ def build_level_tower(
 
 def build_prediction(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, prior: float | None = None
-) -> Conv2d:
+) -> nn.Module:
     """Build a last convolution: weights N(0, 0.01), biases 0 or those of a prior probability.
 
     Args:
         in_channels, out_channels: channels.
         kernel_size: odd.
-        prior: probability that a sigmoid of the output starts at, in (0, 1); None for bias 0.
+        prior: probability that a sigmoid of the output starts at, in (0, 1); None for bias 0
+            (RetinaNet, section 4.1).
     """
-    conv = Conv2d(in_channels, out_channels, kernel_size=kernel_size, padding=kernel_size // 2)
-    init_normal(conv, bias=0.0 if prior is None else prior_bias(prior))
+    conv = _build_conv(in_channels, out_channels, kernel_size, bias=True)
+    if prior is not None:
+        nn.init.constant_(conv.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
     return conv
 
 
@@ -168,7 +149,7 @@ def check_group_norm(norm: str, channels: Mapping[str, int]) -> None:
 
     Args:
         norm: name of the norm.
-        channels: number of each key.
+        channels: key -> its number of channels.
     """
     for key, count in channels.items():
         if norm.endswith("GN") and count % _NUM_GROUPS:
@@ -187,13 +168,20 @@ class Scale(nn.Module):
         return features * self.scale
 
 
-def init_normal(conv: nn.Module, std: float = 0.01, bias: float = 0.0) -> None:
-    """Draw a convolution's weight from N(0, std) and fill its bias, in place."""
-    nn.init.normal_(conv.weight, std=std)  # type: ignore[arg-type]
+def _build_conv(
+    in_channels: int, out_channels: int, kernel_size: int = 3, deformable: str = "", **options: Any
+) -> nn.Module:
+    """Convolution of the same map size with weights N(0, 0.01) and bias 0."""
+    if deformable not in DEFORMABLE:
+        raise ValueError(f"deformable is '{deformable}'; it must be one of {DEFORMABLE}")
+    options["padding"] = kernel_size // 2
+    conv: nn.Module
+    if deformable:
+        modulated = deformable == "v2"
+        conv = DeformConv(in_channels, out_channels, kernel_size, modulated=modulated, **options)
+    else:
+        conv = Conv2d(in_channels, out_channels, kernel_size, **options)
+    nn.init.normal_(conv.weight, std=_INITIAL_STD)  # type: ignore[arg-type]
     if conv.bias is not None:
-        nn.init.constant_(conv.bias, bias)  # type: ignore[arg-type]
-
-
-def prior_bias(probability: float) -> float:
-    """Bias that makes a sigmoid start at `probability` (RetinaNet, section 4.1)."""
-    return -math.log((1 - probability) / probability)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv

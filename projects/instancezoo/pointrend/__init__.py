@@ -25,6 +25,4 @@ __all__ = [
     "PointRendMaskHeadBatched",
     "SOLOv2PointRend",
     "StandardPointHead",
-    "add_pointrend_config",
-    "translate_official_names",
 ]

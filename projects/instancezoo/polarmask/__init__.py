@@ -18,4 +18,4 @@ METHOD = Method(
     stages={nms_per_class: "box NMS"},
 )
 
-__all__ = ["METHOD", "PolarMask", "PolarMaskMapper", "add_polarmask_config"]
+__all__ = ["METHOD", "PolarMask", "PolarMaskMapper"]

@@ -18,7 +18,7 @@ _CHOICES = {
     "RAY_TARGETS": ("nearest_bin", "intersection"),
     "NMS_BOX": ("branch", "polygon"),
 }
-# Lowest and highest value that can be meant.
+# Lowest and highest sensible value.
 _LIMITS = {
     "NUM_CLASSES": (1, inf),
     "NUM_RAYS": (3, 360),
@@ -33,66 +33,71 @@ _LIMITS = {
 
 def add_polarmask_config(cfg: CfgNode) -> None:
     """Add `cfg.MODEL.POLARMASK`, and one key to `cfg.INPUT`."""
-    cfg.MODEL.POLARMASK = type(cfg)()  # a config merges only with nodes of its own class
-    node = cfg.MODEL.POLARMASK
+    node = cfg.MODEL.POLARMASK = type(cfg)()  # a config merges only with nodes of its own class
     _add_network_keys(node)
     _add_training_keys(node)
     _add_inference_keys(node)
-    # Another name of INPUT.MAPPER "polarmask".
+    # Alias of INPUT.MAPPER "polarmask".
     cfg.INPUT.FIND_BORDERS = False
 
 
 def _add_network_keys(node: CfgNode) -> None:
+    # Number of classes; follows the data set.
     node.NUM_CLASSES = 80
-    # n: rays of a mask, 360 / n degrees apart; it must divide 360.
+    # n: number of rays of a mask, 360 / n degrees apart; a divisor of 360.
     node.NUM_RAYS = 36
+    # Feature maps of the head, finest first, and their strides in pixels.
     node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
     node.FPN_STRIDES = [8, 16, 32, 64, 128]
-    # Pad images to a multiple of this many pixels, and of what the backbone needs; 0 for the
+    # Pad images to a multiple of this many pixels and of the backbone's own divisor; 0 for the
     # latter alone.
     node.SIZE_DIVISIBILITY = 0
-    # Convolutions of each tower.
+    # Number of convolutions in each tower.
     node.NUM_CONVS = 4
+    # Norm of the towers; GN needs channels that are a multiple of 32.
     node.NORM = "GN"
-    # All convolutions of the towers are deformable, of version 2.
+    # Deformable convolutions, of version 2, in the towers.
     node.USE_DEFORMABLE = False
-    # Predict boxes too; without them NMS_BOX must be "polygon".
+    # Predict boxes too. Without them NMS_BOX must be "polygon".
     node.BOX_BRANCH = True
-    # Probability of each class at the start of training.
+    # Initial probability of every class, in (0, 1).
     node.PRIOR_PROB = 0.01
 
 
 def _add_training_keys(node: CfgNode) -> None:
-    # Largest distance from a point to a side of its box, in pixels of the network input, of each
-    # level but the last. The default is for COCO; scale it with the objects of other images.
+    # Limits between the levels: largest distance from a point to a side of its box, in pixels of
+    # the network input. The default is for COCO; scale it with the objects of other images.
     node.SIZES_OF_INTEREST = [64, 128, 256, 512]
-    # Only points this near to an object's centre are positive, in strides; 0 for all in the box.
+    # Train only points near an object's centre, at most this many strides away; 0 trains all points
+    # in its box.
     node.CENTER_RADIUS = 1.5
-    # "mass", the centroid of the largest contour, or "box"
+    # That centre: "mass", the centroid of the largest contour, or "box".
     node.CENTER = "mass"
-    # "nearest_bin", the published rule, or "intersection", where a ray really leaves the contour.
+    # Length of a ray: "nearest_bin", the published rule, or "intersection", where the ray leaves
+    # the contour. Set the latter for small images or objects.
     node.RAY_TARGETS = "nearest_bin"
-    # parity: by the nearest-bin rule the downward ray does not look at bins of 357 to 359 degrees.
-    # True lets it, as all other rays do.
+    # parity: with "nearest_bin" the downward ray ignores bins of 357 to 359 degrees. True includes
+    # them, as for all other rays.
     node.RAY_WRAP = False
-    # Rays that miss the contour take values between their neighbours', not 1e-6 pixels.
+    # Fill a ray that misses the contour from its neighbours; False makes it 1e-6 pixels long.
     node.FILL_MISSED_RAYS = False
-    # parity: boxes are first and last pixel, so that width = x2 - x1 + 1. False: Detectron2's.
+    # parity: boxes are first and last pixel, width = x2 - x1 + 1. False: Detectron2's frame.
     node.LEGACY_PLUS_ONE = True
+    # Focal loss of the classes.
     node.FOCAL_LOSS_ALPHA = 0.25
     node.FOCAL_LOSS_GAMMA = 2.0
 
 
 def _add_inference_keys(node: CfgNode) -> None:
-    # Points of each level that are compared with the threshold, best first.
+    # Maximum number of points of each level, best first, before the score threshold.
     node.TOPK_CANDIDATES_TEST = 1000
-    # Lowest class probability, without centerness, of a candidate.
+    # Minimum class probability of a candidate (point, class), without centerness.
     node.SCORE_THRESH_TEST = 0.05
-    # Score = probability * (centerness + this): it may reach 1.5.
+    # Score = probability * (centerness + this offset); with 0.5 it reaches 1.5.
     node.CENTERNESS_OFFSET = 0.5
-    # What NMS compares, and the result's boxes: those of the box "branch", or around the "polygon".
+    # Boxes for NMS and of the result: of the box "branch", or around the "polygon".
     node.NMS_BOX = "branch"
-    # IoU above which the better detection of a class suppresses the other.
+    # IoU above which the better detection of a class suppresses the other, in [0, 1].
     node.NMS_THRESH_TEST = 0.5
     # With LEGACY_PLUS_ONE: return boxes in Detectron2's frame, one pixel wider and higher.
     node.OUTPUT_PLUS_ONE = False
@@ -119,11 +124,17 @@ def check_polarmask_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Non
             "MODEL.POLARMASK.BOX_BRANCH False leaves no boxes for NMS_BOX 'branch'; set "
             "MODEL.POLARMASK.NMS_BOX 'polygon'"
         )
-    check_group_norm(node.NORM, {"MODEL.FPN.OUT_CHANNELS": cfg.MODEL.FPN.OUT_CHANNELS})
     check_levels(node, "MODEL.POLARMASK", shapes)
+    channels = shapes[node.IN_FEATURES[0]].channels
+    check_group_norm(node.NORM, {"MODEL.FPN.OUT_CHANNELS": channels})
+    if cfg.INPUT.FIND_BORDERS and cfg.INPUT.MAPPER == "instance":  # assigned, not merged
+        raise ConfigError(
+            "INPUT.FIND_BORDERS is True, but INPUT.MAPPER is 'instance'; set INPUT.MAPPER "
+            "'polarmask' instead"
+        )
 
 
 def translate_polarmask_keys(cfg: CfgNode) -> None:
-    """Put INPUT.MAPPER "polarmask" for INPUT.FIND_BORDERS True, in place."""
+    """Replace INPUT.FIND_BORDERS True by INPUT.MAPPER "polarmask", in place."""
     if cfg.INPUT.FIND_BORDERS and cfg.INPUT.MAPPER == "instance":
         cfg.INPUT.MAPPER, cfg.INPUT.FIND_BORDERS = "polarmask", False

@@ -31,7 +31,7 @@ _PLAIN_ROWS: tuple[Row, ...] = tuple(
     for theirs, ours in _TOWERS.items()
     for row in conv_rows(f"bbox_head.{theirs}.{{i}}", f"head.{ours}.{{i}}")
 )
-# A deformable tower is a flat list of convolution, norm, ReLU: its index divides by three.
+# A deformable tower is a flat list: convolution 3 * i, its norm 3 * i + 1, ReLU.
 _FLAT_ROWS: tuple[Row, ...] = tuple(
     row
     for theirs, ours in _TOWERS.items()
@@ -43,7 +43,7 @@ _FLAT_ROWS: tuple[Row, ...] = tuple(
     )
 )
 _ROWS: tuple[Row, ...] = (
-    # The FPN's extra levels stand in one list with its outputs.
+    # One list holds the FPN's outputs and its extra levels.
     ("neck.fpn_convs.3.conv.*", "backbone.top_block.p6.*"),
     ("neck.fpn_convs.4.conv.*", "backbone.top_block.p7.*"),
     *pyramid_rows(finest_level=3),
@@ -66,9 +66,7 @@ def _make_layout(backbone: str) -> Layout:
         licence=_LICENCE,
         rows=(*_ROWS, *(_FLAT_ROWS if is_deformable else _PLAIN_ROWS)),
         unused=UNUSED,
-        must=signature.must,
-        must_not=signature.must_not,
-        shapes=signature.shapes,
+        **vars(signature),
     )
 
 

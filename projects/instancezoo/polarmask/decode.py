@@ -1,14 +1,12 @@
 """From the head's maps to detections at the original size (section 3.1, inference).
 
-Legend: N images, L levels, P points of all levels, K classes, R rays, M candidates,
-H W map size.
+Legend: N images, L levels, P points of all levels, K classes, R candidates, V rays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -16,12 +14,13 @@ from torch import Tensor
 
 from instancezoo.layers.nms import nms_per_class
 from instancezoo.layers.polar import polygon_from_rays
-from instancezoo.modeling.levels import flatten_levels, locate_points
+from instancezoo.modeling.levels import find_best, flatten_levels, index_levels, locate_points
 from instancezoo.modeling.masks import VertexMasks
+from instancezoo.modeling.point_assignment import boxes_from_distances
 
 from .head import PolarMaskOutputs
 
-# Pixels: beyond every image, and finite, which exp of a diverged network's output is not.
+# In pixels, beyond every image; the exp of a diverged network's output may be infinite.
 _FARTHEST = 1e6
 
 
@@ -30,14 +29,14 @@ class DecodeSettings:
     """Settings of inference.
 
     Attributes:
-        num_candidates: points of each level that are compared with the threshold, best first.
-        score_thresh: of the class probability.
+        num_candidates: maximum number of points of each level, best first.
+        score_thresh: minimum class probability of a candidate, exclusive.
         centerness_offset: score = probability * (centerness + this).
-        nms_box: "branch" or "polygon".
-        nms_thresh: IoU.
-        max_per_image: detections.
-        plus_one: boxes are inclusive pixel corners.
-        output_plus_one: boxes are returned in Detectron2's frame all the same.
+        nms_box: "branch" for predicted boxes, "polygon" for boxes around the polygons.
+        nms_thresh: IoU above which the better box of a class suppresses the other.
+        max_per_image: maximum number of detections.
+        plus_one: if True, boxes are first and last pixel.
+        output_plus_one: if True, with `plus_one`, boxes are returned in Detectron2's frame.
     """
 
     num_candidates: int = 1000
@@ -56,7 +55,7 @@ def find_candidates(
     image_sizes: Sequence[tuple[int, int]],
     settings: DecodeSettings,
 ) -> list[Instances]:
-    """(point, class) pairs above the threshold; NMS is for `select_detections`.
+    """Pairs of a point and a class above the threshold, before NMS.
 
     Args:
         outputs: maps of L levels.
@@ -65,27 +64,32 @@ def find_candidates(
         settings: thresholds.
 
     Returns:
-        N Instances with `scores` (M,), `pred_classes` (M,), `pred_masks` (`VertexMasks`) and, if
+        N Instances with `scores` (R,), `pred_classes` (R,), `pred_masks` (`VertexMasks`) and, if
         the network has a box branch, `pred_boxes`, all in pixels of the network input.
     """
-    found = _gather_best(outputs, strides, settings)
-    scores = found.probs * (found.centerness + settings.centerness_offset)  # (N, P, K)
-    above = found.probs > settings.score_thresh
+    probs = flatten_levels(outputs.cls_logits).float().sigmoid()  # (N, P, K)
+    centerness = flatten_levels(outputs.ctr_logits).float().sigmoid()  # (N, P, 1)
+    above = (probs > settings.score_thresh) & _find_best_points(
+        (probs * centerness).amax(dim=2), outputs.map_sizes, settings.num_candidates
+    )
+    points = locate_points(outputs.map_sizes, strides, probs.device)  # (P, 2)
+    rays = flatten_levels(outputs.rays)  # (N, P, V)
+    boxes = flatten_levels(outputs.boxes) if outputs.boxes else None  # (N, P, 4)
     results = []
     for index, (height, width) in enumerate(image_sizes):
-        chosen, classes = above[index].nonzero(as_tuple=True)
-        points = found.points[index, chosen]  # (M, 2)
-        last = points.new_tensor([width - 1, height - 1])
-        vertices = polygon_from_rays(points, found.rays[index, chosen])  # (M, R, 2)
+        point, classes = above[index].nonzero(as_tuple=True)  # (R,)
+        centers = points[point]  # (R, 2)
+        last = centers.new_tensor([width - 1, height - 1])
+        vertices = polygon_from_rays(centers, rays[index, point].clamp(max=_FARTHEST))
+        factors = centerness[index, point, 0] + settings.centerness_offset
         candidates = Instances(
             (height, width),
-            scores=scores[index, chosen, classes],
+            scores=probs[index, point, classes] * factors,
             pred_classes=classes,
             pred_masks=VertexMasks(torch.minimum(vertices.clamp(min=0), last)),
         )
-        if outputs.boxes:
-            distances = found.boxes[index, chosen]  # (M, 4)
-            corners = torch.cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
+        if boxes is not None:
+            corners = boxes_from_distances(centers, boxes[index, point].clamp(max=_FARTHEST))
             limit = last.repeat(2) + int(not settings.plus_one)
             candidates.pred_boxes = Boxes(torch.minimum(corners.clamp(min=0), limit))
         results.append(candidates)
@@ -108,14 +112,14 @@ def select_detections(
     rows, columns = candidates.image_size
     # Both axes have scales of their own: images may be stretched to a fixed size.
     scale = candidates.scores.new_tensor([columns / width, rows / height])
-    vertices = candidates.pred_masks.vertices / scale  # (M, R, 2)
+    vertices = candidates.pred_masks.vertices / scale  # (R, V, 2)
     if settings.nms_box == "polygon":
         boxes = torch.cat([vertices.amin(dim=1), vertices.amax(dim=1)], dim=1)
     else:
         boxes = candidates.pred_boxes.tensor / scale.repeat(2)
     one_more = boxes.new_tensor([0, 0, 1, 1])
-    # IoU of inclusive corners is that of boxes one pixel wider and higher. parity: a pixel of the
-    # original image, also where the network saw it enlarged.
+    # IoU of first and last pixels is that of boxes one pixel wider and higher. parity: one pixel of
+    # the original image, whatever its size in the network input.
     compared = boxes + one_more if settings.plus_one else boxes
     kept = nms_per_class(compared, candidates.scores, candidates.pred_classes, settings.nms_thresh)
     kept = kept[: settings.max_per_image]
@@ -129,52 +133,8 @@ def select_detections(
     )
 
 
-class _Predictions(NamedTuple):
-    """Predictions of some points of every image, in fp32.
-
-    Attributes:
-        probs: (N, P, K), probabilities.
-        centerness: (N, P, 1), in [0, 1].
-        points: (N, P, 2), x and y in pixels.
-        rays: (N, P, R), pixels.
-        boxes: (N, P, 4), distances in pixels; (N, P, 0) without a box branch.
-    """
-
-    probs: Tensor
-    centerness: Tensor
-    points: Tensor
-    rays: Tensor
-    boxes: Tensor
-
-
-def _gather_best(
-    outputs: PolarMaskOutputs, strides: Sequence[int], settings: DecodeSettings
-) -> _Predictions:
-    """The best points of each level by their best class, all levels in one row."""
-    levels = [
-        _keep_best(_read_level(outputs, level, stride), settings.num_candidates)
-        for level, stride in enumerate(strides)
-    ]
-    return _Predictions(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
-
-
-def _read_level(outputs: PolarMaskOutputs, level: int, stride: int) -> _Predictions:
-    logits = outputs.cls_logits[level]
-    points = locate_points(outputs.map_sizes[level], stride, logits.device)
-    rays = flatten_levels([outputs.rays[level]])  # (N, H*W, R)
-    boxes = flatten_levels([outputs.boxes[level]]) if outputs.boxes else rays[:, :, :0]
-    return _Predictions(
-        probs=flatten_levels([logits.float().sigmoid()]),
-        centerness=flatten_levels([outputs.ctr_logits[level].float().sigmoid()]),
-        points=points.expand(len(logits), -1, -1),
-        rays=rays.clamp(max=_FARTHEST),
-        boxes=boxes.clamp(max=_FARTHEST),
-    )
-
-
-def _keep_best(points: _Predictions, limit: int) -> _Predictions:
-    if points.probs.shape[1] <= limit:
-        return points
-    quality = (points.probs * points.centerness).amax(dim=2)
-    best = quality.topk(limit).indices[..., None]  # (N, limit, 1)
-    return _Predictions(*(rows.gather(1, best.expand(-1, -1, rows.shape[2])) for rows in points))
+def _find_best_points(quality: Tensor, map_sizes: Sequence[tuple[int, int]], limit: int) -> Tensor:
+    """The `limit` best points of each image and level by their quality (N, P): (N, P, 1) bool."""
+    images = torch.arange(len(quality), device=quality.device)[:, None]
+    groups = images * len(map_sizes) + index_levels(map_sizes, quality.device)  # (N, P)
+    return find_best(quality.flatten(), groups.flatten(), limit).view(*quality.shape, 1)

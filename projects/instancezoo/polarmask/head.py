@@ -1,6 +1,6 @@
 """The network of PolarMask (section 3.1): modules only.
 
-Legend: N images, C channels, H W map size of a level, L levels, K classes, R rays.
+Legend: N images, C channels, H W map size of a level, L levels, K classes, V rays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PolarMaskOutputs(NamedTuple):
         ctr_logits: L tensors (N, 1, H, W).
         boxes: L tensors (N, 4, H, W) fp32, distances to left, top, right, bottom in pixels; empty
             without a box branch.
-        rays: L tensors (N, R, H, W) fp32, distances to the contour in pixels.
+        rays: L tensors (N, V, H, W) fp32, distances to the contour in pixels.
     """
 
     cls_logits: list[Tensor]
@@ -36,14 +36,14 @@ class PolarMaskOutputs(NamedTuple):
 
 
 class PolarMaskHead(nn.Module):
-    """Class, centerness, box and rays of every point; one head for all levels.
+    """Class, centerness, box and rays of every point, by one network for all levels.
 
     Args:
         cls_tower, mask_tower: convolutions, (N, C, H, W) -> (N, C, H, W).
-        bbox_tower: the same of the box branch, or None without one.
-        cls_logits, ctrness: last convolutions on `cls_tower`, to K and 1 channels.
-        ray_pred: last convolution on `mask_tower`, to R channels.
-        bbox_pred: last convolution on `bbox_tower`, to 4 channels.
+        bbox_tower: the same for boxes; None without a box branch.
+        cls_logits, ctrness: convolutions on `cls_tower` to K and 1 channels.
+        ray_pred: convolution on `mask_tower` to V channels.
+        bbox_pred: convolution on `bbox_tower` to 4 channels; None without a box branch.
         num_levels: L.
     """
 
@@ -73,11 +73,11 @@ class PolarMaskHead(nn.Module):
         """Feature maps p3 .. p7, each (N, C, H, W)."""
         outputs = PolarMaskOutputs([], [], [], [])
         for level, features in enumerate(pyramid):
-            of_class = self.cls_tower(features)
-            outputs.cls_logits.append(self.cls_logits(of_class))
+            cls_features = self.cls_tower(features)
+            outputs.cls_logits.append(self.cls_logits(cls_features))
             # FCOS has its centerness on the box tower.
-            outputs.ctr_logits.append(self.ctrness(of_class))
-            # Half precision has too few digits for pixels: scale and exp are in fp32.
+            outputs.ctr_logits.append(self.ctrness(cls_features))
+            # Half precision has too few digits for pixels: scale and exp stay in fp32.
             rays = self.ray_pred(self.mask_tower(features))
             outputs.rays.append(self.scales_ray[level](rays.float()).exp())
             if self.scales_bbox is not None:

@@ -1,4 +1,4 @@
-"""A mapper that does a part of the targets' work in the loader's processes."""
+"""A mapper that finds the borders of masks in the loader's processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from instancezoo.layers.borders import find_borders
 
 
 class PolarMaskMapper(InstanceMapper):
-    """`InstanceMapper` that finds the borders of masks, so that the model need not: same numbers.
+    """`InstanceMapper` that also gives training `instances` their `gt_borders`.
 
-    It pays where a GPU waits for the CPU. In training `instances` also has `gt_borders`.
+    Without them the model finds the same borders itself. Set it where a GPU waits for the CPU.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
@@ -27,5 +27,5 @@ class PolarMaskMapper(InstanceMapper):
 
 @MAPPER_REGISTRY.register()
 def polarmask(cfg: CfgNode, is_train: bool) -> PolarMaskMapper:
-    """The mapper that INPUT.MAPPER "polarmask" names."""
+    """The mapper of INPUT.MAPPER "polarmask"."""
     return PolarMaskMapper(cfg, is_train)

@@ -1,19 +1,20 @@
 """PolarMask (Xie et al., arXiv 1909.13226): a mask is a polygon, given by its rays.
 
-Legend: N images, L levels, P points of all levels, K classes, M instances, Q positive points,
-R rays.
+Legend: N images, C channels, P points of all levels, K classes, M instances, R positive points,
+V rays.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from instancezoo.layers.losses import class_focal_loss
 from instancezoo.modeling.dense import DenseSegmenter
@@ -34,7 +35,7 @@ class PolarMask(DenseSegmenter[PolarMaskOutputs, PolarTargets]):
     """FCOS whose points also predict the distances to their object's contour along rays.
 
     Args:
-        rules: how targets are made.
+        rules: of the targets.
         num_classes: K.
         decode_settings: of inference.
         focal_alpha, focal_gamma: of the class loss.
@@ -69,21 +70,23 @@ class PolarMask(DenseSegmenter[PolarMaskOutputs, PolarTargets]):
 
     def losses(self, outputs: PolarMaskOutputs, targets: PolarTargets) -> dict[str, Tensor]:
         """`loss_cls`, `loss_centerness`, `loss_mask`, and `loss_bbox` with a box branch."""
-        positions, weights = targets.positions, targets.centerness
+        positive, weights = (targets.image, targets.point), targets.centerness
         logits = flatten_levels(outputs.cls_logits)  # (N, P, K)
         alpha, gamma = self.focal_alpha, self.focal_gamma
         classes = class_focal_loss(logits, targets.classes, alpha=alpha, gamma=gamma)
-        ctr_logits = _pick(outputs.ctr_logits, positions)[:, 0].float()  # (Q,)
+        ctr_logits = flatten_levels(outputs.ctr_logits)[positive].squeeze(1).float()  # (R,)
         centerness = F.binary_cross_entropy_with_logits(ctr_logits, weights, reduction="sum")
-        mask = polar_iou_loss(_pick(outputs.rays, positions), targets.rays)
+        mask = polar_iou_loss(flatten_levels(outputs.rays)[positive], targets.rays)
+        num_positive = len(weights)
         losses = {
-            # The number of images keeps it finite where nothing is positive.
-            "loss_cls": classes / (len(positions) + len(logits)),
-            "loss_centerness": centerness / max(len(positions), 1),
+            # The number of images keeps it finite without positive points.
+            "loss_cls": classes / (num_positive + len(logits)),
+            "loss_centerness": centerness / max(num_positive, 1),
             "loss_mask": weighted_mean(mask, weights),
         }
         if outputs.boxes:
-            box = box_iou_loss(_pick(outputs.boxes, positions), targets.boxes, self.rules.plus_one)
+            predicted = flatten_levels(outputs.boxes)[positive]  # (R, 4)
+            box = box_iou_loss(predicted, targets.distances, self.rules.plus_one)
             losses["loss_bbox"] = weighted_mean(box, weights)
         return losses
 
@@ -93,28 +96,27 @@ class PolarMask(DenseSegmenter[PolarMaskOutputs, PolarTargets]):
         return find_candidates(outputs, strides, sizes, self.decode_settings)
 
     def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
-        """NMS at the original size, and masks of what is left.
+        """NMS at the original size, and masks of the kept candidates.
 
         Returns:
             Instances with `pred_boxes`, `scores` (which may exceed 1), `pred_classes`,
-            `pred_masks`, and `pred_polygons` (M, R, 2), x and y in pixels of the image.
+            `pred_masks`, and `pred_polygons` (M, V, 2), x and y in pixels of the image.
         """
         kept = select_detections(candidates, height, width, self.decode_settings)
         masks = kept.pred_masks
         kept.pred_polygons = masks.vertices
-        kept.remove("pred_masks")
         kept.pred_masks = masks_for_output(masks, height, width, self.mask_output)
         return kept
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         arguments = super().from_config(cfg)
-        backbone = arguments["backbone"]
-        check_polarmask_config(cfg, backbone.output_shape())
-        node = cfg.MODEL.POLARMASK
+        backbone, node = arguments["backbone"], cfg.MODEL.POLARMASK
+        shapes = backbone.output_shape()
+        check_polarmask_config(cfg, shapes)
         return {
             **arguments,
-            "head": build_head(cfg),
+            "head": build_head(node, shapes[node.IN_FEATURES[0]].channels),
             "in_features": node.IN_FEATURES,
             "rules": TargetRules(
                 points=PointSpec(
@@ -148,28 +150,24 @@ class PolarMask(DenseSegmenter[PolarMaskOutputs, PolarTargets]):
         }
 
 
-def build_head(cfg: CfgNode) -> PolarMaskHead:
-    """The network behind the pyramid, from `cfg.MODEL.POLARMASK`."""
-    node, channels = cfg.MODEL.POLARMASK, cfg.MODEL.FPN.OUT_CHANNELS
+def build_head(node: CfgNode, channels: int) -> PolarMaskHead:
+    """The network behind the pyramid.
 
-    def tower() -> nn.Module:
-        options: dict[str, Any] = {"norm": node.NORM}
-        if node.USE_DEFORMABLE:
-            options |= {"deformable": "v2", "bias": True}  # parity: a bias under the norm
-        return build_tower(channels, channels, node.NUM_CONVS, **options)
-
+    Args:
+        node: `cfg.MODEL.POLARMASK`.
+        channels: C of the pyramid and of the towers.
+    """
+    options: dict[str, Any] = {"norm": node.NORM}
+    if node.USE_DEFORMABLE:
+        options |= {"deformable": "v2", "bias": True}  # parity: a bias under the norm
+    make_tower = partial(build_tower, channels, channels, node.NUM_CONVS, **options)
     return PolarMaskHead(
-        cls_tower=tower(),
-        mask_tower=tower(),
-        bbox_tower=tower() if node.BOX_BRANCH else None,
+        cls_tower=make_tower(),
+        mask_tower=make_tower(),
+        bbox_tower=make_tower() if node.BOX_BRANCH else None,
         cls_logits=build_prediction(channels, node.NUM_CLASSES, prior=node.PRIOR_PROB),
         ctrness=build_prediction(channels, 1),
         ray_pred=build_prediction(channels, node.NUM_RAYS),
         bbox_pred=build_prediction(channels, 4) if node.BOX_BRANCH else None,
         num_levels=len(node.IN_FEATURES),
     )
-
-
-def _pick(maps: list[Tensor], positions: Tensor) -> Tensor:
-    """Values at points that are counted over all images: L maps (N, C, H, W) -> (Q, C)."""
-    return flatten_levels(maps).flatten(0, 1)[positions]

@@ -1,7 +1,7 @@
 """Ground truth to training targets: which points are positive, with which rays (section 3.2).
 
-Legend: N images, M instances of all images, L levels, P points of all levels, Q positive points,
-K classes, R rays.
+Legend: N images, M instances of all images, L levels, P points of all levels, R positive points,
+K classes, V rays.
 """
 
 from __future__ import annotations
@@ -15,15 +15,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from instancezoo.layers.borders import Borders, find_borders
-from instancezoo.layers.polar import (
-    MISSED,
-    cast_ray_targets,
-    fill_missed_rays,
-    intersect_rays,
-)
-from instancezoo.modeling.levels import locate_all_points
+from instancezoo.layers.polar import MISSED, cast_ray_targets, fill_missed_rays, intersect_rays
 from instancezoo.modeling.objects import Objects, join_objects
-from instancezoo.modeling.point_assignment import PointSpec, assign_points
+from instancezoo.modeling.point_assignment import PointSpec, PointTargets, assign_points
 
 
 @dataclass(frozen=True)
@@ -32,12 +26,12 @@ class TargetRules:
 
     Attributes:
         points: which points are positive for which objects.
-        center: "mass" or "box".
-        num_rays: R.
-        ray_targets: "nearest_bin" or "intersection".
+        center: "mass" or "box", the object's centre.
+        num_rays: V.
+        ray_targets: "nearest_bin" (`cast_ray_targets`) or "intersection" (`intersect_rays`).
         ray_wrap: see `cast_ray_targets`.
         fill_missed_rays: see `fill_missed_rays`.
-        plus_one: boxes are inclusive pixel corners.
+        plus_one: if True, boxes are first and last pixel.
     """
 
     points: PointSpec
@@ -51,30 +45,24 @@ class TargetRules:
 
 @dataclass(frozen=True)
 class PolarObjects(Objects):
-    """Ground truth of a batch, without masks; instances without a pixel are left out.
+    """Ground truth of a batch, without masks and without instances that have no pixel.
 
     Attributes:
-        borders: of M instances.
+        borders: of the M instances.
     """
 
     borders: Borders
 
 
 @dataclass(frozen=True)
-class PolarTargets:
+class PolarTargets(PointTargets):
     """Classes of all points, and what the positive ones have to predict.
 
     Attributes:
-        classes: (N, P) long; K where there is no object.
-        positions: (Q,) long, positive points, counted over all images.
-        boxes: (Q, 4) distances to left, top, right, bottom in pixels.
-        rays: (Q, R) distances in pixels.
-        centerness: (Q,) in [0, 1].
+        rays: (R, V) distances to the contour in pixels.
+        centerness: (R,) in [0, 1].
     """
 
-    classes: Tensor
-    positions: Tensor
-    boxes: Tensor
     rays: Tensor
     centerness: Tensor
 
@@ -84,8 +72,8 @@ def gather_objects(ground_truth: Sequence[Instances], plus_one: bool) -> PolarOb
 
     Args:
         ground_truth: N Instances with `gt_boxes` (Detectron2's frame), `gt_classes` and `gt_masks`
-            (BitMasks), or `gt_borders` that a mapper has found in the masks.
-        plus_one: boxes become first and last pixel, within the image.
+            (BitMasks) or the `gt_borders` of `PolarMaskMapper`.
+        plus_one: if True, boxes become first and last pixel, within the image.
     """
     objects = join_objects(ground_truth)
     boxes = objects.boxes.float()
@@ -98,7 +86,7 @@ def gather_objects(ground_truth: Sequence[Instances], plus_one: bool) -> PolarOb
         for x in ground_truth
     ]
     lengths = torch.cat([part.offsets.diff() for part in parts]).to(boxes.device)  # (M,)
-    # An instance may have vanished when its mask was scaled down.
+    # A mask may lose all its pixels when it is scaled down.
     kept = (lengths > 0).nonzero().squeeze(1)
     return PolarObjects(
         boxes=boxes[kept],
@@ -131,39 +119,22 @@ def make_targets(
     """
     boxes, borders = objects.boxes, objects.borders
     centers = borders.centers if rules.center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
-    owners = assign_points(
-        centers,
-        boxes,
-        _measure_areas(boxes, rules.plus_one),
-        objects.image,
-        rules.points,
-        num_images=objects.num_images,
-        map_sizes=map_sizes,
-    ).flatten()  # (N * P,)
-    all_points = locate_all_points(map_sizes, rules.points.strides, boxes.device)  # (P, 2)
-    positions = (owners >= 0).nonzero().squeeze(1)
-    owner = owners[positions]
-    points = all_points[positions % len(all_points)]  # (Q, 2)
-    rays = _make_rays(points.long(), owner, borders, rules)
-    classes = torch.full_like(owners, num_classes)
-    classes[positions] = objects.classes[owner]
-    return PolarTargets(
-        classes=classes.view(objects.num_images, -1),
-        positions=positions,
-        boxes=torch.cat([points - boxes[owner, :2], boxes[owner, 2:] - points], dim=1),
-        rays=rays,
-        centerness=polar_centerness(rays),
+    areas = (boxes[:, 2:] - boxes[:, :2] + int(rules.plus_one)).prod(dim=1)
+    found = assign_points(
+        objects, centers, areas, rules.points, map_sizes=map_sizes, num_classes=num_classes
     )
+    rays = _make_rays(found.locations.long(), found.instance, borders, rules)
+    return PolarTargets(**vars(found), rays=rays, centerness=polar_centerness(rays))
 
 
 def polar_centerness(rays: Tensor) -> Tensor:
     """How evenly the contour lies around a point: sqrt(min / max) of its rays (section 3.2).
 
     Args:
-        rays: (Q, R) pixels.
+        rays: (R, V) pixels.
 
     Returns:
-        (Q,) in [0, 1].
+        (R,) in [0, 1].
     """
     shortest, longest = rays.aminmax(dim=1)
     # A contour of one pixel at the point itself has no length at all.
@@ -171,14 +142,10 @@ def polar_centerness(rays: Tensor) -> Tensor:
 
 
 def _make_rays(points: Tensor, owner: Tensor, borders: Borders, rules: TargetRules) -> Tensor:
+    """Rays (R, V) of points (R, 2) to the borders of their instances (R,)."""
+    count = rules.num_rays
     if rules.ray_targets == "intersection":
-        rays = intersect_rays(points, owner, borders, num_rays=rules.num_rays)
+        rays = intersect_rays(points, owner, borders, num_rays=count)
     else:
-        rays = cast_ray_targets(
-            points, owner, borders, num_rays=rules.num_rays, wrap=rules.ray_wrap
-        )
+        rays = cast_ray_targets(points, owner, borders, num_rays=count, wrap=rules.ray_wrap)
     return fill_missed_rays(rays) if rules.fill_missed_rays else rays
-
-
-def _measure_areas(boxes: Tensor, plus_one: bool) -> Tensor:
-    return (boxes[:, 2:] - boxes[:, :2] + int(plus_one)).prod(dim=1)

@@ -23,4 +23,4 @@ METHOD = Method(
     stages={predict_masks: "mask channels", matrix_nms: "Matrix NMS"},
 )
 
-__all__ = ["METHOD", "SOLO", "DecoupledSOLO", "add_solo_config"]
+__all__ = ["METHOD", "SOLO", "DecoupledSOLO"]

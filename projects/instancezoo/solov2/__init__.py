@@ -24,4 +24,4 @@ METHOD = Method(
     stages={dynamic_conv: "dynamic convolution", matrix_nms: "Matrix NMS"},
 )
 
-__all__ = ["METHOD", "SOLOv2", "add_solov2_config"]
+__all__ = ["METHOD", "SOLOv2"]

@@ -1,4 +1,4 @@
-"""ResNet-FPN with deformable 3x3 convolutions that need no compiled Detectron2."""
+"""ResNet with FPN and deformable 3x3 convolutions that need no compiled Detectron2."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 
+from instancezoo.errors import check_numbers
 from instancezoo.layers.deform_conv import DeformConv
+from instancezoo.modeling.fpn import build_fpn, build_top_block
 
 
 @BACKBONE_REGISTRY.register()
@@ -21,28 +23,43 @@ def build_deform_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FP
             ones, of version 2 if MODEL.RESNETS.DEFORM_MODULATED.
         input_shape: its `channels` are the network's input channels.
     """
-    return FPN(
-        bottom_up=build_deform_resnet(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return build_fpn(cfg, build_deform_resnet(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_fpn_top_levels_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build the same ResNet with an FPN and convolved levels above P5.
+
+    In Detectron2's RetinaNet pyramid, P6 comes from C5 instead.
+
+    Args:
+        cfg, input_shape: as of `build_deform_resnet_fpn_backbone`; also reads
+            MODEL.FPN.TOP_LEVELS, the number of levels above P5.
+
+    Returns:
+        FPN with outputs p3, p4, p5 and up to p7 for MODEL.FPN.IN_FEATURES res3, res4, res5.
+
+    Raises:
+        ConfigError: TOP_LEVELS is not 0, 1 or 2.
+    """
+    node = cfg.MODEL.FPN
+    check_numbers("MODEL.FPN", node, {"TOP_LEVELS": (0, 2)})
+    top_block = build_top_block(node.TOP_LEVELS, node.OUT_CHANNELS)
+    return build_fpn(cfg, build_deform_resnet(cfg, input_shape), top_block)
 
 
 def build_deform_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Build the ResNet of `build_deform_resnet_fpn_backbone`, without an FPN."""
-    # Detectron2's own deformable block cannot be made where its C++ part is missing.
+    # Detectron2's own deformable block needs its C++ part.
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
     bottom_up = build_resnet_backbone(plain, input_shape)
-    # Of the stages res2 to res5 only those are built that MODEL.RESNETS.OUT_FEATURES needs.
-    deformable = zip(bottom_up.stages, cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE, strict=False)
-    for blocks in (stage for stage, is_deformable in deformable if is_deformable):
-        for block in blocks:
-            block.conv2 = make_deformable(block.conv2, cfg.MODEL.RESNETS.DEFORM_MODULATED)
+    # Stages from res2 up to the last that MODEL.RESNETS.OUT_FEATURES needs are built.
+    node = cfg.MODEL.RESNETS
+    for stage, is_deformable in zip(bottom_up.stages, node.DEFORM_ON_PER_STAGE, strict=False):
+        for block in stage if is_deformable else ():
+            block.conv2 = make_deformable(block.conv2, node.DEFORM_MODULATED)
     return bottom_up
 
 

