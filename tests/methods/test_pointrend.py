@@ -11,9 +11,9 @@ from detectron2.utils.events import EventStorage
 from instancezoo.errors import ConfigError
 from instancezoo.layers.points import make_grid_points
 from instancezoo.pointrend.config import MASK_HEAD
-from instancezoo.pointrend.mask_head import Regions, sample_point_labels
+from instancezoo.pointrend.mask_head import Regions
 from instancezoo.pointrend.settings import TrainingPoints
-from instancezoo.pointrend.targets import compute_point_loss
+from instancezoo.pointrend.targets import compute_point_loss, sample_labels
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
 TINY = "pointrend/pointrend_tiny"
@@ -235,10 +235,9 @@ def test_gradient_of_the_point_loss_reaches_the_coarse_head_but_not_through_the_
 
 
 def test_labels_are_soft_and_a_point_outside_is_background():
-    regions = Instances((4, 6))
-    regions.gt_masks = BitMasks(torch.tensor([[[1, 1, 0, 0, 0, 0]] * 4]).bool())
+    masks = torch.tensor([[[1, 1, 0, 0, 0, 0]] * 4]).bool()
     points = torch.tensor([[[0.5, 0.5], [2.0, 2.0], [1.75, 2.0], [5.0, 1.0], [0.0, 2.0], [-3, 9]]])
-    labels = sample_point_labels([regions], points)
+    labels = sample_labels([masks], torch.tensor([0]), points)
     assert labels.tolist() == [[1.0, 0.5, 0.75, 0.0, 0.5, 0.0]]
 
 

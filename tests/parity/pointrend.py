@@ -12,7 +12,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from instancezoo.layers.points import make_grid_points, place_points, subdivide
-from instancezoo.pointrend.mask_head import Regions, sample_point_labels
+from instancezoo.pointrend.mask_head import Regions
+from instancezoo.pointrend.targets import sample_labels
 
 from .base import ParityBase
 from .fixtures import Fixture
@@ -162,7 +163,8 @@ class PointRendParity(ParityBase):
         np.testing.assert_array_equal(torch.cat(targets), self.arrays["train_mask_target_7"])
 
     def check_labels(self) -> None:
-        labels = sample_point_labels(self.training, self.training_points)
+        masks, points = [x.gt_masks.tensor for x in self.training], self.training_points
+        labels = sample_labels(masks, torch.arange(len(points)), points)
         self._check_map("train_point_labels", labels, share=0.99)
 
     def check_point_logits(self) -> None:

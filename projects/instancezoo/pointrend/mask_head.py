@@ -5,7 +5,6 @@ Legend: N images, R regions of all images, P points, K classes, S grid side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +167,9 @@ class PointRendMaskHeadBatched(nn.Module):
             features: maps by name.
             instances: foreground proposals with their ground truth; any of the N may be empty.
             candidates, fresh: points from `TrainingPoints.sample`.
+
+        Raises:
+            ConfigError: the masks are polygons.
         """
         if not any(len(regions) for regions in instances):
             zero = zero_of_parameters(self)
@@ -179,7 +181,9 @@ class PointRendMaskHeadBatched(nn.Module):
         losses = {"loss_mask": mask_rcnn_loss(coarse, instances, self.vis_period)}
         if self.point_head is not None:
             points = self.choose_points(coarse.detach(), regions.classes, candidates, fresh)
-            labels = sample_point_labels(instances, place_points(points, regions.boxes))
+            rows = torch.arange(len(regions), device=points.device)
+            image_points = place_points(points, regions.boxes)
+            labels = sample_labels(_list_bit_masks(instances), rows, image_points)
             logits = self.predict_points(point_sampler, regions, coarse, points)
             losses["loss_mask_point"] = compute_point_loss(logits, labels)
         return losses
@@ -243,24 +247,12 @@ class PointRendMaskHeadBatched(nn.Module):
         return PointSampler(maps, [self.strides[name] for name in names])
 
 
-def sample_point_labels(instances: Sequence[Instances], image_points: Tensor) -> Tensor:
-    """Soft labels of regions at points: how much of the region's object lies around each.
-
-    Args:
-        instances: N Instances, R in all; those with any have `gt_masks` (BitMasks), one for each.
-        image_points: (R, P, 2), in pixels of the image that the region belongs to.
-
-    Returns:
-        (R, P) fp32 in [0, 1].
-
-    Raises:
-        ConfigError: the masks are polygons.
-    """
+def _list_bit_masks(instances: list[Instances]) -> list[Tensor]:
+    """Ground truth of the images that have any, (regions, H, W) bool each."""
     masks = [regions.gt_masks for regions in instances if len(regions)]
     if any(isinstance(form, PolygonMasks) for form in masks):
         raise ConfigError(
             "PointRend samples the ground truth at points, but its masks are polygons: set "
             "INPUT.MASK_FORMAT to 'bitmask'"
         )
-    rows = torch.arange(len(image_points), device=image_points.device)
-    return sample_labels([form.tensor for form in masks], rows, image_points)
+    return [form.tensor for form in masks]

@@ -116,12 +116,20 @@ class SOLOv2PointRend(SOLOv2):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         arguments = read_solov2_arguments(cfg)
         check_solov2_pointrend_config(cfg)
+        node, names = cfg.MODEL.SOLOV2, list(cfg.MODEL.POINT_HEAD.IN_FEATURES)
+        shape = ShapeSpec(channels=len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS)
+        overrides = {"coarse_channels": 1, "num_outputs": 1, "start_from_coarse": True}
+        head = RefinedSOLOv2Head(
+            point_head=build_point_head(cfg, shape, **overrides),
+            point_levels=[list(node.INSTANCE_IN_FEATURES).index(name) for name in names],
+            **build_head_parts(cfg),
+        )
         shapes = arguments["backbone"].output_shape()
-        names = [*cfg.MODEL.POINT_HEAD.IN_FEATURES, cfg.MODEL.SOLOV2.MASK_IN_FEATURES[0]]
+        read = [*names, node.MASK_IN_FEATURES[0]]
         return {
             **arguments,
-            "head": build_refined_head(cfg),
-            "point_strides": [int(shapes[name].stride) for name in names],
+            "head": head,
+            "point_strides": [int(shapes[name].stride) for name in read],
             "training_points": TrainingPoints.from_config(cfg),
             "subdivision": SubdivisionSettings.from_config(cfg),
         }
@@ -196,19 +204,6 @@ class SOLOv2PointRend(SOLOv2):
         """Enlarge boxes (R, 4) by one cell of the mask map on each side: a mask may grow."""
         margin = self.point_strides[-1]
         return boxes.float() + boxes.new_tensor([-margin, -margin, margin, margin])
-
-
-def build_refined_head(cfg: CfgNode) -> RefinedSOLOv2Head:
-    """SOLOv2's head with the point head of `cfg.MODEL.POINT_HEAD`."""
-    node, names = cfg.MODEL.SOLOV2, cfg.MODEL.POINT_HEAD.IN_FEATURES
-    shape = ShapeSpec(channels=len(names) * cfg.MODEL.FPN.OUT_CHANNELS + node.NUM_KERNELS)
-    return RefinedSOLOv2Head(
-        point_head=build_point_head(
-            cfg, shape, coarse_channels=1, num_outputs=1, start_from_coarse=True
-        ),
-        point_levels=[list(node.INSTANCE_IN_FEATURES).index(name) for name in names],
-        **build_head_parts(cfg),
-    )
 
 
 def apply_kernels(features: Tensor, kernels: Tensor) -> Tensor:

@@ -96,13 +96,13 @@ def check_grids(context: Context, key: str) -> Iterator[Finding]:
         return
     fit = measure_grid(objects, grid)
     better = propose_grid(objects, model.level_strides, grid.center_fraction)
-    words = format_overrides(key, better)
+    overrides = format_overrides(key, better)
     if fit.is_good:
-        yield ok(f"{fit}. Grids that share the objects among all levels: {words}")
+        yield ok(f"{fit}. Grids that share the objects among all levels: {overrides}")
         return
     advice, expected = [], measure_grid(objects, better)
-    if words != format_overrides(key, grid):
-        advice.append(f"set {words} for {expected}")
+    if overrides != format_overrides(key, grid):
+        advice.append(f"set {overrides} for {expected}")
     if not expected.is_good:
         advice.append(
             f"raise {context.train_size.keys}: feature maps of strides "
