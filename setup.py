@@ -30,7 +30,7 @@ class BuildWithConfigs(build_py):
 
 
 def plan_extension() -> dict[str, Any]:
-    """Arguments of `setup` that build the extension; none if a requirement is missing."""
+    """Return the arguments of `setup` for the extension; none if a requirement is missing."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     compiler = os.environ.get("CXX", "c++").split()[0]
     try:

@@ -55,9 +55,8 @@ def resize_maps(maps: Tensor, steps: Sequence[Step]) -> Tensor:
             maps = maps[:, : step.height, : step.width]
         elif tuple(maps.shape[1:]) != (step.height, step.width):
             size = step.height, step.width
-            maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[
-                :, 0
-            ]
+            batch = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
+            maps = batch[:, 0]
     return maps
 
 

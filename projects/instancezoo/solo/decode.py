@@ -21,7 +21,7 @@ from instancezoo.modeling.levels import flatten_levels
 
 from .masks import CellMasks
 
-# Of soft masks and their intermediates.
+# Bytes per pixel of soft masks and their intermediates.
 _BYTES_PER_PIXEL = 8
 
 

@@ -1,6 +1,6 @@
 """Compact mask forms: from a network's low-resolution output to full masks or straight to RLE.
 
-Legend: N masks, H W image size.
+Legend: N masks, H W image size, R rows.
 """
 
 from __future__ import annotations

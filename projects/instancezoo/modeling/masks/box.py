@@ -18,7 +18,7 @@ from instancezoo.layers.rle import encode_windows
 
 from .form import MaskForm
 
-# Of one pixel in a chunk: its place on the grid (2 floats), score (1 float) and mask.
+# Bytes per pixel of a chunk: its place on the grid (2 floats), score (1 float) and mask.
 _BYTES_PER_PIXEL = 16
 # A chunk pads its windows to one size, to at most this multiple of their own pixels.
 _MAX_PADDING = 2.0

@@ -19,7 +19,7 @@ from instancezoo.layers.rle import encode_ends
 
 from .form import MaskForm
 
-# Of a pixel in a chunk of tiles: its value in fp64 and the comparisons made with it.
+# Bytes per pixel of a chunk of tiles: its value in fp64 and the comparisons made with it.
 _BYTES_PER_PIXEL = 16
 # Pixels computed at once; more leave a processor's cache.
 _PIXELS_PER_CHUNK = 2**18

@@ -73,7 +73,7 @@ class PolygonSums {
     }
     add_triangles(upper, lower);
     add_triangles(lower, upper);
-    // Of a part without area, such runs touch in one pair of pixels only.
+    // In a part without area, such runs touch in one pair of pixels only.
     const int32_t above = std::clamp(lower.begin, upper.begin, upper.end - 1);
     const int32_t below = std::clamp(above, lower.begin, lower.end - 1);
     links_ += 1;
@@ -110,7 +110,7 @@ void append_points(int32_t y, int32_t begin, int32_t end, std::vector<int32_t>& 
   }
 }
 
-// The pixels of one row that have not all of their four neighbours in the part.
+// The pixels of one row that lack one of their four neighbours in the part.
 void append_border_row(const Part& part, RowRange above, RowRange row, RowRange below,
                        std::vector<int32_t>& points) {
   for (size_t index = row.begin; index < row.end; ++index) {
@@ -128,7 +128,7 @@ void append_border_row(const Part& part, RowRange above, RowRange row, RowRange 
         next = covered_end;
       }
       if (std::min(upper.end, lower.end) >= last) {
-        break;  // they may cover the next run, too
+        break;  // they may also cover the next run
       }
       (upper.end < lower.end ? above : below).begin += 1;
     }

@@ -8,8 +8,8 @@ namespace {
 
 constexpr size_t kOutside = 0;
 
-// Rows of a mask as runs that alternate background, foreground, ..., background. There is one
-// column of background on either side and one row of it above and below.
+// Rows of a mask as runs that alternate background, foreground, ..., background, with one column of
+// background on either side and one row of it above and below.
 struct AlternatingRuns {
   std::vector<Run> runs;
   std::vector<size_t> row_starts;  // one more than there are rows
@@ -54,7 +54,7 @@ AlternatingRuns find_runs(const bool* mask, int32_t height, int32_t width) {
   }
   const auto top = static_cast<int32_t>((first - mask) / width);
   append_empty_row(top - 1, width, found);
-  size_t filled = 0;  // what to keep: everything up to the last row with foreground
+  size_t filled = 0;  // number of runs up to the last row with foreground
   size_t filled_rows = 0;
   for (int32_t y = top; y < height; ++y) {
     append_row(mask + static_cast<size_t>(y) * width, y, width, found);

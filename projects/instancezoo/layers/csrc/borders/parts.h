@@ -40,8 +40,8 @@ void visit_neighbours(const std::vector<Run>& runs, RowRange upper, RowRange low
 using Part = std::vector<Run>;
 
 // The 8-connected parts of a mask that no other part encloses, in the order of their first pixels,
-// with all that they enclose filled in. Cost: one pass over the pixels at the speed of memchr;
-// from there on runs are handled, not pixels.
+// with all that they enclose filled in. Cost: one pass over the pixels at the speed of memchr; the
+// rest processes runs, not pixels.
 std::vector<Part> find_filled_parts(const bool* mask, int32_t height, int32_t width);
 
 }  // namespace instancezoo

@@ -1,4 +1,5 @@
 // Polygons to masks or to runs. The contract is that of `layers/polygons.py`.
+// Legend: N masks, V vertices, E ends of runs.
 #pragma once
 
 #include <tuple>
@@ -11,9 +12,9 @@ namespace instancezoo {
 // Returns (N, height, width) bool.
 at::Tensor fill_polygons_cpu(const at::Tensor& vertices, int64_t height, int64_t width);
 
-// The same masks as the places where foreground begins or ends, counted column by column.
+// The same masks as column-major positions where foreground begins or ends.
 // Returns positions (E,) int64, ascending for each polygon, in [0, height * width]; lengths (N,)
-// int64, how many belong to each.
+// int64, the number of positions of each.
 std::tuple<at::Tensor, at::Tensor> find_polygon_runs_cpu(const at::Tensor& vertices, int64_t height,
                                                          int64_t width);
 

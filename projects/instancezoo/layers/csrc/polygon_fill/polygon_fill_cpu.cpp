@@ -48,7 +48,7 @@ std::vector<Crossing> find_crossings(const SpanRows& shape) {
     if (row < shape.rows.size()) {
       append_ends(shape.rows[row], here);
     }
-    // Between the ends of both rows in order, the rows differ in every other stretch.
+    // Between the sorted ends of both rows, the rows differ in every other interval.
     std::merge(above.begin(), above.end(), here.begin(), here.end(), std::back_inserter(both));
     for (size_t end = 0; end < both.size(); end += 2) {
       for (int32_t x = both[end]; x < both[end + 1]; ++x) {
@@ -82,7 +82,7 @@ void append_positions(const std::vector<Crossing>& crossings, int64_t height,
   }
   const size_t begin = positions.size();
   for (const int64_t position : sorted) {
-    // A run that fills a column to its foot goes on at the head of the next.
+    // A run that fills a column to its foot and the next from its head does not end there.
     if (positions.size() > begin && positions.back() == position) {
       positions.pop_back();
     } else {

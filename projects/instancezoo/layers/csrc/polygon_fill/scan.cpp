@@ -43,7 +43,7 @@ void move_to_columns(Point& point, Point other, int sides, Image image) {
   point.x = x;
 }
 
-// Cuts a line to the image, with OpenCV's order and rounding; false if nothing is left. Even then
+// Clips a line to the image, with OpenCV's order and rounding; false if nothing is left, although
 // the ends may have moved.
 bool clip_line(Point& one, Point& other, Image image) {
   constexpr int kRows = kAbove | kBelow;
@@ -139,7 +139,7 @@ class Scanner {
     add_span(y, begin, to.x + 1);
   }
 
-  // begin, end: what is left of the side within the image.
+  // begin, end: the part of the side within the image.
   void add_edge(Point from, Point to, Point begin, Point end) {
     if (from.y == to.y) {
       return;
@@ -151,7 +151,7 @@ class Scanner {
     const Point first{begin.x * kOne, begin.y};
     const Point last{end.x * kOne, end.y};
     const int64_t slope = (last.x - first.x) / (last.y - first.y);
-    // The slope is truncated: it matters from which end columns are counted.
+    // The slope is truncated, so that columns depend on the end from which they are counted.
     const Point upper = from.y < to.y ? first : last;
     const auto [top, bottom] = std::minmax(from.y, to.y);
     const int64_t stop = std::min(bottom, top_ + static_cast<int64_t>(spans_.size()));

@@ -18,7 +18,7 @@ struct SpanRows {
   std::vector<std::vector<Span>> rows;
 };
 
-// Inside (even-odd) and outline of a polygon, cut to an image of height x width pixels; exactly
+// Inside (even-odd) and outline of a polygon, clipped to an image of height x width pixels; exactly
 // the pixels that OpenCV's fillPoly sets, with its fixed-point edges and its lines.
 // vertices: V pairs of x and y.
 SpanRows scan_polygon(const int32_t* vertices, int64_t num_vertices, int32_t height, int32_t width);

@@ -1,4 +1,4 @@
-// The whole degree in which a pixel is seen, and which degrees answer for a ray. For CPU and CUDA.
+// The whole degree in which a pixel is seen, and the degrees that a ray takes. For CPU and CUDA.
 #pragma once
 
 #include <cmath>
@@ -40,7 +40,7 @@ C10_HOST_DEVICE inline int32_t find_degree(int32_t x, int32_t y, const Tangents&
   const int32_t small = across < along ? across : along;
   const int32_t large = across < along ? along : across;
   const double ratio = large > 0 ? static_cast<double>(small) / large : 0;
-  // Within a quarter of a degree; one comparison on either side makes it exact.
+  // An estimate within a quarter of a degree; one comparison on either side makes it exact.
   auto degree = static_cast<int32_t>(ratio * (45 + 15.64 * (1 - ratio)));
   degree -= ratio < tangents.values[degree];
   degree += ratio >= tangents.values[degree + 1];
@@ -48,8 +48,8 @@ C10_HOST_DEVICE inline int32_t find_degree(int32_t x, int32_t y, const Tangents&
   return quarter * 90 + (across <= along ? degree : 90 - degree - (whole ? 0 : 1));
 }
 
-// Distance of a ray from the squared distances (-1 for none) of all degrees: its own degree or
-// the nearest that has one, the larger first. `start` is the ray's degree.
+// Distance of a ray from the squared distances (-1 for none) of all degrees: that of its own degree
+// or of the nearest one with a distance, the larger first. `start` is the ray's degree.
 C10_HOST_DEVICE inline float pick_distance(const int32_t* squares, int32_t start, bool wrap) {
   constexpr int32_t kReach = 3;
   for (int32_t step = 0; step <= kReach; ++step) {

@@ -1,4 +1,5 @@
 // Farthest border point near each ray. The contract is that of `layers/polar.py`.
+// Legend: P points, V rays, M instances, B border points.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,10 +7,10 @@
 
 namespace instancezoo {
 
-// points: (P, 2) int32 x and y; owners: (P,) int64 in [0, M); border_points: (K, 2) int32;
+// points: (P, 2) int32 x and y; owners: (P,) int64 in [0, M); border_points: (B, 2) int32;
 // offsets: (M + 1,) int64, where each instance's border points begin. Coordinates of a point and
 // of its border must differ by less than 2^15 pixels, so that squares fit int32.
-// Returns (P, num_rays) float distances. num_rays divides 360.
+// Returns (P, V) float distances; V is num_rays and divides 360.
 at::Tensor cast_ray_targets_cpu(const at::Tensor& points, const at::Tensor& owners,
                                 const at::Tensor& border_points, const at::Tensor& offsets,
                                 int64_t num_rays, bool wrap);
@@ -18,7 +19,7 @@ at::Tensor cast_ray_targets_cuda(const at::Tensor& points, const at::Tensor& own
                                  const at::Tensor& border_points, const at::Tensor& offsets,
                                  int64_t num_rays, bool wrap);
 
-// What both of them refuse.
+// Checks of the arguments of both.
 inline void check_ray_targets(const at::Tensor& points, const at::Tensor& owners,
                               const at::Tensor& border_points, const at::Tensor& offsets,
                               int64_t num_rays) {
@@ -28,13 +29,13 @@ inline void check_ray_targets(const at::Tensor& points, const at::Tensor& owners
               owners.sizes());
   TORCH_CHECK(border_points.dim() == 2 && border_points.size(1) == 2 && offsets.dim() == 1 &&
                   offsets.size(0) > 0,
-              "border points must be (K, 2) and offsets (M + 1,), got ", border_points.sizes(),
+              "border points must be (B, 2) and offsets (M + 1,), got ", border_points.sizes(),
               " and ", offsets.sizes());
   TORCH_CHECK(owners.device() == points.device() && border_points.device() == points.device() &&
                   offsets.device() == points.device(),
               "points, owners, border points and offsets must be on one device");
   TORCH_CHECK(num_rays > 0 && 360 % num_rays == 0, num_rays,
-              " rays do not part 360 degrees evenly");
+              " rays do not divide 360 degrees evenly");
 }
 
 }  // namespace instancezoo

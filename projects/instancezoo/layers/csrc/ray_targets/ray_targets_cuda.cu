@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// One block per point. The table is one of integers: the order of atomic maxima does not matter.
+// One block per point. The table holds integers: the order of atomic maxima does not matter.
 __global__ void cast_ray_targets_kernel(const int32_t* __restrict__ points,
                                         const int64_t* __restrict__ owners,
                                         const int32_t* __restrict__ border_points,
