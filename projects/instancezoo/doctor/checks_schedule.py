@@ -24,7 +24,7 @@ def check_learning_rate(context: Context) -> Iterator[Finding]:
     ratio = rate / usual
     message = (
         f"{solver.OPTIMIZER}, SOLVER.BASE_LR {rate:g} with batches of {batch} images is "
-        f"{ratio:.2g} times {usual:g}, {source}"
+        f"{ratio:.3g} times {usual:g}, {source}"
     )
     remedy = f"set SOLVER.BASE_LR {usual:g}"
     if ratio > 4 and not solver.CLIP_GRADIENTS.ENABLED:
