@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers
-from instancezoo.modeling.ignored_keys import IgnoredKey, add_ignored_keys, check_ignored_keys
+from instancezoo.modeling.ignored_keys import IgnoredKey, add_ignored_keys
 from instancezoo.modeling.levels import check_levels
 from instancezoo.modeling.towers import LEVEL_NORMS, PRIOR_LIMITS, check_group_norm
 
@@ -131,7 +131,6 @@ def check_fcos_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
         check_choice(f"MODEL.FCOS.{key}", node[key], choices)
     channels = shapes[node.IN_FEATURES[0]].channels
     check_group_norm(node.NORM, {"MODEL.FPN.OUT_CHANNELS": channels})
-    check_ignored_keys("MODEL.FCOS", node, IGNORED_KEYS)
     levels = cfg.MODEL.FPN.TOP_LEVELS
     if node.TOP_LEVELS not in (-1, levels):  # assigned, not merged, and the backbone is built
         raise ConfigError(

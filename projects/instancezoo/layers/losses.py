@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def class_focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -23,8 +22,11 @@ def class_focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: fl
     Returns:
         () fp32.
     """
-    one_hot = F.one_hot(classes, logits.shape[2] + 1)[..., :-1].float()  # (N, P, K)
-    return sigmoid_focal_loss(logits.float(), one_hot, alpha=alpha, gamma=gamma, reduction="sum")
+    # Not one_hot(): its int64 tensor takes eight times the memory.
+    is_class = classes[..., None] == torch.arange(logits.shape[2], device=classes.device)
+    return sigmoid_focal_loss(
+        logits.float(), is_class.float(), alpha=alpha, gamma=gamma, reduction="sum"
+    )
 
 
 def zero_of_parameters(module: nn.Module) -> Tensor:

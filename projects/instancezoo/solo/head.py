@@ -1,4 +1,4 @@
-"""The networks of SOLO (section 3.2) and Decoupled SOLO (section 3.4): modules only.
+"""Networks of SOLO (section 3.2) and Decoupled SOLO (section 3.4), and how a config builds them.
 
 Legend: N images, C channels, H W map size of a level, L levels, S grid side, K classes.
 """
@@ -22,7 +22,7 @@ class CategoryBranch(nn.Module):
     """Category of each cell.
 
     Args:
-        tower: convolutions in a row.
+        tower: convolutions in sequence.
         predict: last convolution, to K channels.
         num_grids: L grid sides.
         resize_before: index of the tower's convolution before which maps are resized to S x S.

@@ -4,7 +4,7 @@ A representation is a value: the head makes it from its maps, training compares 
 truth, inference reads the masks of chosen cells from it.
 
 Legend: N images, C channels, L levels, S grid side, K classes, R rows (one object, one cell),
-P cells, H W map size.
+P cells, H W size of a mask map.
 """
 
 from __future__ import annotations
@@ -100,17 +100,20 @@ class LevelMasks(ABC):
                 probs.append(reduce(torch.mul, [self._resize(*factor) for factor in channels]))
         return torch.cat(probs)
 
-    def _resize(self, logits: Tensor, index: Tensor) -> Tensor:
+    def _resize(self, logits: Tensor, channel: Tensor) -> Tensor:
         """Probabilities of one image's channels at the common size, each resized once."""
-        used, index = index.unique(return_inverse=True)
-        return resize_map(logits[:, used].float().sigmoid(), self.map_sizes[0])[0, index]
+        used, rows = channel.unique(return_inverse=True)
+        # Masks are large: they are gathered only where the order or the number changes.
+        wanted = logits if len(used) == logits.shape[1] else logits[:, used]
+        probs = resize_map(wanted.float().sigmoid(), self.map_sizes[0])[0]
+        return probs if torch.equal(used, channel) else probs[rows]
 
 
 class SOLOMasks(LevelMasks):
     """One mask channel per cell.
 
     Args:
-        features: L tensors (N, C, 2H, 2W), input of the output convolutions.
+        features: L tensors (N, C, H, W), input of the output convolutions.
         convs: L 1x1 convolutions to S * S channels.
         num_grids: L grid sides.
     """
@@ -129,8 +132,8 @@ class DecoupledMasks(LevelMasks):
     """A mask is the product of one channel for its grid column and one for its grid row.
 
     Args:
-        x_logits: L tensors (N, S, 2H, 2W), one channel per grid column.
-        y_logits: L tensors (N, S, 2H, 2W), one channel per grid row.
+        x_logits: L tensors (N, S, H, W), one channel per grid column.
+        y_logits: L tensors (N, S, H, W), one channel per grid row.
     """
 
     def __init__(self, x_logits: list[Tensor], y_logits: list[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The networks of SOLOv2 (sections 3.1 and 3.2): modules only.
+"""The networks of SOLOv2 (sections 3.1 and 3.2), and how a config builds them.
 
 Legend: N images, C channels, H W map size, L levels, S grid side, K classes, D embedding size.
 """
