@@ -28,7 +28,7 @@ $(READY): requirements/lock.txt requirements/detectron2.txt setup.py pyproject.t
 demo: $(READY)
 	$(BIN)/python train_net.py --config-file configs/mask_rcnn/mask_rcnn_tiny.yaml OUTPUT_DIR output/demo
 
-# Neighbours stay in one process and share their fixtures; who runs out of tests takes from the
+# Neighbours stay in one process and share their fixtures; an idle process takes tests from the
 # longest queue. Not in pyproject.toml: a single test by hand is quicker without other processes.
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 16 --dist worksteal

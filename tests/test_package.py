@@ -61,7 +61,7 @@ FREE_OF_METHODS = (
 )
 METHODS_TO_COME = (
     *("maskrcnn", "mask r-cnn", "cascade", "htc", "panet", "point_rend", "yolact", "blendmask"),
-    *("condinst", "centermask", "ssap", "semiconv", "unet_boundary", "sipmask", "tensormask"),
+    *("condinst", "centermask", "ssap", "semiconv", "unet_boundary", "watershed", "sipmask"),
 )
 
 

@@ -117,7 +117,8 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # fine-tune on other classes.
     cfg.MODEL.WEIGHTS_ALLOW_PARTIAL = False
 
-    # Number of pyramid levels above P5 made by convolutions: 2 (P6 and P7), 1 or 0.
+    # Number of pyramid levels above P5 made by convolutions: 2 (P6 and P7), 1 or 0; read by
+    # MODEL.BACKBONE.NAME "build_resnet_fpn_top_levels_backbone".
     cfg.MODEL.FPN.TOP_LEVELS = 2
 
     # Exponential moving average of the weights: evaluated, and saved beside the model.

@@ -328,8 +328,9 @@ def test_a_box_a_pixel_over_the_border_is_left_as_it_is(coco_folder: Path) -> No
 def test_what_cannot_be_repaired_is_refused(content: bytes, named: str, tmp_path: Path) -> None:
     json_file = tmp_path / "a.json"
     json_file.write_bytes(content)
-    with pytest.raises(DatasetError, match=rf"a\.json.*{named}"):
+    with pytest.raises(DatasetError, match=named) as error:
         check_coco(json_file, tmp_path)
+    assert str(json_file) in str(error.value)
 
 
 def test_missing_paths_are_named(coco_folder: Path, tmp_path: Path) -> None:

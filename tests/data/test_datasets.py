@@ -159,13 +159,13 @@ def test_the_same_again_is_fine_and_another_is_not(
 def test_the_argument_is_split(folder: Path) -> None:
     (folder / "a:b").mkdir()
     for json_file, images in (("a.json", "images"), ("a.json", "a:b")):
-        argument = f"mine={folder / json_file}:{folder / images}"
-        expected = ("mine", str(folder / json_file), str(folder / images))
+        argument = f"split={folder / json_file}:{folder / images}"
+        expected = ("split", str(folder / json_file), str(folder / images))
         assert parse_dataset_argument(argument) == expected
     # A colon in the JSON's own name, and a name with an equals sign after the first.
     odd = folder / "x=y:z.json"
     odd.write_text("{}")
-    assert parse_dataset_argument(f"mine={odd}:{folder}") == ("mine", str(odd), str(folder))
+    assert parse_dataset_argument(f"split={odd}:{folder}") == ("split", str(odd), str(folder))
 
 
 @pytest.mark.parametrize(

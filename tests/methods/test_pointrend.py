@@ -8,7 +8,7 @@ from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, ZooError
 from instancezoo.layers.points import make_grid_points
 from instancezoo.pointrend.config import MASK_HEAD
 from instancezoo.pointrend.mask_head import Regions
@@ -313,7 +313,7 @@ def test_polygons_are_refused_with_the_key():
     proposals = _make_proposals()
     square = [[0.0, 0.0, 9.0, 0.0, 9.0, 9.0]]
     proposals[0].gt_masks = PolygonMasks([[torch.tensor(square[0]).numpy()]] * 3)
-    with EventStorage(), pytest.raises(ConfigError, match=r"INPUT\.MASK_FORMAT.*bitmask"):
+    with EventStorage(), pytest.raises(ZooError, match=r"INPUT\.MASK_FORMAT.*bitmask"):
         _build_head(training=True)(_make_features(), proposals)
 
 

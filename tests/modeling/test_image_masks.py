@@ -148,7 +148,7 @@ def test_index_cat_and_cast():
     assert torch.equal(joined.scores, scores)
     assert (joined.steps, joined.threshold, joined.inclusive) == (masks.steps, 0.4, True)
     assert masks.to(torch.float64).scores.dtype == torch.float64
-    with pytest.raises(ValueError, match=r"\(N, h, w\)"):
+    with pytest.raises(ValueError, match=r"\(M, h, w\)"):
         ImageMasks(scores[0])
 
 

@@ -64,5 +64,5 @@ def test_polygons_stay_within_the_image_and_cover_the_mask():
 
 
 def test_vertices_have_one_shape_only():
-    with pytest.raises(ValueError, match=r"\(N, V, 2\).*\(2, 36\)"):
+    with pytest.raises(ValueError, match=r"\(M, V, 2\).*\(2, 36\)"):
         VertexMasks(torch.zeros(2, 36))

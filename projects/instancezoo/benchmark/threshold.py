@@ -94,9 +94,9 @@ def _compute_once(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
     parts = [model.get_submodule(name) for name in names]
     for part in parts:
-        part.forward = repeat_first(part.forward)  # type: ignore[method-assign]
+        part.forward = repeat_first(part.forward)
     try:
         yield
     finally:
         for part in parts:
-            del part.forward  # type: ignore[method-assign]
+            del part.forward

@@ -72,7 +72,8 @@ class Layout:
     Attributes:
         name: unique, as shown to users, for example "torchvision maskrcnn_resnet50_fpn".
         method: name of the method, as in the README's table.
-        config: the config whose model it fills, for example "mask_rcnn/mask_rcnn_R_50_FPN_1x".
+        config: the config whose model it fills, for example "solo/solo_R_50_FPN_1x"; for a
+            backbone, the fragment of configs/base/ with its pixel mean and strides.
         licence: licence of the published weights, and where it is stated.
         rows: (pattern, our name[, transform of the tensor]), see the module's docstring.
         must: patterns, each of which at least one name of the file fits.

@@ -67,7 +67,7 @@ def _print_report(converted: Converted) -> None:
         f"tensors  {len(converted.used)} used, {len(converted.unused)} without a place in the model"
     )
     if layout.fills == "backbone":
-        print("note     fills only the backbone: for the start of a training")
+        print("note     fills only the backbone, to start training from; config is a base fragment")
     for name in converted.unused:
         print(f"  unused: {name}")
     for name in converted.unknown:

@@ -209,7 +209,8 @@ class Trainer(DefaultTrainer):
         losses: dict[str, float] = {}
         if self.cfg.TEST.VALIDATION_LOSS:
             losses = compute_mean_losses(self.model, self._build_validation_loader())
-            logger.info("validation loss %.4f", sum(losses.values()))
+            if losses and comm.is_main_process():
+                logger.info("validation loss %.4f", sum(losses.values()))
         num_pictures = self.cfg.TEST.NUM_PICTURES if is_last else 0
         evaluators = [
             self.build_evaluator(self.cfg, name, num_pictures) for name in self.cfg.DATASETS.TEST

@@ -3,7 +3,7 @@
 Bilinear interpolation is a convex combination: if all samples that reach a tile of pixels are on
 one side of the threshold, so are the pixels. Only the other tiles, along contours, are computed.
 
-Legend: N maps, h w grid size, H W image size, T tiles (along an axis, or chosen ones), A pixels of
+Legend: M maps, h w grid size, H W image size, T tiles (along an axis, or chosen ones), A pixels of
 a tile along an axis, Q samples that reach it.
 """
 
@@ -66,14 +66,14 @@ def find_sides(
     """Find the side of a threshold on which all samples of each tile are.
 
     Args:
-        scores: (N, h, w).
+        scores: (M, h, w).
         rows, columns: tiles along both axes.
         threshold: of the scores.
-        margin: (N,) distance from the threshold at which a sample is on a side; nearer ones and NaN
+        margin: (M,) distance from the threshold at which a sample is on a side; nearer ones and NaN
             are on none.
 
     Returns:
-        (N, tiles down, tiles across) int8: 1 above, -1 below, 0 otherwise.
+        (M, tiles down, tiles across) int8: 1 above, -1 below, 0 otherwise.
     """
     by_rows = _count_samples(rows, scores.shape[1])
     by_columns = _count_samples(columns, scores.shape[2])
@@ -99,7 +99,7 @@ def compute_tiles(scores: Tensor, rows: TileAxis, columns: TileAxis, tiles: Tens
     """Compute the pixels of some tiles.
 
     Args:
-        scores: (N, h, w).
+        scores: (M, h, w).
         rows, columns: tiles along both axes.
         tiles: (T, 3) long: map, tile row, tile column.
 

@@ -169,14 +169,15 @@ def _degrees_between_rays(num_rays: int) -> int:
 
 
 def _pair_up(owners: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pair every point with everything its instance owns, a limited number of pairs at a time.
+    """Pair every point with all candidates of its instance, a limited number of pairs at a time.
 
     Args:
         owners: (P,) long, instance of each point.
-        offsets: (M + 1,) long, where the things of each instance begin.
+        offsets: (M + 1,) long, where the candidates of each instance begin (edges or border
+            points).
 
     Yields:
-        Index of the point (Q,) and of the thing (Q,), both long.
+        Index of the point (Q,) and of the candidate (Q,), both long.
     """
     counts = offsets.diff()[owners]  # (P,)
     if len(counts) == 0:
@@ -186,8 +187,8 @@ def _pair_up(owners: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]
         point = torch.repeat_interleave(chunk, counts[chunk])
         before = counts[chunk].cumsum(0) - counts[chunk]
         shift = offsets[owners[chunk]] - before
-        thing = torch.arange(len(point), device=point.device) + shift[point - chunk[0]]
-        yield point, thing
+        candidate = torch.arange(len(point), device=point.device) + shift[point - chunk[0]]
+        yield point, candidate
 
 
 def _farthest_per_degree(

@@ -1,6 +1,6 @@
 """Polygons to masks and to COCO RLE.
 
-Legend: N masks, V vertices, H W image size, E ends of runs.
+Legend: M masks, V vertices, H W image size, E ends of runs.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def fill_polygons(vertices: Tensor, height: int, width: int) -> Tensor:
     """Inside (even-odd) and outline of polygons: exactly the pixels that OpenCV's `fillPoly` sets.
 
     Args:
-        vertices: (N, V, 2) x and y in pixels; truncated toward zero to whole pixels.
+        vertices: (M, V, 2) x and y in pixels; truncated toward zero to whole pixels.
         height, width: size of the image in pixels.
 
     Returns:
-        (N, H, W) bool, on the vertices' device.
+        (M, H, W) bool, on the vertices' device.
     """
     corners = _truncate(vertices)
     fill = find_compiled("fill_polygons", corners.device) or _fill_polygons
@@ -41,7 +41,7 @@ def encode_polygons(vertices: Tensor, height: int, width: int) -> list[dict[str,
         vertices, height, width: as in `fill_polygons`.
 
     Returns:
-        N dicts `{"size": [H, W], "counts": str}`.
+        M dicts `{"size": [H, W], "counts": str}`.
     """
     corners = _truncate(vertices)
     find_runs = find_compiled("find_polygon_runs", corners.device) or _find_polygon_runs
@@ -70,12 +70,12 @@ def _find_polygon_runs(corners: Tensor, height: int, width: int) -> tuple[Tensor
 
     Returns:
         Column-major positions (E,) long, where foreground begins or ends, and the number of them
-        for each mask (N,) long.
+        for each mask (M,) long.
     """
     limit = torch.tensor([width, height], dtype=torch.int32)
     if corners.numel() == 0:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(len(corners), dtype=torch.int64)
-    first = corners.amin(dim=1).clamp(min=0)  # (N, 2)
+    first = corners.amin(dim=1).clamp(min=0)  # (M, 2)
     sizes = (torch.minimum(corners.amax(dim=1) + 1, limit) - first).clamp(min=0)
     # A window ends at the image's border or beyond the polygon, so that lines are cut there only.
     shifted = corners - first[:, None]

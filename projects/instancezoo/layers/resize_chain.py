@@ -3,7 +3,7 @@
 Official codes enlarge masks in steps (to the padded input, without the padding, to the original
 image). All three forms here take their weights from torch's own bilinear resize.
 
-Legend: N maps, h w size before, H W size after, P points, R lines.
+Legend: M maps, h w size before, H W size after, P points, R lines.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def resize_maps(maps: Tensor, steps: Sequence[Step]) -> Tensor:
     """Apply the steps to all pixels.
 
     Args:
-        maps: (N, h, w) fp32.
+        maps: (M, h, w) fp32.
         steps: in order.
 
     Returns:
-        (N, H, W).
+        (M, H, W).
     """
     for step in steps:
         if isinstance(step, Crop):
@@ -89,7 +89,7 @@ def resize_at_points(maps: Tensor, steps: Sequence[Step], points: Tensor) -> Ten
     differ.)
 
     Args:
-        maps: (N, h, w) fp32.
+        maps: (M, h, w) fp32.
         steps: in order.
         points: (P, 3) long: map, row, column of the result.
 

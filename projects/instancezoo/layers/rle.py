@@ -1,6 +1,6 @@
 """COCO run-length encoding without full-size masks.
 
-Legend: N masks, H W image size, h w window size, E ends of runs, T run lengths.
+Legend: M masks, H W image size, h w window size, E ends of runs, T run lengths.
 
 COCO counts pixels column by column: alternating lengths of background and foreground runs, the
 first is background (0 if the first pixel is foreground), packed five bits to a printable character.
@@ -24,10 +24,10 @@ def encode_bitmasks(masks: Tensor) -> list[dict[str, Any]]:
     """Encode full-size masks; equal to `pycocotools.mask.encode`.
 
     Args:
-        masks: (N, H, W) bool.
+        masks: (M, H, W) bool.
 
     Returns:
-        N dicts `{"size": [H, W], "counts": str}`.
+        M dicts `{"size": [H, W], "counts": str}`.
     """
     height, width = masks.shape[-2:]
     corners = masks.new_zeros((len(masks), 2), dtype=torch.long)
@@ -40,8 +40,8 @@ def encode_windows(
     """Encode masks of which only a window is stored; all pixels outside it are background.
 
     Args:
-        windows: (N, h, w) bool; foreground must lie inside the image.
-        corners: (N, 2) long, row and column of each window's first pixel in the image.
+        windows: (M, h, w) bool; foreground must lie inside the image.
+        corners: (M, 2) long, row and column of each window's first pixel in the image.
         height, width: size of the image in pixels.
 
     Returns:
@@ -56,11 +56,11 @@ def encode_ends(ends: Tensor, num_masks: int, height: int, width: int) -> list[d
     Args:
         ends: (E,) long, ascending: index of the mask * (H * W + 1) + column-major number of the
             pixel where a run begins or of the first pixel after it. Equal pairs cancel.
-        num_masks: N.
+        num_masks: M.
         height, width: size of the image in pixels.
 
     Returns:
-        N dicts `{"size": [H, W], "counts": str}`.
+        M dicts `{"size": [H, W], "counts": str}`.
     """
     num_pixels = height * width
     owners, positions = np.divmod(cancel_pairs(ends).cpu().numpy(), num_pixels + 1)
@@ -83,7 +83,7 @@ def find_ends(windows: Tensor, corners: Tensor, height: int, width: int) -> Tens
         (E,) long. A run that fills a column to its foot and goes on in the next has a pair of ends
         there.
     """
-    columns = F.pad(windows.transpose(1, 2).to(torch.uint8), (1, 1))  # (N, w, h + 2)
+    columns = F.pad(windows.transpose(1, 2).to(torch.uint8), (1, 1))  # (M, w, h + 2)
     owner, x, y = (columns[..., 1:] != columns[..., :-1]).nonzero(as_tuple=True)  # (E,) each
     position = (corners[owner, 1] + x) * height + corners[owner, 0] + y
     return owner * (height * width + 1) + position
@@ -100,12 +100,12 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[str]:
 
     Args:
         counts: (T,) int64, run lengths of all masks one after the other.
-        lengths: (N,) int64, number of runs of each mask; their sum is T.
+        lengths: (M,) int64, number of runs of each mask; their sum is T.
 
     Returns:
-        N strings.
+        M strings.
     """
-    starts = np.cumsum(lengths) - lengths  # (N,)
+    starts = np.cumsum(lengths) - lengths  # (M,)
     rank = np.arange(len(counts)) - np.repeat(starts, lengths)  # index within its mask
     values = counts.copy()
     # From the fourth run on, the difference from the run before last is stored: it is small.

@@ -50,7 +50,7 @@ class PointTargets:
         classes: (N, P) long; K for background.
         image, point, instance: (R,) long, ordered by image, then point; `instance` counts the
             instances of all images.
-        locations: (R, 2) x and y in pixels of the network input.
+        coordinates: (R, 2) x and y in pixels of the network input.
         distances: (R, 4) to the left, top, right and bottom side of the instance's box, positive
             pixels.
         strides: (R,) in pixels.
@@ -60,7 +60,7 @@ class PointTargets:
     image: Tensor
     point: Tensor
     instance: Tensor
-    locations: Tensor
+    coordinates: Tensor
     distances: Tensor
     strides: Tensor
 
@@ -108,12 +108,12 @@ def assign_points(
     winners = winners.view(num_images, -1)  # (N, P)
 
     image, point = (winners >= 0).nonzero(as_tuple=True)
-    instance, locations = winners[image, point], points[point]
+    instance, coordinates = winners[image, point], points[point]
     classes = torch.full_like(winners, num_classes)
     classes[image, point] = objects.classes[instance]
-    distances = measure_distances(locations, boxes[instance])
+    distances = measure_distances(coordinates, boxes[instance])
     strides = boxes.new_tensor(spec.strides)[index_levels(map_sizes, boxes.device)[point]]
-    return PointTargets(classes, image, point, instance, locations, distances, strides)
+    return PointTargets(classes, image, point, instance, coordinates, distances, strides)
 
 
 def measure_distances(points: Tensor, boxes: Tensor) -> Tensor:

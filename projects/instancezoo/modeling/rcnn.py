@@ -75,7 +75,7 @@ class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
         if not result.has("pred_masks"):
             return detector_postprocess(result, height, width)
         # Under another name, Detectron2 selects the scores with the boxes and does not paste them.
-        result.mask_scores = result.pred_masks[:, 0]  # (N, h, w)
+        result.mask_scores = result.pred_masks[:, 0]  # (M, h, w)
         result.remove("pred_masks")
         output = detector_postprocess(result, height, width)
         masks = BoxMasks(output.mask_scores, output.pred_boxes.tensor)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import inf
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -67,7 +66,7 @@ def add_pointrend_config(cfg: CfgNode) -> None:
     point.COARSE_PRED_EACH_LAYER = True
 
 
-def check_pointrend_config(cfg: CfgNode, shapes: Any) -> None:
+def check_pointrend_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec] | ShapeSpec) -> None:
     """Refuse values that the mask head cannot work with.
 
     Args:

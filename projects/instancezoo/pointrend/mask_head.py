@@ -16,7 +16,7 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Instances, PolygonMasks
 from torch import Tensor, nn
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ZooError
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.points import (
     PointSampler,
@@ -169,7 +169,7 @@ class PointRendMaskHeadBatched(nn.Module):
             candidates, fresh: points from `TrainingPoints.sample`.
 
         Raises:
-            ConfigError: the masks are polygons.
+            ZooError: the masks are polygons.
         """
         if not any(len(regions) for regions in instances):
             zero = zero_of_parameters(self)
@@ -235,7 +235,7 @@ class PointRendMaskHeadBatched(nn.Module):
         return self.point_head(fine, at_points, regions.classes)  # type: ignore[misc]
 
     def make_samplers(self, features: dict[str, Tensor]) -> tuple[PointSampler, PointSampler]:
-        """Of the coarse head and of the point head; one and the same if both read the same maps."""
+        """Samplers of the coarse and the point head; one object if both read the same maps."""
         coarse = self.make_sampler(features, self.coarse_features)
         if self.point_features == self.coarse_features:
             return coarse, coarse
@@ -251,7 +251,7 @@ def _list_bit_masks(instances: list[Instances]) -> list[Tensor]:
     """Ground truth of the images that have any, (regions, H, W) bool each."""
     masks = [regions.gt_masks for regions in instances if len(regions)]
     if any(isinstance(form, PolygonMasks) for form in masks):
-        raise ConfigError(
+        raise ZooError(
             "PointRend samples the ground truth at points, but its masks are polygons: set "
             "INPUT.MASK_FORMAT to 'bitmask'"
         )

@@ -123,7 +123,7 @@ def make_targets(
     found = assign_points(
         objects, centers, areas, rules.points, map_sizes=map_sizes, num_classes=num_classes
     )
-    rays = _make_rays(found.locations.long(), found.instance, borders, rules)
+    rays = _make_rays(found.coordinates.long(), found.instance, borders, rules)
     return PolarTargets(**vars(found), rays=rays, centerness=polar_centerness(rays))
 
 

@@ -1,6 +1,6 @@
 """Compact mask forms: from a network's low-resolution output to full masks or straight to RLE.
 
-Legend: N masks, H W image size, R rows.
+Legend: M masks, H W image size, R rows.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
     """Tight boxes around masks, in either form of `pred_masks`.
 
     Args:
-        masks: (N, H, W) bool, or N COCO RLE dicts.
+        masks: (M, H, W) bool, or M COCO RLE dicts.
 
     Returns:
-        (N, 4) fp32 XYXY in pixels, right and lower edge exclusive; zeros for an empty mask.
+        (M, 4) fp32 XYXY in pixels, right and lower edge exclusive; zeros for an empty mask.
     """
     if isinstance(masks, list):
         boxes = torch.as_tensor(toBbox(masks) if masks else [], dtype=torch.float32).view(-1, 4)
@@ -75,7 +75,7 @@ def boxes_from_masks(masks: Tensor | list[dict[str, Any]]) -> Tensor:
 
 
 def _find_extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First occupied position and the one after the last of each row of (N, H) or (N, W) bool."""
+    """First occupied position and the one after the last of each row of (M, H) or (M, W) bool."""
     padded = F.pad(occupied, (1, 1))  # a first and a last position even in an image without pixels
     positions = torch.arange(padded.shape[1], device=occupied.device)
     stop, from_end = ((padded * p).amax(dim=1) for p in (positions, positions.flip(0)))

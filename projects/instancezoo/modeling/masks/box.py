@@ -1,6 +1,6 @@
 """Masks whose scores lie on a grid over each box (Mask R-CNN and the methods built on it).
 
-Legend: N masks of an image, R masks of a chunk, h w size of a grid or window, H W image size.
+Legend: M masks of an image, R masks of a chunk, h w size of a grid or window, H W image size.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class BoxMasks(MaskForm):
     Detectron2's `paste_masks_in_image`; only the pixels around each box are computed.
 
     Args:
-        scores: (N, h, w), values in [0, 1].
-        boxes: (N, 4), XYXY in pixels of the image whose size is given later.
+        scores: (M, h, w), values in [0, 1].
+        boxes: (M, 4), XYXY in pixels of the image whose size is given later.
         threshold: in [0, 1].
         budget: bytes of working memory, beside what is returned.
     """
@@ -48,7 +48,7 @@ class BoxMasks(MaskForm):
     def __post_init__(self) -> None:
         if self.scores.ndim != 3 or self.boxes.shape != (len(self.scores), 4):
             raise ValueError(
-                f"scores must be (N, h, w) and boxes (N, 4), "
+                f"scores must be (M, h, w) and boxes (M, 4), "
                 f"got {tuple(self.scores.shape)} and {tuple(self.boxes.shape)}"
             )
 
@@ -76,8 +76,8 @@ class BoxMasks(MaskForm):
         # Detectron2's window: from half a cell beyond the box on, scores are under 0.5.
         first = (boxes[:, :2].floor() - 1).clamp(min=0)
         last = torch.minimum(boxes[:, 2:].ceil() + 1, limit)
-        sizes = (last - first).clamp(min=0).long()  # (N, 2) width, height
-        corners = first.long().flip(1)  # (N, 2) row, column
+        sizes = (last - first).clamp(min=0).long()  # (M, 2) width, height
+        corners = first.long().flip(1)  # (M, 2) row, column
         for chunk in _plan_chunks(sizes.cpu(), self.budget // _BYTES_PER_PIXEL):
             chosen = chunk.to(boxes.device)
             windows = self._sample(chosen, first[chosen], sizes[chosen])
@@ -103,7 +103,7 @@ def _plan_chunks(sizes: Tensor, max_pixels: int) -> Iterator[Tensor]:
     """Group windows of similar size so that little is padded.
 
     Args:
-        sizes: (N, 2) long, on the CPU.
+        sizes: (M, 2) long, on the CPU.
         max_pixels: pixels of one padded group; a single larger window is a group of its own.
 
     Yields:

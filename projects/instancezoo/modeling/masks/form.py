@@ -1,6 +1,6 @@
 """What all mask forms share.
 
-Legend: N masks, H W image size.
+Legend: M masks, H W image size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MaskForm(ABC):
-    """N masks of one image in compact form: each tensor among the fields has one row per mask.
+    """M masks of one image in compact form: each tensor among the fields has one row per mask.
 
     Length, indexing, `to` and `cat` work as in Detectron2's structures.
     """
@@ -54,7 +54,7 @@ class MaskForm(ABC):
             height, width: size in pixels of the image that the masks refer to.
 
         Returns:
-            (N, H, W) bool.
+            (M, H, W) bool.
         """
 
     @abstractmethod
@@ -65,5 +65,5 @@ class MaskForm(ABC):
             height, width: size in pixels of the image that the masks refer to.
 
         Returns:
-            N dicts `{"size": [H, W], "counts": str}`.
+            M dicts `{"size": [H, W], "counts": str}`.
         """

@@ -1,6 +1,6 @@
 """Masks whose scores lie on a grid over the whole padded input.
 
-Legend: N masks, h w grid size, H W image size, T tiles, A pixels of a tile's side.
+Legend: M masks, h w grid size, H W image size, T tiles, A pixels of a tile's side.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ImageMasks(MaskForm):
     it resizes together; here it is that of one mask alone.)
 
     Args:
-        scores: (N, h, w), what the official code resizes: probabilities, or logits.
+        scores: (M, h, w), what the official code resizes: probabilities, or logits.
         steps: resizes and crops between the grid and the resize to the original size, which is
             always the last step.
         threshold: of the scores.
@@ -66,7 +66,7 @@ class ImageMasks(MaskForm):
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 3:
-            raise ValueError(f"scores must be (N, h, w), got {tuple(self.scores.shape)}")
+            raise ValueError(f"scores must be (M, h, w), got {tuple(self.scores.shape)}")
 
     def bitmasks(self, height: int, width: int) -> Tensor:
         masks = self.scores.new_zeros((len(self), height, width), dtype=torch.bool)
@@ -133,7 +133,7 @@ class ImageMasks(MaskForm):
             yield tiles, inside
 
     def _fill(self, masks: Tensor, tiling: _Tiling, start: int) -> None:
-        """Write the masks from number `start` on into `masks`, a part of (N, H, W) bool."""
+        """Write the masks from number `start` on into `masks`, a part of (M, H, W) bool."""
         down, across = tiling.rows.size, tiling.columns.size
         stop = start + len(masks)
         known = tiling.sides[start:stop] > 0
@@ -149,11 +149,11 @@ class _Tiling:
     """Masks on their way to one size.
 
     Attributes:
-        scores: (N, h, w) fp32.
+        scores: (M, h, w) fp32.
         steps: all of them.
         rows, columns: tiles along both axes.
-        margin: (N,) how far rounding may move a pixel.
-        sides: (N, tiles down, tiles across) int8, see `find_sides`.
+        margin: (M,) how far rounding may move a pixel.
+        sides: (M, tiles down, tiles across) int8, see `find_sides`.
     """
 
     scores: Tensor
@@ -169,7 +169,7 @@ def _find_known_ends(tiling: _Tiling, height: int, width: int) -> Tensor:
     ends = []
     x = torch.arange(width, device=tiling.sides.device)
     for row, y in ((0, 0), (-1, height)):
-        is_filled = (tiling.sides[:, row] > 0)[:, x // tiling.columns.size]  # (N, W)
+        is_filled = (tiling.sides[:, row] > 0)[:, x // tiling.columns.size]  # (M, W)
         owner, column = is_filled.nonzero(as_tuple=True)
         ends.append(owner * (height * width + 1) + column * height + y)
     return torch.cat(ends)

@@ -1,6 +1,6 @@
 """Masks given by the corners of a polygon each (PolarMask).
 
-Legend: N masks, V vertices, H W image size.
+Legend: M masks, V vertices, H W image size.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class VertexMasks(MaskForm):
     inside (even-odd) is filled, as OpenCV's `fillPoly` does.
 
     Args:
-        vertices: (N, V, 2) x and y in pixels of the image whose size is given later.
+        vertices: (M, V, 2) x and y in pixels of the image whose size is given later.
     """
 
     vertices: Tensor
 
     def __post_init__(self) -> None:
         if self.vertices.ndim != 3 or self.vertices.shape[2] != 2:
-            raise ValueError(f"vertices must be (N, V, 2), got {tuple(self.vertices.shape)}")
+            raise ValueError(f"vertices must be (M, V, 2), got {tuple(self.vertices.shape)}")
 
     def bitmasks(self, height: int, width: int) -> Tensor:
         return fill_polygons(self.vertices, height, width)
@@ -49,7 +49,7 @@ class VertexMasks(MaskForm):
             height, width: size in pixels of the image that the masks refer to.
 
         Returns:
-            N lists with one list `[x0, y0, x1, y1, ...]` each, in hundredths of a pixel.
+            M lists with one list `[x0, y0, x1, y1, ...]` each, in hundredths of a pixel.
         """
         limit = self.vertices.new_tensor([width, height], dtype=torch.float64)
         inside = torch.minimum(self.vertices.double().clamp(min=0), limit)

@@ -22,7 +22,7 @@ struct Crossing {
 
 void check_input(const at::Tensor& vertices, int64_t height, int64_t width) {
   TORCH_CHECK(vertices.dim() == 3 && vertices.size(2) == 2 && vertices.scalar_type() == at::kInt,
-              "vertices must be (N, V, 2) int32, got ", vertices.sizes(), " ",
+              "vertices must be (M, V, 2) int32, got ", vertices.sizes(), " ",
               vertices.scalar_type());
   constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
   TORCH_CHECK(height >= 0 && width >= 0 && height < kLimit && width < kLimit, "no image is ",
