@@ -3,10 +3,13 @@
 import pytest
 import torch
 from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from instancezoo import get_cfg, model_zoo
 from instancezoo.config import follow_dataset, load_cfg
+from instancezoo.doctor import Severity
+from instancezoo.doctor.diagnose import diagnose
 from instancezoo.errors import ConfigError
 
 
@@ -169,3 +172,15 @@ def test_num_classes_assigned_by_hand_must_agree():
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
     with pytest.raises(ConfigError, match=r"NUM_CLASSES\b.*\b5\b"):
         follow_dataset(cfg, 7, "mine")
+
+
+def test_a_data_set_that_the_config_does_not_name_is_refused(few_shapes):
+    metadata = MetadataCatalog.get(few_shapes)
+    argument = f"{few_shapes}={metadata.json_file}:{metadata.image_root}"
+    others = ["DATASETS.TRAIN", "('shapes_tiny_train',)", "DATASETS.TEST", "()"]
+    with pytest.raises(ConfigError, match=rf"--dataset {few_shapes}\b.*shapes_tiny_train"):
+        load_cfg("", others, [argument])
+    (finding,) = diagnose("", others, [argument])
+    assert finding.severity is Severity.ERROR and f"--dataset {few_shapes}" in finding.message
+    named = ["DATASETS.TRAIN", (few_shapes,), "DATASETS.TEST", ()]
+    assert (few_shapes,) == load_cfg("", named, [argument]).DATASETS.TRAIN

@@ -143,14 +143,14 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # Height and width in pixels that every image is stretched to, in training and inference. ()
     # keeps the aspect ratio and resizes by MIN_SIZE_* and MAX_SIZE_*.
     cfg.INPUT.FIXED_SIZE = ()
-    # Lowest and highest height in pixels: in training the height of FIXED_SIZE is sampled between
-    # them. () always takes FIXED_SIZE.
+    # With FIXED_SIZE: lowest and highest height in pixels that training samples from; the width
+    # stays. () always takes FIXED_SIZE.
     cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
     # Ignore training objects with fewer pixels than MIN_OBJECT_AREA or with both box sides shorter
     # than MIN_OBJECT_SIDE pixels (before resizing).
     cfg.INPUT.MIN_OBJECT_AREA = 0
     cfg.INPUT.MIN_OBJECT_SIDE = 0
-    # Name of the dataset mapper in `MAPPER_REGISTRY`.
+    # Dataset mapper: "instance", or one that a method registers (its README says when to use it).
     cfg.INPUT.MAPPER = "instance"
     # Refuse a data set with bad annotations. False drops them, and reports counts and ids.
     cfg.DATASETS.STRICT = False
@@ -159,7 +159,8 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     cfg.TEST.COCO_BACKEND = "hotcoco"
     # Number of best and number of worst images drawn after the last evaluation.
     cfg.TEST.NUM_PICTURES = 20
-    # Metric whose best checkpoint is kept as model_best.pth; "" keeps none.
+    # TASK/METRIC of the printed tables, such as segm/AP or bbox/AP50, whose best checkpoint is kept
+    # as model_best.pth; "" keeps none.
     cfg.TEST.BEST_METRIC = "segm/AP"
     # Also compute the losses on DATASETS.TEST every TEST.EVAL_PERIOD iterations.
     cfg.TEST.VALIDATION_LOSS = False
@@ -192,6 +193,8 @@ def load_cfg(
     for argument in datasets or []:
         register_dataset(*parse_dataset_argument(argument), strict=cfg.DATASETS.STRICT)
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
+    if training:
+        check_datasets_are_used(cfg, datasets or [])
     names = train + test if training else test
     classes = {name: list(load_metadata(name).thing_classes) for name in names}
     for name in names[1:]:
@@ -204,6 +207,23 @@ def load_cfg(
     if names:
         follow_dataset(cfg, len(classes[names[0]]), names[0])
     return cfg
+
+
+def check_datasets_are_used(cfg: CfgNode, arguments: list[str]) -> None:
+    """Raise `ConfigError` for a `--dataset` that neither DATASETS.TRAIN nor TEST names.
+
+    Args:
+        cfg: the whole config.
+        arguments: `NAME=json:images` each.
+    """
+    used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    names = [argument.partition("=")[0] for argument in arguments]
+    if unused := [name for name in names if name not in used]:
+        raise ConfigError(
+            f"--dataset {', '.join(unused)} is not used: DATASETS.TRAIN is "
+            f"{tuple(cfg.DATASETS.TRAIN)}, DATASETS.TEST {tuple(cfg.DATASETS.TEST)}. Name it in "
+            f"one of them, for example DATASETS.TRAIN \"('{unused[0]}',)\""
+        )
 
 
 def _check_values(cfg: CfgNode) -> None:

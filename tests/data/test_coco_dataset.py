@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from instancezoo.data.coco_dataset import DatasetError, check_coco, list_classes, make_records
+from instancezoo.data.coco_masks import Problem
 
 
 def test_a_good_file_loses_nothing(coco_folder: Path) -> None:
@@ -19,7 +20,9 @@ def test_a_good_file_loses_nothing(coco_folder: Path) -> None:
 
     assert report.is_clean
     assert (report.num_images, report.num_annotations) == (2, 6)
-    assert report.summary() == f"{coco_folder / 'annotations.json'}: 2 images, 6 annotations"
+    totals, crowds = report.summary().splitlines()
+    assert totals == f"{coco_folder / 'annotations.json'}: 2 images, 6 annotations"
+    assert "2 of 6 annotations have iscrowd 1" in crowds
     assert list_classes(clean) == (["dirt", "cell"], {3: 0, 7: 1})
 
 
@@ -57,17 +60,11 @@ def _drop(*keys: str):
 BAD_ANNOTATIONS = {
     "missing key": [
         _drop("segmentation"),
-        _drop("bbox"),
         _drop("image_id"),
         _drop("category_id"),
         {"segmentation": []},
     ],
     "wrong type": [
-        {"bbox": "4 4 10 10"},
-        {"bbox": ["4", "4", "10", "10"]},
-        {"bbox": [4, 4, 10]},
-        {"bbox": [[4, 4], [10, 10]]},
-        {"bbox": [4, [4], 10, 10]},
         {"image_id": "1"},
         {"image_id": [1]},
         {"category_id": 3.5},
@@ -80,8 +77,6 @@ BAD_ANNOTATIONS = {
         {"segmentation": [[4, 4, 14, True, 14, 14]]},
     ],
     "number that is not finite": [
-        {"bbox": [4, math.nan, 10, 10]},
-        {"bbox": [4, 4, math.inf, 10]},
         {"segmentation": [[4, 4, 14, 4, math.nan, 14]]},
         {"image_id": math.nan},
         {"segmentation": [[10**400] * 6]},
@@ -89,17 +84,10 @@ BAD_ANNOTATIONS = {
     "unknown image": [{"image_id": 99}, {"image_id": -1}],
     "unknown category": [{"category_id": 4}],
     "zero area": [
-        {"bbox": [4, 4, 0, 10]},
-        {"bbox": [4, 4, 10, -1]},
         {"segmentation": [[4, 4, 8, 8, 12, 12]]},
         {"segmentation": [[4, 4, 4, 4, 4, 4]]},
         make_rle([AREA]),
         {"segmentation": [[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]], "area": 0},
-    ],
-    "box outside the image": [
-        {"bbox": [WIDTH, 4, 10, 10]},
-        {"bbox": [4, -10, 10, 10]},
-        {"bbox": [1e300, 1e300, 1e300, 1e300]},
     ],
     "polygon outside the image": [
         {"segmentation": [[100, 4, 110, 4, 110, 14]]},
@@ -159,6 +147,35 @@ def test_a_bad_annotation_is_dropped_and_reported(
     assert [a["id"] for a in clean["annotations"]] == [10, 12, 20, 21, 22]
 
 
+BAD_BOXES = [
+    *("absent", None, [], "4 4 10 10", ["4", "4", "10", "10"], [4, 4, 10], [[4, 4], [10, 10]]),
+    *([4, [4], 10, 10], [4, math.nan, 10, 10], [4, 4, math.inf, 10], [4, 4, 0, 10]),
+    *([4, 4, 10, -1], [0, 0, 0, 0], [WIDTH, 4, 10, 10], [4, -10, 10, 10], [1e300] * 4),
+]
+
+
+@pytest.mark.parametrize("box", BAD_BOXES)
+def test_a_good_mask_replaces_a_bad_box(box: Any, coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["annotations"][1]["bbox"] = box
+    if box == "absent":
+        del coco["annotations"][1]["bbox"]
+
+    clean, report = check(coco, coco_folder)
+
+    assert not report.dropped
+    assert report.repaired == {Problem.BOX_MEASURED: [11]}
+    assert clean["annotations"][1]["bbox"] == [3, 5, 6, 10]
+
+
+def test_null_iscrowd_is_no_crowd(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["annotations"][1]["iscrowd"] = None
+    clean, report = check(coco, coco_folder)
+    assert not report.dropped and list(report.repaired) == [Problem.NORMALISED]
+    assert clean["annotations"][1]["iscrowd"] == 0
+
+
 def test_annotations_that_are_no_entries(coco_folder: Path) -> None:
     coco = make_coco()
     coco["annotations"][1:3] = [None, [], {"image_id": 1}]
@@ -169,14 +186,43 @@ def test_annotations_that_are_no_entries(coco_folder: Path) -> None:
     assert len(clean["annotations"]) == 4
 
 
-def test_of_two_with_one_id_the_first_stays(coco_folder: Path) -> None:
+@pytest.mark.parametrize("bad_id", [10, 0, -3, None, "a", 2.5, True, "absent"])
+def test_annotations_without_an_id_of_their_own_are_numbered(
+    coco_folder: Path, bad_id: Any
+) -> None:
     coco = make_coco()
-    coco["annotations"][1]["id"] = 10
+    for annotation in coco["annotations"][1:]:
+        annotation["id"] = bad_id
+        if bad_id == "absent":
+            del annotation["id"]
 
     clean, report = check(coco, coco_folder)
 
-    assert report.dropped == {"duplicate id": [10]}
-    assert clean["annotations"][0]["segmentation"] == [SQUARE]
+    count = len(coco["annotations"])
+    assert not report.dropped
+    assert [a["id"] for a in clean["annotations"]] == [10, *range(11, 10 + count)]
+    boxes = [a["bbox"] for a in coco["annotations"]]
+    assert [a["bbox"] for a in clean["annotations"]] == boxes
+    (labels,) = (v for k, v in report.repaired.items() if "renumbered" in k)
+    assert len(labels) == count - 1
+
+
+def test_only_an_entry_equal_in_every_key_is_dropped(coco_folder: Path) -> None:
+    coco = make_coco()
+    first = coco["annotations"][0]
+    coco["annotations"] += [dict(first), {**first, "iscrowd": 1}, {**first, "iscrowd": 1}]
+    num_crowds = sum(a.get("iscrowd", 0) for a in coco["annotations"][:-1])
+
+    clean, report = check(coco, coco_folder)
+
+    assert sum(map(len, report.dropped.values())) == 2
+    assert report.num_annotations == len(clean["annotations"]) == len(coco["annotations"]) - 2
+    assert report.num_crowds == num_crowds
+    assert (
+        f"{num_crowds} of {report.num_annotations} annotations have iscrowd 1" in report.summary()
+    )
+    ids = [a["id"] for a in clean["annotations"]]
+    assert len(set(ids)) == len(ids)
 
 
 def test_bad_images_take_their_annotations_along(coco_folder: Path) -> None:
@@ -278,7 +324,7 @@ def test_a_bad_category_is_dropped(coco_folder: Path) -> None:
             "attributes that are not a dictionary left out",
             {"category_id": 7},
         ),
-        ({"id": 0}, "annotation id 0 renumbered", {"id": 23}),
+        ({"id": 0}, Problem.RENUMBERED, {"id": 23}),
     ],
 )
 def test_small_faults_are_repaired(

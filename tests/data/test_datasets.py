@@ -110,7 +110,7 @@ def test_the_report_is_logged_once(folder: Path, caplog: pytest.LogCaptureFixtur
 
 
 def test_evaluation_sees_what_was_loaded(folder: Path) -> None:
-    _write(folder, _make_annotation(1), _make_annotation(2, bbox=[1, 1, 0, 4]))
+    _write(folder, _make_annotation(1), _make_annotation(2, category_id=99))
     _register(folder)
 
     metadata = load_metadata(NAME)
@@ -129,9 +129,9 @@ def test_evaluation_sees_what_was_loaded(folder: Path) -> None:
 
 
 def test_strict_refuses_what_would_be_dropped(folder: Path) -> None:
-    _write(folder, _make_annotation(1), _make_annotation(2, bbox=[1, 1, 0, 4]))
+    _write(folder, _make_annotation(1), _make_annotation(2, category_id=99))
     _register(folder, strict=True)
-    with pytest.raises(DatasetError, match=r"zero area.*\b2\b") as raised:
+    with pytest.raises(DatasetError, match=r"unknown category.*\b2\b") as raised:
         DatasetCatalog.get(NAME)
     assert "DATASETS.STRICT" in str(raised.value)
 
@@ -192,10 +192,12 @@ def test_a_wrong_argument_is_explained(
         parse_dataset_argument(argument)
 
 
-def test_an_unknown_name_gets_the_nearest_and_all() -> None:
+def test_an_unknown_name_gets_the_nearest_or_all() -> None:
     with pytest.raises(KeyError, match="'shapes_val'") as raised:
         load_metadata("shapes_vall")
-    assert "coco_2017_val" in str(raised.value)
+    assert "coco_2017_val" not in str(raised.value)
+    with pytest.raises(KeyError, match=r"\bcoco_2017_val\b"):
+        load_metadata("zzzzzz")
 
 
 def test_detectron2s_own_sets_need_no_files() -> None:

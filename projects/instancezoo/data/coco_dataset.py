@@ -48,6 +48,7 @@ class AnnotationReport:
         repaired: entries that were repaired and kept, by repair.
         num_images: images kept.
         num_annotations: annotations kept.
+        num_crowds: annotations kept that have iscrowd 1.
     """
 
     source: str
@@ -55,6 +56,7 @@ class AnnotationReport:
     repaired: Listing = field(default_factory=partial(defaultdict, list))
     num_images: int = 0
     num_annotations: int = 0
+    num_crowds: int = 0
 
     @property
     def num_dropped(self) -> int:
@@ -69,6 +71,11 @@ class AnnotationReport:
     def summary(self) -> str:
         """One line of totals, then one line per problem and repair."""
         lines = [f"{self.source}: {self.num_images} images, {self.num_annotations} annotations"]
+        if self.num_crowds:
+            lines.append(
+                f"  {self.num_crowds} of {self.num_annotations} annotations have iscrowd 1 and are "
+                "not trained on"
+            )
         for verb, listing in (("dropped", self.dropped), ("repaired", self.repaired)):
             for problem, ids in sorted(listing.items()):
                 shown = ", ".join(map(str, ids[:MAX_IDS_SHOWN]))
@@ -244,23 +251,33 @@ def _check_annotations(
     report: AnnotationReport,
 ) -> list[Entry]:
     listed = {read_id(entry) for entry in content["images"]}
-    clean: dict[int, Entry] = {}
+    clean: list[Entry] = []
+    firsts: dict[int, Entry] = {}  # id -> first entry of the file with that id; 0: without one
+    texts: set[str] = set()  # entries whose ids repeat
+    unnumbered: list[tuple[int | str, Entry]] = []
     for label, entry in _walk(content["annotations"]):
         try:
             annotation, repairs = check_annotation(entry, images, categories.keys())
-            if annotation["id"] in clean:
-                raise BadEntry(Problem.DUPLICATE_ID)
+            first = firsts.setdefault(annotation["id"], entry)
+            if first is not entry:
+                texts.add(json.dumps(first, sort_keys=True))
+                if (text := json.dumps(entry, sort_keys=True)) in texts:
+                    raise BadEntry(Problem.SAME_ENTRY)
+                texts.add(text)
         except BadEntry as bad:
             problem = bad.problem
             if problem is Problem.UNKNOWN_IMAGE and read_id({"id": entry["image_id"]}) in listed:
                 problem = Problem.DROPPED_IMAGE
             report.dropped[problem].append(label)
             continue
-        clean[annotation["id"]] = annotation
+        clean.append(annotation)
+        # pycocotools takes a match with annotation 0 for no match.
+        if first is not entry or annotation["id"] == 0:
+            unnumbered.append((label, annotation))
         for repair in repairs:
             report.repaired[repair].append(label)
-    if 0 in clean:
-        # pycocotools takes a match with annotation 0 for no match.
-        clean[0]["id"] = max(clean) + 1
-        report.repaired[Problem.RENUMBERED].append(0)
-    return list(clean.values())
+    for number, (label, annotation) in enumerate(unnumbered, start=max(firsts, default=0) + 1):
+        annotation["id"] = number
+        report.repaired[Problem.RENUMBERED].append(label)
+    report.num_crowds = sum(annotation["iscrowd"] for annotation in clean)
+    return clean

@@ -18,6 +18,7 @@ from instancezoo.data.coco_masks import (
     Problem,
     check_segmentation,
     measure_area,
+    measure_box,
     read_numbers,
 )
 
@@ -62,7 +63,7 @@ def find_file_problem(image_root: str, entry: Entry) -> Problem | None:
 def check_annotation(
     entry: Any, images: dict[int, Entry], category_ids: Container[int]
 ) -> tuple[Entry, list[Problem]]:
-    """An annotation's ids, box, mask, area and attributes.
+    """An annotation's ids, box, mask, area and attributes; an id of its own that is bad becomes 0.
 
     Args:
         entry: what the JSON holds.
@@ -72,22 +73,23 @@ def check_annotation(
     Returns:
         The clean annotation and the repairs made in it.
     """
-    _need(entry, "id", "image_id", "category_id", "bbox", "segmentation")
-    clean: Entry = {"id": _read_own_id(entry)}
+    _need(entry, "image_id", "category_id", "segmentation")
+    clean: Entry = {"id": max(read_id(entry) or 0, 0)}
     clean |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
     if clean["image_id"] not in images:
         raise BadEntry(Problem.UNKNOWN_IMAGE)
     if clean["category_id"] not in category_ids:
         raise BadEntry(Problem.UNKNOWN_CATEGORY)
     height, width = (images[clean["image_id"]][key] for key in ("height", "width"))
-    bbox, repairs = _check_box(entry["bbox"], height, width)
-    segmentation, mask_repairs = check_segmentation(entry["segmentation"], height, width)
+    segmentation, repairs = check_segmentation(entry["segmentation"], height, width)
+    bbox, box_repairs = _find_box(entry.get("bbox"), segmentation, height, width)
     area, area_repairs = _check_area(entry.get("area"), segmentation, height, width)
-    iscrowd = entry.get("iscrowd", 0)
-    if iscrowd not in (0, 1):  # nor False or True
+    iscrowd = entry.get("iscrowd")
+    if iscrowd not in (None, 0, 1):  # nor False or True
         raise BadEntry(Problem.WRONG_TYPE)
-    clean |= {"bbox": bbox, "segmentation": segmentation, "area": area, "iscrowd": int(iscrowd)}
-    repairs += mask_repairs + area_repairs
+    clean |= {"bbox": bbox, "segmentation": segmentation, "area": area}
+    clean["iscrowd"] = int(iscrowd or 0)
+    repairs += box_repairs + area_repairs
     if not are_whole_numbers(entry, clean):
         repairs.append(Problem.NORMALISED)
     attributes = entry.get("attributes") or {}
@@ -100,7 +102,8 @@ def check_annotation(
 
 def are_whole_numbers(entry: Entry, clean: Entry) -> bool:
     """True if the JSON itself holds integers (not 3.0, not true) where its clean entry does."""
-    return all(type(entry.get(key)) is int for key in clean if type(clean[key]) is int)
+    keys = (key for key, value in clean.items() if type(value) is int and (key, value) != ("id", 0))
+    return all(type(entry.get(key)) is int for key in keys)
 
 
 def read_id(entry: Any) -> int | None:
@@ -141,6 +144,19 @@ def _read_int(value: Any) -> int:
     if value != int(value) or abs(value) >= MAX_ID:
         raise BadEntry(Problem.WRONG_TYPE)
     return int(value)
+
+
+def _find_box(
+    value: Any, segmentation: Any, height: int, width: int
+) -> tuple[list[float], list[Problem]]:
+    """The box of an annotation, or the mask's where that is missing or bad."""
+    try:
+        return _check_box(value, height, width)
+    except BadEntry:
+        box = measure_box(segmentation, height, width)
+        if not all(box[2:]):
+            raise
+        return box, [Problem.BOX_MEASURED]
 
 
 def _check_box(value: Any, height: int, width: int) -> tuple[list[float], list[Problem]]:

@@ -26,6 +26,7 @@ class Problem(StrEnum):
     WRONG_TYPE = "wrong type"
     NOT_FINITE = "number that is not finite"
     DUPLICATE_ID = "duplicate id"
+    SAME_ENTRY = "all keys equal to those of an earlier annotation"
     NEGATIVE_ID = "negative id"
     BAD_SIZE = "height or width not positive or too large"
     MISSING_FILE = "missing image file"
@@ -42,7 +43,8 @@ class Problem(StrEnum):
     # Repaired rather than dropped:
     CLIPPED = "box clipped to the image"
     AREA_MEASURED = "area measured from the mask"
-    RENUMBERED = "annotation id 0 renumbered"
+    BOX_MEASURED = "box missing or bad: measured from the mask"
+    RENUMBERED = "annotation id missing, repeated or not a positive whole number: renumbered"
     NORMALISED = "ids, sizes or iscrowd missing or not whole numbers"
     ATTRIBUTES_LEFT_OUT = "attributes that are not a dictionary left out"
     POLYGON_LEFT_OUT = "polygon under 3 points left out"
@@ -103,6 +105,12 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
 def measure_area(segmentation: Any, height: int, width: int) -> float:
     """Area in pixels of a valid COCO segmentation."""
     return float(mask_util.area(segmentation_to_rle(segmentation, height, width)))
+
+
+def measure_box(segmentation: Any, height: int, width: int) -> list[float]:
+    """XYWH in pixels around a valid COCO segmentation; zeros around one without a pixel."""
+    box: list[float] = mask_util.toBbox(segmentation_to_rle(segmentation, height, width)).tolist()
+    return box
 
 
 def measure_object(entry: dict[str, Any], height: int, width: int) -> float:

@@ -106,14 +106,15 @@ def load_metadata(name: str) -> Metadata:
     """The metadata of a registered data set (ours or Detectron2's), with `thing_classes` in it.
 
     Raises:
-        ConfigError: no such data set; names the nearest and all known ones.
+        ConfigError: no such data set; names the nearest, or all if none is similar.
         DatasetError: the data set cannot be loaded, or has no thing classes.
     """
     if name not in DatasetCatalog:
         known = sorted(DatasetCatalog.list())
+        hint = suggest(name, known) or f". Known: {', '.join(known)}"
         raise ConfigError(
-            f"data set '{name}' is not registered{suggest(name, known)}. Register one by --dataset "
-            f"NAME=annotations.json:image_folder. Known: {', '.join(known)}"
+            f"data set '{name}' is not registered: give it by --dataset "
+            f"{name}=annotations.json:image_folder, or name another one{hint}"
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") is None:

@@ -13,6 +13,7 @@ from .findings import Finding, error, ok, register_check, warning
 
 RARE_CLASS_OBJECTS = 10
 MAX_NAMES_SHOWN = 8
+MAX_CROWD_SHARE = 0.1
 
 
 @register_check("annotations")
@@ -24,6 +25,9 @@ def check_annotations(context: Context) -> Iterator[Finding]:
             f"{facts.name}: {len(facts.clean['images'])} images, {len(facts.objects)} objects, "
             f"{num_empty} images without objects"
         )
+        if facts.report.num_crowds:
+            crowds, total = facts.report.num_crowds, facts.report.num_annotations
+            message += f"; {crowds} of {total} annotations have iscrowd 1 and are not trained on"
         if facts.report.num_dropped:
             yield warning(
                 f"{message}; {facts.report.num_dropped} entries dropped\n{facts.report.summary()}",
@@ -31,6 +35,10 @@ def check_annotations(context: Context) -> Iterator[Finding]:
             )
         elif not facts.objects:
             yield error(message, "add annotations to the JSON file: there is nothing to train on")
+        elif facts.report.num_crowds > MAX_CROWD_SHARE * facts.report.num_annotations:
+            yield warning(message, "set iscrowd 0 for annotations of single objects")
+        elif facts.report.repaired:
+            yield ok(f"{message}\n{facts.report.summary()}")
         else:
             yield ok(message)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from instancezoo.config import CfgNode, follow_dataset, get_cfg
+from instancezoo.config import CfgNode, check_datasets_are_used, follow_dataset, get_cfg
 from instancezoo.data.coco_dataset import DatasetError, check_coco
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ZooError
@@ -80,6 +80,7 @@ def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> Cf
     cfg.merge_from_list(overrides)
     for argument in datasets:
         register_dataset(*parse_dataset_argument(argument))
+    check_datasets_are_used(cfg, datasets)
     return cfg
 
 

@@ -42,6 +42,7 @@ def add_pointrend_config(cfg: CfgNode) -> None:
 
     cfg.MODEL.POINT_HEAD = type(cfg)()  # a config merges only with nodes of its own class
     point = cfg.MODEL.POINT_HEAD
+    # Point head in `POINT_HEAD_REGISTRY`.
     point.NAME = "StandardPointHead"
     # Number of classes of the coarse logits; the same as ROI_HEADS.NUM_CLASSES.
     point.NUM_CLASSES = 80
