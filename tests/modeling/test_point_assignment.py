@@ -79,13 +79,13 @@ def test_positive_points_know_their_image_place_and_stride():
     assert torch.equal(found.classes[found.image, found.point], classes[found.instance])
     assert len(found.point) == (found.classes < 9).sum()
     assert torch.equal(found.image, image[found.instance])
-    assert torch.equal(found.locations, locate_points(SIZES, STRIDES)[found.point])
+    assert torch.equal(found.coordinates, locate_points(SIZES, STRIDES)[found.point])
     assert set(zip(found.instance.tolist(), found.strides.tolist(), strict=True)) == {
         (0, 8), (1, 8), (2, 16)
     }  # fmt: skip
     assert (found.distances > 0).all()
     assert torch.equal(
-        boxes_from_distances(found.locations, found.distances), boxes[found.instance]
+        boxes_from_distances(found.coordinates, found.distances), boxes[found.instance]
     )
 
 
