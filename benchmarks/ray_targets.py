@@ -75,7 +75,7 @@ def make_targets(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     found = assign_points(
         objects, borders.centers, areas, SPEC, map_sizes=map_sizes(), num_classes=-1
     )
-    points, owners = found.locations.long(), found.instance
+    points, owners = found.coordinates.long(), found.instance
     rays = polar.cast_ray_targets(points, owners, borders, num_rays=NUM_RAYS)
     return found.classes[0], rays
 
