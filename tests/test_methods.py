@@ -197,6 +197,7 @@ def test_stock_trainer_and_evaluator(name, few_shapes, tmp_path):
     brief = ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 2]
     cfg = _get_generous_config(name, [*sets, *brief, "OUTPUT_DIR", str(tmp_path)])
     cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP50", 50, 50]]  # else `train` returns nothing
+    torch.manual_seed(0)
     trainer = StockTrainer(cfg)
     before = copy.deepcopy(trainer.model.state_dict())
     results = trainer.train()
@@ -204,7 +205,8 @@ def test_stock_trainer_and_evaluator(name, few_shapes, tmp_path):
     assert any(not torch.equal(before[key], after[key]) for key in before)
     assert set(results) == ({"bbox", "segm"} if _makes_masks(name) else {"bbox"})
     rows = json.loads((tmp_path / "coco_instances_results.json").read_text())
-    records = DatasetCatalog.get(few_shapes)
-    assert {row["image_id"] for row in rows} == {record["image_id"] for record in records}
+    # An untrained model need not find something in every image.
+    known = {record["image_id"] for record in DatasetCatalog.get(few_shapes)}
+    assert rows and {row["image_id"] for row in rows} <= known
     sizes = {tuple(row["segmentation"]["size"]) for row in rows if "segmentation" in row}
     assert sizes == ({(SIZE, SIZE)} if _makes_masks(name) else set())
