@@ -11,8 +11,6 @@ import os
 from collections.abc import Container
 from typing import Any
 
-from PIL import Image
-
 from instancezoo.data.coco_masks import (
     BadEntry,
     Problem,
@@ -21,11 +19,12 @@ from instancezoo.data.coco_masks import (
     measure_box,
     read_numbers,
 )
+from instancezoo.data.image_files import TooManyPixelsError, read_size
+from instancezoo.data.pixel_range import ImageError
 
 MAX_ID = 2**53  # whole numbers that a float holds too: some readers go through floats
 MAX_PIXELS = 2**31  # run lengths are 32 bits
 BORDER_TOLERANCE = 1.0  # pixels by which rounding may push a box over the border
-_EXIF_ORIENTATION, _EXIF_SWAPS_SIDES = 274, (5, 6, 7, 8)
 
 Entry = dict[str, Any]
 
@@ -47,15 +46,24 @@ def check_image(entry: Any) -> Entry:
     return {"id": image_id, "height": height, "width": width, "file_name": file_name}
 
 
-def find_file_problem(image_root: str, entry: Entry) -> Problem | None:
-    """Check the file of a clean image entry, by its header alone; None if it is good."""
+def find_file_problem(
+    image_root: str, entry: Entry, max_pixels: int | None = None
+) -> Problem | None:
+    """Check the file of a clean image entry, by its header alone; None if it is good.
+
+    Args:
+        image_root: folder that file names are relative to.
+        entry: from `check_image`.
+        max_pixels: largest number of pixels; 0 for any, None for Pillow's limit.
+    """
     path, expected = os.path.join(image_root, entry["file_name"]), (entry["width"], entry["height"])
     if not os.path.isfile(path):
         return Problem.MISSING_FILE
     try:
-        with Image.open(path) as image:
-            size = _read_size(image, expected)
-    except Exception:  # Pillow's readers raise nearly anything on broken files
+        size = read_size(path, max_pixels)
+    except TooManyPixelsError:
+        return Problem.TOO_MANY_PIXELS
+    except ImageError:
         return Problem.UNREADABLE_FILE
     return None if size == expected else Problem.WRONG_SIZE
 
@@ -184,12 +192,3 @@ def _check_area(
     if area <= 0:  # a sliver between pixel centres
         raise BadEntry(Problem.ZERO_AREA)
     return area, [Problem.AREA_MEASURED]
-
-
-def _read_size(image: Image.Image, expected: tuple[int, int]) -> tuple[int, int]:
-    """Width and height as shown, after the EXIF rotation."""
-    # Reading EXIF decodes a whole PNG, so only do so if the size is in doubt.
-    if image.format == "PNG" and image.size == expected:
-        return image.size
-    rotated = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SWAPS_SIDES
-    return image.size[::-1] if rotated else image.size

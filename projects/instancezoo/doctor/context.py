@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.data.coco_dataset import AnnotationReport
+from instancezoo.data.transforms import ResizeShortestEdge
 from instancezoo.modeling.input_size import read_pair
 
 

@@ -55,7 +55,7 @@ def diagnose(
     return findings + run_checks(context, checks)
 
 
-def read_dataset(name: str, is_train: bool) -> DatasetFacts:
+def read_dataset(name: str, is_train: bool, max_pixels: int | None = None) -> DatasetFacts:
     """Read a registered data set and the headers of its images.
 
     Raises:
@@ -69,7 +69,7 @@ def read_dataset(name: str, is_train: bool) -> DatasetFacts:
     if json_file is None:
         raise DatasetError(f"data set '{name}' cannot be checked: it has no COCO JSON file")
     image_root = metadata.image_root
-    clean, report = check_coco(json_file, image_root, check_images=True)
+    clean, report = check_coco(json_file, image_root, True, max_pixels)
     return DatasetFacts(name, is_train, Path(image_root), clean, report)
 
 
@@ -79,7 +79,7 @@ def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> Cf
         cfg.merge_from_file(config_file)
     cfg.merge_from_list(overrides)
     for argument in datasets:
-        register_dataset(*parse_dataset_argument(argument))
+        register_dataset(*parse_dataset_argument(argument), max_pixels=cfg.INPUT.MAX_PIXELS)
     check_datasets_are_used(cfg, datasets)
     return cfg
 
@@ -90,7 +90,7 @@ def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
     for names, is_train in ((cfg.DATASETS.TRAIN, True), (cfg.DATASETS.TEST, False)):
         for name in names:
             try:
-                facts.append(read_dataset(name, is_train))
+                facts.append(read_dataset(name, is_train, cfg.INPUT.MAX_PIXELS))
             except (ZooError, KeyError, OSError) as problem:
                 failures.append(_fail("data set", problem, remedy))
     if not cfg.DATASETS.TRAIN:

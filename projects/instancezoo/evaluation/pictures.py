@@ -18,7 +18,8 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from instancezoo.data.coco_masks import segmentation_to_rle
-from instancezoo.data.images import ImageError, read_record_image
+from instancezoo.data.images import ImageReader
+from instancezoo.errors import first_line
 from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
 from instancezoo.evaluation.matching import match_detections
 from instancezoo.evaluation.results import ResultsFile
@@ -33,6 +34,7 @@ SHORT_SIDE = (360, 720)  # lowest and highest, in pixels
 MAX_LABELS = 20  # draw no labels if there are more, since they would hide the objects
 _GAP, _TITLE_HEIGHT = 8, 28
 _FALSE_COLOR = (1.0, 0.0, 0.0)
+RGB_READER = ImageReader("RGB")
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,19 @@ def draw_pictures(
     image_root: str | Path,
     folder: str | Path,
     num_pictures: int = 20,
+    reader: ImageReader = RGB_READER,
 ) -> list[Path]:
     """Draw the best and the worst images; masks of no other image are decoded.
 
     An object and the detection that found it have the same colour; false detections are red.
-    An image that cannot be read is left out with a warning.
+    An image that cannot be read or drawn is left out with a warning.
 
     Args:
         image_root: folder that the annotation file's names are relative to.
         folder: folder for `best_01_<image id>.png`, `worst_01_<image id>.png`, ...; such pictures
             of an earlier evaluation are removed.
         num_pictures: number of best and number of worst images; no image is both.
+        reader: of the images.
 
     Returns:
         Paths of the pictures, the best first, then the worst from the very worst on.
@@ -93,10 +97,10 @@ def draw_pictures(
         try:
             picture = draw_comparison(
                 ground_truth, image_id, results.read(image_id), iou_type, image_root,
-                ranking.score_threshold, f"quality {quality[image_id]:.2f}",
+                ranking.score_threshold, f"quality {quality[image_id]:.2f}", reader,
             )  # fmt: skip
-        except ImageError as error:
-            logger.warning("no picture of image %s: %s", image_id, error)
+        except Exception as error:  # a picture is no reason to lose the evaluation
+            logger.warning("no picture of image %s: %s", image_id, first_line(error))
             continue
         name = re.sub(r"[^\w.-]", "_", str(image_id))
         paths.append(folder / f"{kind}_{rank:02d}_{name}.png")
@@ -112,6 +116,7 @@ def draw_comparison(
     image_root: str | Path,
     score_threshold: float = 0.5,
     title: str = "",
+    reader: ImageReader = RGB_READER,
 ) -> np.ndarray:
     """Draw the prediction (left) beside the ground truth (right) of one image, uint8 RGB.
 
@@ -120,7 +125,7 @@ def draw_comparison(
     """
     record = ground_truth.images[image_id]
     path = os.path.join(image_root, str(record.get("file_name", "")))
-    pixels = read_record_image({**record, "file_name": path}, "RGB")
+    pixels = reader.to_rgb(reader.read_record({**record, "file_name": path}))
     results = [result for result in results if result["score"] >= score_threshold]
     annotations = ground_truth.annotations_of(image_id)
     matches = match_detections(ground_truth, image_id, results, iou_type)
