@@ -36,6 +36,7 @@ __all__ = [
     "TooManyPixelsError",
     "read_image",
     "read_size",
+    "read_values",
 ]
 
 _LUMA = (0.299, 0.587, 0.114)  # of R, G, B, as in Pillow's "L"
@@ -62,6 +63,20 @@ def read_image(path: str | os.PathLike[str], format: str | None = None) -> NDArr
     """
     num_channels = None if format is None else count_channels(format)
     return ImageReader(format, num_channels)(path)
+
+
+def read_values(path: str | os.PathLike[str], max_pixels: int | None = None) -> NDArray[Any]:
+    """Read the values of a file as they are, of any type and depth, without the EXIF rotation.
+
+    Returns:
+        (H, W, C), or (H, W) for 8-bit images of one channel.
+
+    Raises:
+        ImageError: as in `read_image`.
+    """
+    with name_file(path):
+        pixels = read_content(path, None, True, max_pixels).pixels
+        return np.asarray(pixels) if isinstance(pixels, Image.Image) else pixels.values
 
 
 def count_channels(format: str) -> int:

@@ -22,6 +22,7 @@ _XMP_TAG, _ORIENTATION_TAG, _SWAPS_SIDES = 700, 274, (5, 6, 7, 8)
 _COLORS = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.CIELAB)
 # Another series with at least this share of the first one's pixels is a page, not a thumbnail.
 _MIN_PAGE_SHARE = 0.25
+_MAX_NARROW = 16  # pixels of a row that are taken for channels
 
 # Its warnings about odd tags would go to the terminal; what matters is raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -57,16 +58,21 @@ def read_tiff_header(file: IO[bytes]) -> TiffHeader:
     """Read the tags of a TIFF; no pixel is decoded. Raises nearly anything on broken files."""
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        page, num_pages = tiff.series[0].keyframe, _count_pages(tiff)
-        width, height = page.imagewidth, page.imagelength
+        series = tiff.series[0]
+        page, axes = series.keyframe, _find_axes(series)
+        height, width = (series.shape[axes.index(axis)] for axis in "YX")
         orientation = _find_orientation(page)
         if orientation in _SWAPS_SIDES:
             width, height = height, width
-        is_plain = page.dtype is not None and page.dtype.kind in "bu" and page.bitspersample <= 8
         return TiffHeader(
-            width, height, orientation, page.samplesperpixel, num_pages, page.bitspersample,
-            is_plain,
-        )  # fmt: skip
+            width,
+            height,
+            orientation,
+            num_channels=series.shape[axes.index("S")] if "S" in axes else 1,
+            num_pages=_count_pages(tiff),
+            bits=page.bitspersample,
+            is_plain=page.dtype.kind in "bu" and page.bitspersample <= 8 and axes == series.axes,
+        )
 
 
 def read_tiff_pixels(file: IO[bytes]) -> tuple[NDArray[Any], int]:
@@ -95,7 +101,7 @@ def read_tiff_pixels(file: IO[bytes]) -> tuple[NDArray[Any], int]:
                 f"its pixels ({page.compression.name}, {page.bitspersample} bits) need the package "
                 "imagecodecs: pip install imagecodecs, or save the file without compression"
             ) from error
-        pixels = _to_height_width_channels(values, series.axes)
+        pixels = _to_height_width_channels(values, _find_axes(series))
         if page.photometric == PHOTOMETRIC.MINISWHITE and values.dtype.kind in "bu":
             pixels = pixels ^ np.array(2**page.bitspersample - 1, values.dtype)
         return pixels, _count_colors(page, pixels.shape[2])
@@ -121,8 +127,18 @@ def _count_pages(tiff: tifffile.TiffFile) -> int:
 
 
 def _count_pages_of_series(series: tifffile.TiffPageSeries) -> int:
-    lengths = [n for n, axis in zip(series.shape, series.axes, strict=True) if axis not in "YXS"]
+    axes = _find_axes(series)
+    lengths = [n for n, axis in zip(series.shape, axes, strict=True) if axis not in "YXS"]
     return int(np.prod(lengths))
+
+
+def _find_axes(series: tifffile.TiffPageSeries) -> str:
+    """A letter for each axis of a series: Y, X, S (samples), and others for pages."""
+    # tifffile writes an array (H, W, C) as H pages of W x C pixels, unless told otherwise.
+    is_narrow = len(series.shape) == 3 and series.shape[2] <= _MAX_NARROW < min(series.shape[:2])
+    if series.kind == "shaped" and is_narrow and "S" not in series.axes:
+        return "YXS"
+    return series.axes
 
 
 def _to_height_width_channels(values: NDArray[Any], axes: str) -> NDArray[Any]:

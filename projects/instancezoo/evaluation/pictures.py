@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # since a fixed threshold would hide all detections of methods with low scores.
 SCORE_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 SHORT_SIDE = (360, 720)  # lowest and highest, in pixels
+LONG_SIDE = 8192  # highest of a magnified image, in pixels
 MAX_LABELS = 20  # draw no labels if there are more, since they would hide the objects
 _GAP, _TITLE_HEIGHT = 8, 28
 _FALSE_COLOR = (1.0, 0.0, 0.0)
@@ -165,7 +166,9 @@ def _draw_objects(
 ) -> np.ndarray:
     height, width = pixels.shape[:2]
     short = min(height, width)
-    visualizer = Visualizer(pixels, scale=float(np.clip(short, *SHORT_SIDE)) / short)
+    # A thin image is magnified less: its long side would fill the memory.
+    scale = min(float(np.clip(short, *SHORT_SIDE)) / short, max(1.0, LONG_SIDE / max(height, width)))
+    visualizer = Visualizer(pixels, scale=scale)
     texts = labels if len(labels) <= MAX_LABELS else [None] * len(labels)
     # Large ones first, or they would hide the small ones.
     for index in sorted(range(len(objects)), key=lambda i: -_box_area(objects[i])):
@@ -198,6 +201,6 @@ def _add_title(picture: np.ndarray, text: str) -> np.ndarray:
     strip = np.full((_TITLE_HEIGHT, picture.shape[1], 3), 255, dtype=np.uint8)
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.5
     (width, _), _ = cv2.getTextSize(text, font, size, 1)
-    size *= min(1.0, (picture.shape[1] - 8) / width)
+    size *= min(1.0, max(1, picture.shape[1] - 8) / width)
     cv2.putText(strip, text, (4, 19), font, size, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([strip, picture])
