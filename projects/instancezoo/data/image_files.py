@@ -255,7 +255,8 @@ def _read_tiff_header(file: IO[bytes], max_pixels: int | None) -> TiffHeader:
                 width, height = height, width
             num_pages, bands = getattr(image, "n_frames", 1), image.getbands()
             is_plain = not _is_deep(image)
-            return TiffHeader(width, height, 1, len(bands), num_pages, 8, is_plain)
+            has_palette = image.mode == "P"
+            return TiffHeader(width, height, 1, len(bands), num_pages, 8, is_plain, has_palette)
 
 
 def _read_tiff(
@@ -270,7 +271,7 @@ def _read_tiff(
             "or give MODEL.PIXEL_MEAN and MODEL.PIXEL_STD an entry for each page"
         )
     is_converted = num_channels in (None, 1, 3) and (header.is_plain or not keep_depth)
-    if header.num_pages == 1 and is_converted:
+    if header.num_pages == 1 and (is_converted or header.has_palette):
         image = _try_pillow(file, max_pixels)
         if image is not None and not _is_deep(image):
             return Content(image, 1)

@@ -166,8 +166,8 @@ class InstanceMapper(DatasetMapper):
         sem_seg = read_image(path, "L")[:, :, 0] if path and self.is_train else None
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
-        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (C, H, W)
-        record["image"] = torch.from_numpy(pixels)
+        pixels = aug_input.image.transpose(2, 0, 1)  # (C, H, W)
+        record["image"] = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
         if not self.is_train:
             record.pop("annotations", None)
             return record

@@ -94,7 +94,7 @@ class PixelRange:
         low, high = self._find_limits(values)
         exact = values.astype(np.result_type(values.dtype, np.float32))
         exact = np.where(np.isfinite(exact), exact, low)
-        scaled = (exact - low) * (MAX_8_BIT / (high - low)) if high > low else exact - low
+        scaled = (exact - low) / (high - low) * MAX_8_BIT if high > low else exact - low
         return np.clip(scaled, 0, MAX_8_BIT).astype(np.float32)
 
     def _find_limits(self, values: NDArray[Any]) -> tuple[float, float]:

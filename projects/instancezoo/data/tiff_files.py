@@ -43,6 +43,7 @@ class TiffHeader:
         num_pages: images in the file, without thumbnails and the levels of a pyramid.
         bits: of a sample.
         is_plain: samples are whole numbers without a sign, of 8 bits at most.
+        has_palette: samples are places in a table of colours.
     """
 
     width: int
@@ -52,6 +53,7 @@ class TiffHeader:
     num_pages: int
     bits: int
     is_plain: bool
+    has_palette: bool
 
 
 def read_tiff_header(file: IO[bytes]) -> TiffHeader:
@@ -71,6 +73,7 @@ def read_tiff_header(file: IO[bytes]) -> TiffHeader:
             num_channels=series.shape[axes.index("S")] if "S" in axes else 1,
             num_pages=_count_pages(tiff),
             bits=page.bitspersample,
+            has_palette=page.photometric == PHOTOMETRIC.PALETTE,
             is_plain=page.dtype.kind in "bu" and page.bitspersample <= 8 and axes == series.axes,
         )
 
