@@ -97,8 +97,8 @@ def read_tiff_pixels(file: IO[bytes]) -> tuple[NDArray[Any], int]:
         _check_length(series, tiff.filehandle.size)
         try:
             values = np.asarray(series.asarray(maxworkers=1))
-        except (ValueError, KeyError, NotImplementedError) as error:
-            if "imagecodecs" not in str(error).lower():
+        except (ValueError, KeyError, NotImplementedError, ImportError) as error:
+            if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
                 raise
             raise MissingCodecError(
                 f"its pixels ({page.compression.name}, {page.bitspersample} bits) need the package "
