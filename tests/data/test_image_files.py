@@ -1,4 +1,4 @@
-"""Headers and pixels of files: one EXIF rule for all formats, one limit, no page lost in silence."""
+"""Headers and pixels of files: one EXIF rule for all formats, one limit, no page is lost."""
 
 import io
 import struct

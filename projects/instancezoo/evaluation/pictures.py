@@ -167,7 +167,8 @@ def _draw_objects(
     height, width = pixels.shape[:2]
     short = min(height, width)
     # A thin image is magnified less: its long side would fill the memory.
-    scale = min(float(np.clip(short, *SHORT_SIDE)) / short, max(1.0, LONG_SIDE / max(height, width)))
+    largest_scale = max(1.0, LONG_SIDE / max(height, width))
+    scale = min(float(np.clip(short, *SHORT_SIDE)) / short, largest_scale)
     visualizer = Visualizer(pixels, scale=scale)
     texts = labels if len(labels) <= MAX_LABELS else [None] * len(labels)
     # Large ones first, or they would hide the small ones.
