@@ -167,7 +167,7 @@ class InstanceMapper(DatasetMapper):
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         pixels = aug_input.image.transpose(2, 0, 1)  # (C, H, W)
-        record["image"] = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
+        record["image"] = torch.from_numpy(np.array(pixels, order="C"))
         if not self.is_train:
             record.pop("annotations", None)
             return record

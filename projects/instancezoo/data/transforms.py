@@ -51,7 +51,7 @@ def make_model_input(image: NDArray[Any], resize: T.Augmentation) -> dict[str, A
     """
     height, width = image.shape[:2]
     resized = resize.get_transform(image).apply_image(image)
-    pixels = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
+    pixels = torch.from_numpy(np.array(resized.transpose(2, 0, 1), order="C")).float()
     return {"image": pixels, "height": height, "width": width}
 
 
@@ -66,7 +66,7 @@ class ResizeTransform(T.ResizeTransform):
         if interp is not None or img.dtype == np.uint8:
             return super().apply_image(img, interp)
         # Detectron2 would skip pixels here; with antialias it is the filter of Pillow's uint8.
-        pixels = torch.from_numpy(np.ascontiguousarray(img))
+        pixels = torch.from_numpy(np.array(img, order="C"))
         planes = pixels.reshape(self.h, self.w, -1).permute(2, 0, 1)[None]  # (1, C, H, W)
         size = (self.new_h, self.new_w)
         resized = F.interpolate(planes, size, mode="bilinear", antialias=True)
