@@ -37,7 +37,7 @@ def diagnose(tmp_path: Path):
         register_dataset("doctor_pixels", str(tmp_path / "truth.json"), str(tmp_path))
         cfg = get_cfg()
         for key, value in keys.items():
-            cfg.INPUT[key] = value
+            cfg["MODEL" if key in cfg.MODEL else "INPUT"][key] = value
         return list(check_pixels(Context(cfg, [read_dataset("doctor_pixels", True)])))
 
     return run
@@ -88,6 +88,13 @@ def test_pages_and_floats_are_named(diagnose) -> None:
     assert "3.tif" in failure.message and "INPUT.PIXEL_RANGE" in failure.message
     (failure,) = diagnose(np.concatenate([pages, pages]))
     assert failure.severity is Severity.ERROR
+
+
+def test_pages_may_be_the_channels(diagnose) -> None:
+    numbers = [100.0] * 6
+    pages = np.stack([NOISE.astype(np.uint8)] * 6)
+    (finding,) = diagnose(pages, PIXEL_MEAN=numbers, PIXEL_STD=numbers)
+    assert finding.severity is Severity.OK
 
 
 def test_a_bad_key_is_a_finding(diagnose) -> None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -16,8 +17,9 @@ from PIL import Image
 
 from instancezoo.data.coco_entries import find_file_problem
 from instancezoo.data.coco_masks import Problem
-from instancezoo.data.image_files import TooManyPixelsError, read_size
+from instancezoo.data.image_files import read_size
 from instancezoo.data.images import ImageError, ImageReader, read_image
+from instancezoo.data.pillow_files import TooManyPixelsError
 from instancezoo.data.pixel_range import PixelRange
 
 HEIGHT, WIDTH = 24, 40
@@ -79,6 +81,18 @@ def test_tiff_of_any_depth_is_turned_once(orientation: int, dtype: str, tmp_path
     tags = [(274, "H", 1, orientation, False)]
     tifffile.imwrite(path, (QUARTERS * np.float64(scale)).astype(dtype), extratags=tags)
     check_upright(path, orientation)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_colours_are_turned_once(orientation: int, tmp_path: Path) -> None:
+    deep = np.stack([QUARTERS.astype(np.uint16) * 257] * 3, axis=2)
+    _, encoded = cv2.imencode(".png", deep)
+    chunk = _chunk(b"eXIf", _exif_bytes(orientation))
+    path = tmp_path / "a.png"
+    path.write_bytes(_insert_before(encoded.tobytes(), b"IDAT", chunk))
+    check_upright(path, orientation)
+    pixels = ImageReader("RGB", 3, PixelRange.parse((0, 65535)))(path)
+    np.testing.assert_array_equal(pixels[:, :, 1], turn(QUARTERS, orientation))
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

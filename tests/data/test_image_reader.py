@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from instancezoo.config import get_cfg
-from instancezoo.data.images import ImageError, ImageReader, read_image, read_values
+from instancezoo.data.images import ImageError, ImageReader, read_image
 from instancezoo.data.mappers import build_mapper
 from instancezoo.data.pixel_range import PixelRange, reduce_to_8_bit
 from instancezoo.errors import ConfigError
@@ -224,7 +224,7 @@ def test_no_array_runs_code(tmp_path: Path) -> None:
 
 def test_values_are_those_of_the_file(tmp_path: Path) -> None:
     for name in ("a.png", "a.tif", "a.npy"):
-        values = read_values(save(tmp_path / name, DEEP))
+        values = make_reader().read_values(save(tmp_path / name, DEEP))
         np.testing.assert_array_equal(values.squeeze(), DEEP)
 
 

@@ -19,7 +19,8 @@ from instancezoo.data.coco_masks import (
     measure_box,
     read_numbers,
 )
-from instancezoo.data.image_files import TooManyPixelsError, read_size
+from instancezoo.data.image_files import read_size
+from instancezoo.data.pillow_files import TooManyPixelsError
 from instancezoo.data.pixel_range import ImageError
 
 MAX_ID = 2**53  # whole numbers that a float holds too: some readers go through floats

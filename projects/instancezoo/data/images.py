@@ -21,12 +21,12 @@ from PIL import Image, ImageMode
 
 from instancezoo.data.image_files import (
     Pixels,
-    TooManyPixelsError,
     name_file,
     read_content,
     read_size,
     turn_upright,
 )
+from instancezoo.data.pillow_files import TooManyPixelsError
 from instancezoo.data.pixel_range import BY_TYPE, MAX_8_BIT, TYPE, ImageError, PixelRange
 from instancezoo.errors import ConfigError
 
@@ -36,10 +36,9 @@ __all__ = [
     "TooManyPixelsError",
     "read_image",
     "read_size",
-    "read_values",
 ]
 
-_LUMA = (0.299, 0.587, 0.114)  # of R, G, B, as in Pillow's "L"
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of R, G, B, as in Pillow's "L"
 
 
 def read_image(path: str | os.PathLike[str], format: str | None = None) -> NDArray[Any]:
@@ -63,20 +62,6 @@ def read_image(path: str | os.PathLike[str], format: str | None = None) -> NDArr
     """
     num_channels = None if format is None else count_channels(format)
     return ImageReader(format, num_channels)(path)
-
-
-def read_values(path: str | os.PathLike[str], max_pixels: int | None = None) -> NDArray[Any]:
-    """Read the values of a file as they are, of any type and depth, without the EXIF rotation.
-
-    Returns:
-        (H, W, C), or (H, W) for 8-bit images of one channel.
-
-    Raises:
-        ImageError: as in `read_image`.
-    """
-    with name_file(path):
-        pixels = read_content(path, None, True, max_pixels).pixels
-        return np.asarray(pixels) if isinstance(pixels, Image.Image) else pixels.values
 
 
 def count_channels(format: str) -> int:
@@ -151,9 +136,24 @@ class ImageReader:
         with name_file(path):
             keep_depth = self.pixel_range.kind != TYPE
             content = read_content(path, self.num_channels, keep_depth, self.max_pixels)
-            is_8_bit = isinstance(content.pixels, Image.Image)
-            convert = self._convert_image if is_8_bit else self._convert_pixels
-            return turn_upright(convert(content.pixels), content.orientation)
+            if isinstance(content.pixels, Image.Image):
+                values = self._convert_image(content.pixels)
+            else:
+                values = self._convert_pixels(content.pixels)
+            return turn_upright(values, content.orientation)
+
+    def read_values(self, path: str | os.PathLike[str]) -> NDArray[Any]:
+        """Read the values of a file as they are, before any mapping and conversion.
+
+        Returns:
+            (H, W, C), or (H, W) for 8-bit images of one channel; of any type, and not turned.
+
+        Raises:
+            ImageError: the file cannot be read; the number of channels is not checked.
+        """
+        with name_file(path):
+            pixels = read_content(path, self.num_channels, True, self.max_pixels).pixels
+            return np.asarray(pixels) if isinstance(pixels, Image.Image) else pixels.values
 
     def read_record(self, record: dict[str, Any]) -> NDArray[Any]:
         """Read the image of a record; add `height` and `width` to the record if it has none.
@@ -248,7 +248,7 @@ class ImageReader:
         """(H, W, 1 or 3) in the order RGB -> the channels of the mode."""
         if self._mode == "L":
             is_grey = values.shape[2] == 1
-            return values if is_grey else (values @ np.float32(_LUMA))[:, :, None]
+            return values if is_grey else (values @ _LUMA)[:, :, None]
         values = np.broadcast_to(values, (*values.shape[:2], 3))
         return values[:, :, ::-1] if self._mode == "BGR" else values
 

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from instancezoo.data.coco_masks import measure_area
 from instancezoo.data.images import ImageError, ImageReader, read_image
-from instancezoo.data.transforms import build_resize
+from instancezoo.data.transforms import build_resize, to_tensor
 from instancezoo.errors import check_choice, first_line
 
 Record = dict[str, Any]
@@ -166,8 +165,7 @@ class InstanceMapper(DatasetMapper):
         sem_seg = read_image(path, "L")[:, :, 0] if path and self.is_train else None
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
-        pixels = aug_input.image.transpose(2, 0, 1)  # (C, H, W)
-        record["image"] = torch.from_numpy(np.array(pixels, order="C"))
+        record["image"] = to_tensor(aug_input.image)
         if not self.is_train:
             record.pop("annotations", None)
             return record

@@ -5,6 +5,7 @@ C channels, H W image size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,10 @@ class PixelRange:
         Raises:
             ConfigError: it is none of these.
         """
-        words = str(value).split() if isinstance(value, str) else list(value)
+        if isinstance(value, str):
+            words: list[Any] = value.strip("()[] ").replace(",", " ").split()
+        else:
+            words = list(value) if isinstance(value, Iterable) else [value]
         kind, numbers = "numbers", words
         if words and words[0] in (TYPE, MINMAX, PERCENTILES):
             kind, numbers = words[0], words[1:]

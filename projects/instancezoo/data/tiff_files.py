@@ -13,12 +13,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
-from tifffile import PHOTOMETRIC
+from tifffile import COMPRESSION, PHOTOMETRIC
 
+from instancezoo.data.pillow_files import ORIENTATION_TAG, SWAPS_SIDES
 from instancezoo.data.pixel_range import ImageError
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_XMP_TAG, _ORIENTATION_TAG, _SWAPS_SIDES = 700, 274, (5, 6, 7, 8)
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_XMP_TAG = 700
 _COLORS = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.CIELAB)
 # Another series with at least this share of the first one's pixels is a page, not a thumbnail.
 _MIN_PAGE_SHARE = 0.25
@@ -64,8 +65,10 @@ def read_tiff_header(file: IO[bytes]) -> TiffHeader:
         page, axes = series.keyframe, _find_axes(series)
         height, width = (series.shape[axes.index(axis)] for axis in "YX")
         orientation = _find_orientation(page)
-        if orientation in _SWAPS_SIDES:
+        if orientation in SWAPS_SIDES:
             width, height = height, width
+        # tifffile knows no type for some combinations of bits.
+        is_whole = page.dtype is not None and page.dtype.kind in "bu"
         return TiffHeader(
             width,
             height,
@@ -74,7 +77,7 @@ def read_tiff_header(file: IO[bytes]) -> TiffHeader:
             num_pages=_count_pages(tiff),
             bits=page.bitspersample,
             has_palette=page.photometric == PHOTOMETRIC.PALETTE,
-            is_plain=page.dtype.kind in "bu" and page.bitspersample <= 8 and axes == series.axes,
+            is_plain=is_whole and page.bitspersample <= 8 and axes == series.axes,
         )
 
 
@@ -100,9 +103,10 @@ def read_tiff_pixels(file: IO[bytes]) -> tuple[NDArray[Any], int]:
         except (ValueError, KeyError, NotImplementedError, ImportError) as error:
             if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
                 raise
+            kind = COMPRESSION(page.compression).name
             raise MissingCodecError(
-                f"its pixels ({page.compression.name}, {page.bitspersample} bits) need the package "
-                "imagecodecs: pip install imagecodecs, or save the file without compression"
+                f"its pixels ({kind}, {page.bitspersample} bits) need the package imagecodecs: "
+                "pip install imagecodecs, or save the file without compression"
             ) from error
         pixels = _to_height_width_channels(values, _find_axes(series))
         if page.photometric == PHOTOMETRIC.MINISWHITE and values.dtype.kind in "bu":
@@ -168,10 +172,10 @@ def _count_colors(page: Any, num_channels: int) -> int:
 
 
 def _find_orientation(page: Any) -> int:
-    if tag := page.tags.get(_ORIENTATION_TAG):
+    if tag := page.tags.get(ORIENTATION_TAG):
         return tag.value if tag.value in range(1, 9) else 1
     # Pillow finds it in XMP too; both have to give the same size.
     xmp = page.tags.get(_XMP_TAG)
     image = Image.Image()
     image.info = {"xmp": xmp.value} if xmp is not None and isinstance(xmp.value, bytes) else {}
-    return image.getexif().get(_ORIENTATION_TAG, 1)
+    return image.getexif().get(ORIENTATION_TAG, 1)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
+from torch import Tensor
 
 from instancezoo.modeling.input_size import read_pair
 
@@ -51,8 +52,13 @@ def make_model_input(image: NDArray[Any], resize: T.Augmentation) -> dict[str, A
     """
     height, width = image.shape[:2]
     resized = resize.get_transform(image).apply_image(image)
-    pixels = torch.from_numpy(np.array(resized.transpose(2, 0, 1), order="C")).float()
-    return {"image": pixels, "height": height, "width": width}
+    return {"image": to_tensor(resized).float(), "height": height, "width": width}
+
+
+def to_tensor(image: NDArray[Any]) -> Tensor:
+    """Copy an image (H, W, C) into a tensor (C, H, W) of its type."""
+    # Not by ascontiguousarray: where a side is one pixel, it leaves negative strides.
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
 class ResizeTransform(T.ResizeTransform):
@@ -66,10 +72,9 @@ class ResizeTransform(T.ResizeTransform):
         if interp is not None or img.dtype == np.uint8:
             return super().apply_image(img, interp)
         # Detectron2 would skip pixels here; with antialias it is the filter of Pillow's uint8.
-        pixels = torch.from_numpy(np.array(img, order="C"))
-        planes = pixels.reshape(self.h, self.w, -1).permute(2, 0, 1)[None]  # (1, C, H, W)
+        planes = to_tensor(img.reshape(self.h, self.w, -1))
         size = (self.new_h, self.new_w)
-        resized = F.interpolate(planes, size, mode="bilinear", antialias=True)
+        resized = F.interpolate(planes[None], size, mode="bilinear", antialias=True)
         return resized[0].permute(1, 2, 0).reshape(*size, *img.shape[2:]).numpy()
 
 
@@ -78,7 +83,8 @@ class Resize(T.Resize):
 
     def get_transform(self, image: NDArray[Any]) -> T.Transform:
         """Make the transform of an image (H, W, C)."""
-        return ResizeTransform(*image.shape[:2], *self.shape)
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, *self.shape)
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
@@ -89,7 +95,7 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         transform = super().get_transform(image)
         if not isinstance(transform, T.ResizeTransform):
             return transform
-        return ResizeTransform(*image.shape[:2], transform.new_h, transform.new_w)
+        return ResizeTransform(transform.h, transform.w, transform.new_h, transform.new_w)
 
     @staticmethod
     def get_output_shape(
@@ -117,5 +123,6 @@ class StretchToRandomHeight(T.Augmentation):
         """Sample the height for an image (H, W, C)."""
         low, high = self.heights
         # From the global generator, as Detectron2's augmentations do.
-        height = int(np.random.randint(low, high + 1))  # noqa: NPY002
-        return ResizeTransform(*image.shape[:2], height, self.width)
+        new_height = int(np.random.randint(low, high + 1))  # noqa: NPY002
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, new_height, self.width)

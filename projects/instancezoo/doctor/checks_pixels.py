@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instancezoo.data.images import ImageError, ImageReader, read_values
+from instancezoo.data.images import ImageError, ImageReader
 from instancezoo.data.pixel_range import MAX_8_BIT, find_finite
 from instancezoo.errors import ZooError, first_line
 
@@ -59,7 +59,7 @@ def check_pixels(context: Context) -> Iterator[Finding]:
 def measure_pixels(path: Path, reader: ImageReader) -> PixelFacts:
     """Measure an image before and after a reader. Raises `ImageError`."""
     seen = reader(path)
-    values = find_finite(read_values(path, reader.max_pixels))
+    values = find_finite(reader.read_values(path))
     return PixelFacts(
         values.dtype.name,
         float(values.min()),
