@@ -74,6 +74,14 @@ def test_no_side_of_a_thin_image_becomes_0(cfg, size, expected, num_channels, dt
     assert make_model_input(image, build_resize(cfg, True))["image"].shape[1:] == (24, 48)
 
 
+def test_a_crop_of_a_thin_image_leaves_a_pixel(cfg, tmp_path):
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "relative", [0.2, 0.2]
+    Image.new("RGB", (90, 1)).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "height": 1, "width": 90, "annotations": []}
+    mapped = build_mapper(cfg, is_train=True)(record)
+    assert mapped is not None and min(mapped["image"].shape) > 0
+
+
 @pytest.mark.parametrize("key", ["FIXED_SIZE", "FIXED_HEIGHTS_TRAIN"])
 @pytest.mark.parametrize("value", [(768,), (0, 5), (7.5, 8.0), (1, 2, 3)])
 def test_bad_sizes_name_their_key(cfg, key, value):

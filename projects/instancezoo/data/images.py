@@ -60,8 +60,7 @@ def read_image(path: str | os.PathLike[str], format: str | None = None) -> NDArr
         ImageError: the file is missing, truncated, too large or of an unknown format, or it does
             not have the channels of `format`.
     """
-    num_channels = None if format is None else count_channels(format)
-    return ImageReader(format, num_channels)(path)
+    return ImageReader(format, num_channels=None)(path)
 
 
 def count_channels(format: str) -> int:
@@ -229,7 +228,7 @@ class ImageReader:
         if self._mode is not None and values.shape[2] != self.num_channels:
             values = values[:, :, : pixels.num_colors]
         is_converted = self._mode is not None and values.shape[2] in (1, 3)
-        if not is_converted and self.num_channels is not None:
+        if not is_converted and (self._mode is not None or self.num_channels is not None):
             self._check_channels(values)
         values = self.pixel_range.apply(values, pixels.bits)
         if not is_converted:
@@ -254,10 +253,13 @@ class ImageReader:
 
     def _check_channels(self, values: NDArray[Any]) -> NDArray[Any]:
         num_channels = values.shape[2]
-        if num_channels != self.num_channels:
-            raise ImageError(
-                f"its array of {' x '.join(map(str, values.shape))} (H x W x C) has "
-                f"{num_channels} channels, but MODEL.PIXEL_MEAN has {self.num_channels} entries: "
-                "give MODEL.PIXEL_MEAN and MODEL.PIXEL_STD one for each channel"
-            )
-        return values
+        if num_channels == self.num_channels:
+            return values
+        shape = " x ".join(map(str, values.shape))
+        message = f"its array of {shape} (H x W x C) has {num_channels} channels"
+        if self.num_channels is None:
+            raise ImageError(f"{message}, which cannot be converted to {self.format}")
+        raise ImageError(
+            f"{message}, but MODEL.PIXEL_MEAN has {self.num_channels} entries: give "
+            "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD one for each channel"
+        )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from instancezoo.data.coco_masks import measure_area
 from instancezoo.data.images import ImageError, ImageReader, read_image
-from instancezoo.data.transforms import build_resize, to_tensor
+from instancezoo.data.transforms import RandomCrop, build_resize, to_tensor
 from instancezoo.errors import check_choice, first_line
 
 Record = dict[str, Any]
@@ -131,10 +131,7 @@ class InstanceMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, is_train)
-        augmentations = [
-            build_resize(cfg, is_train) if isinstance(step, T.ResizeShortestEdge) else step
-            for step in arguments["augmentations"]
-        ]
+        augmentations = [_adapt(step, cfg, is_train) for step in arguments["augmentations"]]
         return arguments | {
             "augmentations": augmentations,
             "reader": ImageReader.from_config(cfg),
@@ -204,6 +201,15 @@ class InstanceMapper(DatasetMapper):
             return True
         area = measure_area(annotation["segmentation"], record["height"], record["width"])
         return area >= self.min_object_area
+
+
+def _adapt(step: T.Augmentation, cfg: CfgNode, is_train: bool) -> T.Augmentation:
+    """Our version of a step that Detectron2 chose by the config."""
+    if isinstance(step, T.ResizeShortestEdge):
+        return build_resize(cfg, is_train)
+    if isinstance(step, T.RandomCrop):
+        return RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+    return step
 
 
 class _MaskCrop(T.CropTransform):

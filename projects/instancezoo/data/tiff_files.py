@@ -59,8 +59,7 @@ class TiffHeader:
 
 def read_tiff_header(file: IO[bytes]) -> TiffHeader:
     """Read the tags of a TIFF; no pixel is decoded. Raises nearly anything on broken files."""
-    file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    with _open(file) as tiff:
         series = tiff.series[0]
         page, axes = series.keyframe, _find_axes(series)
         height, width = (series.shape[axes.index(axis)] for axis in "YX")
@@ -93,8 +92,7 @@ def read_tiff_pixels(file: IO[bytes]) -> tuple[NDArray[Any], int]:
         ImageError: several pages of several channels each.
         Exception: nearly anything on broken files.
     """
-    file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    with _open(file) as tiff:
         series = tiff.series[0]
         page = series.keyframe
         _check_length(series, tiff.filehandle.size)
@@ -114,11 +112,19 @@ def read_tiff_pixels(file: IO[bytes]) -> tuple[NDArray[Any], int]:
         return pixels, _count_colors(page, pixels.shape[2])
 
 
+def _open(file: IO[bytes]) -> tifffile.TiffFile:
+    file.seek(0)
+    # OME's description would bring in the pages of other files.
+    return tifffile.TiffFile(file, is_ome=False)
+
+
 def _check_length(series: tifffile.TiffPageSeries, size: int) -> None:
     """Raise `ImageError` if pixels lie beyond the end of the file: tifffile would make them 0."""
     pages = [page for page in series.pages if page is not None]
     parts = [pair for p in pages for pair in zip(p.dataoffsets, p.databytecounts, strict=True)]
-    if not parts or any(start + length > size or length <= 0 for start, length in parts):
+    # (0, 0) is a part that was left out since it is empty, as GDAL does.
+    beyond = any(start + length > size or length <= 0 < start for start, length in parts)
+    if not parts or beyond:
         raise ImageError("it is truncated")
 
 

@@ -106,6 +106,15 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         return max(shape[0], 1), max(shape[1], 1)
 
 
+class RandomCrop(T.RandomCrop):
+    """Detectron2's crop, which leaves a pixel of every side."""
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Sample the height and width of a crop of an image of `image_size` (H, W)."""
+        height, width = super().get_crop_size(image_size)
+        return max(height, 1), max(width, 1)
+
+
 class StretchToRandomHeight(T.Augmentation):
     """Resize to a fixed width and a random height; the aspect ratio is not kept.
 
