@@ -251,6 +251,23 @@ def test_thumbnails_and_pyramids_are_no_pages(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif", "L")[:, :, 0], QUARTERS)
 
 
+def test_masks_are_no_pages_and_parts_left_out_are_black(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        values = np.zeros((64, 64), np.uint16)
+        values[:16, :16] = 65535
+        writer.write(values, tile=(16, 16), metadata=None)
+        writer.write(np.ones((64, 64), bool), subfiletype=4, metadata=None)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        tags = tiff.pages[0].tags
+        places = [tags[name].valueoffset for name in ("TileOffsets", "TileByteCounts")]
+        sizes = [tags[name].valuebytecount // 16 for name in ("TileOffsets", "TileByteCounts")]
+    for place, size in zip(places, sizes, strict=True):
+        content[place + size : place + 16 * size] = bytes(15 * size)
+    (tmp_path / "a.tif").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", "L")[:, :, 0], values // 256)
+
+
 def test_animations_stay_their_first_frame(tmp_path: Path) -> None:
     first, second = (Image.fromarray(q).convert("P") for q in (QUARTERS, 255 - QUARTERS))
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])

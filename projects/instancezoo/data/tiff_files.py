@@ -41,7 +41,7 @@ class TiffHeader:
         width, height: after the rotation that the file asks for.
         orientation: EXIF's, 1 to 8.
         num_channels: samples of a pixel.
-        num_pages: images in the file, without thumbnails and the levels of a pyramid.
+        num_pages: images in the file, without thumbnails, masks and the levels of a pyramid.
         bits: of a sample.
         is_plain: samples are whole numbers without a sign, of 8 bits at most.
         has_palette: samples are places in a table of colours.
@@ -134,7 +134,8 @@ def _count_pages(tiff: tifffile.TiffFile) -> int:
     others = 0
     for series in tiff.series[1:]:
         page = series.keyframe
-        if not page.is_reduced and page.imagewidth * page.imagelength >= _MIN_PAGE_SHARE * size:
+        is_part = page.is_reduced or page.is_mask
+        if not is_part and page.imagewidth * page.imagelength >= _MIN_PAGE_SHARE * size:
             others += _count_pages_of_series(series)
     return _count_pages_of_series(first) + others
 
