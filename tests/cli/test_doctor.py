@@ -14,7 +14,7 @@ from PIL import Image
 
 from instancezoo import model_zoo
 from instancezoo.cli.main import main
-from instancezoo.data.coco_dataset import AnnotationReport
+from instancezoo.data.coco_report import AnnotationReport
 from instancezoo.doctor import DatasetFacts, Finding, Severity, register_check
 from instancezoo.doctor.checks_data import find_same_content
 from instancezoo.doctor.checks_objects import match_anchors
@@ -278,6 +278,32 @@ def test_bad_annotations_are_counted(tmp_path):
     path.write_text(json.dumps(content))
     (finding,) = pick(examine(train, None), "annotations", Severity.WARNING)
     assert "1 entries dropped" in finding.message
+
+
+def _change_annotations(folder, change):
+    content = json.loads((folder / "truth.json").read_text())
+    for annotation in content["annotations"]:
+        change(annotation)
+    (folder / "truth.json").write_text(json.dumps(content))
+
+
+def test_boxes_that_do_not_fit_their_masks(tmp_path):
+    train = make_dataset(tmp_path / "train")
+    _change_annotations(tmp_path / "train", lambda a: a.update(bbox=[10, 10, 50, 40]))
+    (finding,) = pick(examine(train, None), "boxes")
+    assert finding.severity is Severity.WARNING
+    assert "48 of 48 boxes" in finding.message and "[x1, y1, x2, y2]" in finding.message
+
+
+def test_data_without_masks_are_for_configs_without_masks(tmp_path):
+    train = make_dataset(tmp_path / "train")
+    _change_annotations(tmp_path / "train", lambda a: a["id"] > 3 and a.pop("segmentation"))
+    assert pick(examine(train, None), "boxes", Severity.WARNING)
+    _change_annotations(tmp_path / "train", lambda a: a.pop("segmentation", None))
+    (finding,) = pick(examine(train, None), "annotations")
+    assert (finding.severity, "48 annotations" in finding.message) == (Severity.ERROR, True)
+    (finding,) = pick(examine(train, None, ["MODEL.MASK_ON", False]), "annotations")
+    assert finding.severity is Severity.OK
 
 
 def test_missing_data_set_and_bad_key_are_findings():

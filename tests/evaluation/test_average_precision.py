@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_annotations_without_masks_have_no_mask_metrics(
         del annotation["segmentation"], annotation["area"]
     assert math.isnan(evaluate_results(boxes_only, results, "segm", backend).ap())
     assert evaluate_results(boxes_only, results, "bbox", backend).ap() > 0
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_keys_that_are_not_compared_may_hold_anything(small_dataset: Dataset, backend: str) -> None:
+    truth, results = small_dataset
+    expected = evaluate_results(truth, results, "segm", backend).precision
+    odd = copy.deepcopy(truth)
+    for category, value in zip(odd["categories"], itertools.cycle([3, None, ["a"], {}])):
+        category |= {"supercategory": value, "frequency": value, "skeleton": "none"}
+    for annotation in odd["annotations"]:
+        annotation |= {"attributes": {"\ud800": [1], "kind": None}, "keypoints": "x"}
+    assert np.array_equal(evaluate_results(odd, results, "segm", backend).precision, expected)
 
 
 def test_errors_name_the_cause(small_dataset: Dataset, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import nn
 
-from instancezoo.data.coco_dataset import AnnotationReport
+from instancezoo.data.coco_report import AnnotationReport
+from instancezoo.data.mappers import is_trained_on
 from instancezoo.modeling.input_size import read_pair
 
 
@@ -58,6 +59,7 @@ class DatasetFacts:
         image_root: folder of the images.
         clean: COCO dictionary.
         report: the entries dropped from it.
+        with_masks: if True, objects without a mask are not trained on.
     """
 
     name: str
@@ -65,6 +67,7 @@ class DatasetFacts:
     image_root: Path
     clean: dict[str, Any]
     report: AnnotationReport
+    with_masks: bool = False
 
     @cached_property
     def category_names(self) -> dict[int, str]:
@@ -78,8 +81,8 @@ class DatasetFacts:
 
     @cached_property
     def objects(self) -> list[dict[str, Any]]:
-        """Annotations without crowds, which training ignores."""
-        return [a for a in self.clean["annotations"] if not a.get("iscrowd", 0)]
+        """Annotations that training takes: no crowds, and those with masks if it needs masks."""
+        return [a for a in self.clean["annotations"] if is_trained_on(a, self.with_masks)]
 
     @cached_property
     def objects_per_image(self) -> np.ndarray:

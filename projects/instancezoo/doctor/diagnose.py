@@ -55,8 +55,12 @@ def diagnose(
     return findings + run_checks(context, checks)
 
 
-def read_dataset(name: str, is_train: bool) -> DatasetFacts:
+def read_dataset(name: str, is_train: bool, with_masks: bool = False) -> DatasetFacts:
     """Read a registered data set and the headers of its images.
+
+    Args:
+        name: its registered name.
+        is_train, with_masks: as in `DatasetFacts`.
 
     Raises:
         KeyError: no such data set.
@@ -70,7 +74,7 @@ def read_dataset(name: str, is_train: bool) -> DatasetFacts:
         raise DatasetError(f"data set '{name}' cannot be checked: it has no COCO JSON file")
     image_root = metadata.image_root
     clean, report = check_coco(json_file, image_root, check_images=True)
-    return DatasetFacts(name, is_train, Path(image_root), clean, report)
+    return DatasetFacts(name, is_train, Path(image_root), clean, report, with_masks)
 
 
 def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> CfgNode:
@@ -90,7 +94,7 @@ def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
     for names, is_train in ((cfg.DATASETS.TRAIN, True), (cfg.DATASETS.TEST, False)):
         for name in names:
             try:
-                facts.append(read_dataset(name, is_train))
+                facts.append(read_dataset(name, is_train, cfg.MODEL.MASK_ON))
             except (ZooError, KeyError, OSError) as problem:
                 failures.append(_fail("data set", problem, remedy))
     if not cfg.DATASETS.TRAIN:

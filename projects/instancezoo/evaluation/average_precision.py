@@ -127,7 +127,7 @@ def evaluate_by_area(
 
     Args:
         ground_truth: images and categories.
-        annotations: objects to find, with `area`; changed in place.
+        annotations: objects to find, with `area`.
         results: detections with `area`.
     """
     check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
@@ -135,14 +135,19 @@ def evaluate_by_area(
     # ascend with the ids, because the order of the images decides between equal scores.
     ids = sorted(ground_truth.images, key=lambda image_id: (isinstance(image_id, str), image_id))
     numbers = {image_id: number for number, image_id in enumerate(ids)}
-    for annotation in annotations:
-        annotation["image_id"] = numbers[annotation["image_id"]]
+    # Only what is compared: hotcoco is strict about the types of all other keys.
+    used = ("id", "category_id", "iscrowd", "area", "bbox", "segmentation")
+    objects = [
+        {key: annotation[key] for key in used if key in annotation}
+        | {"image_id": numbers[annotation["image_id"]]}
+        for annotation in annotations
+    ]
     head = {
         "images": [
             {"id": numbers[image_id], "height": image["height"], "width": image["width"]}
             for image_id, image in ground_truth.images.items()
         ],
-        "categories": ground_truth.categories,
+        "categories": [{key: c[key] for key in ("id", "name")} for c in ground_truth.categories],
     }
     keys = ("category_id", "score", "area", find_key(iou_type))
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +162,7 @@ def evaluate_by_area(
                 file.write("," * (number > 1) + json.dumps(row))
             file.write("]}")
         with contextlib.redirect_stdout(io.StringIO()):
-            dataset = {**head, "annotations": annotations}
+            dataset = {**head, "annotations": objects}
             evaluator = _start_evaluator(backend, dataset, str(path), iou_type)
             evaluator.params.maxDets = sorted(max_dets)
             evaluator.evaluate()
