@@ -1,6 +1,7 @@
 # make demo   trains a small model on the built-in data set, evaluates it, writes pictures
 # make test   passes the tests, on all cores
-# Both set everything up first: Python >= 3.11, make and a C++ compiler are all they need.
+# make fuzz   checks thousands of mutated annotation files and images, which takes minutes
+# All set everything up first: Python >= 3.11, make and a C++ compiler are all they need.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -8,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := $(shell find projects/instancezoo/layers/csrc -type f)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test fuzz lint clean
 
 setup: $(READY)
 
@@ -32,6 +33,10 @@ demo: $(READY)
 # longest queue. Not in pyproject.toml: a single test by hand is quicker without other processes.
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 16 --dist worksteal
+
+fuzz: $(READY)
+	FUZZ_CASES=3000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_json.py
+	FUZZ_CASES=700 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_pictures.py
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -p instancezoo

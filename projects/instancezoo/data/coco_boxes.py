@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instancezoo.data.coco_masks import measure_box
+from instancezoo.data.coco_polygons import MAX_COORDINATE
 from instancezoo.data.coco_values import (
     BadEntry,
     Entry,
@@ -86,7 +87,8 @@ class BoxFit:
             return
         extent = _measure_extent(segmentation, image["height"], image["width"])
         self._labels.append(label)
-        self._rows.append([*map(float, box), *extent, image["width"], image["height"]])
+        numbers = np.clip(read_numbers(box, "bbox"), -MAX_COORDINATE, MAX_COORDINATE)
+        self._rows.append([*numbers, *extent, image["width"], image["height"]])
 
     def find_misfits(self) -> tuple[list[Id], str]:
         """Labels of the boxes that do not fit, and the likely cause."""
