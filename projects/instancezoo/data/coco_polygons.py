@@ -126,13 +126,15 @@ def _surely_covers_pixels(vertices: Vertices, size: Vertices) -> bool:
     """True if a polygon lies in the image and holds a disc of two pixels; False is not sure."""
     if (vertices < 0).any() or (vertices > size).any():
         return False
-    x, y = vertices.T
-    doubled_area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
+    closed = np.concatenate([vertices, vertices[:1]])
+    x, y = closed.T
+    doubled_area = abs(np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]))
     return bool(doubled_area > 2 * SAFE_RADIUS * _measure_length(vertices))
 
 
 def _measure_length(vertices: Vertices) -> float:
-    return float(np.hypot(*(np.roll(vertices, -1, axis=0) - vertices).T).sum())
+    edges = np.diff(vertices, axis=0, append=vertices[:1])
+    return float(np.sqrt(np.einsum("vc,vc->v", edges, edges)).sum())
 
 
 def _encode(polygons: list[Vertices], height: int, width: int) -> dict[str, Any]:

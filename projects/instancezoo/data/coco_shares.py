@@ -26,9 +26,11 @@ def find_shares(entries: list[Any], images: Mapping[Id, Entry]) -> set[int]:
         image = images.get(entry["image_id"]) if _has_image(entry) else None
         if image is None or min(image["height"], image["width"]) < MIN_IMAGE_SIDE:
             continue
-        numbers = list(_list_numbers(entry))
-        num_measured += bool(numbers)
-        if any(number % 1 for number in numbers) and max(map(abs, numbers)) <= LARGEST_SHARE:
+        # Most annotations are left at their first number.
+        large = next((n for n in _list_numbers(entry) if abs(n) > LARGEST_SHARE), None)
+        has_fractions = large is None and any(n % 1 for n in _list_numbers(entry))
+        num_measured += large is not None or has_fractions
+        if has_fractions:
             found.add(position)
     return found if 2 * len(found) > num_measured else set()
 
