@@ -36,14 +36,11 @@ from .safe_pickle import is_archive
 _TAG = "last_checkpoint"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
 _REMEDY = (
-    "Use the config that the file was trained with, or load only the tensors that fit: "
+    "Use the config that the file was trained with{where}, or load only the tensors that fit: "
     "MODEL.WEIGHTS_ALLOW_PARTIAL True (behind --opts of `instancezoo predict`; train_net.py also "
     "has --allow-partial)"
 )
-_OWN_CONFIG = (
-    "The file holds the config that it was trained with: `instancezoo predict` uses it if you "
-    "leave --config-file out. "
-)
+_IN_THE_FILE = " (the file holds it: leave --config-file of `instancezoo predict` out)"
 
 
 class ZooCheckpointer(DetectionCheckpointer):
@@ -213,7 +210,8 @@ class ZooCheckpointer(DetectionCheckpointer):
             caffe2 = checkpoint.get("__author__") == "Caffe2"
             return align_and_update_state_dicts(wanted, state, c2_conversion=caffe2), None
         if not any(name in wanted for name in state):
-            raise CheckpointError(f"{self._loading}: {describe_nearest(state)}. {_REMEDY}")
+            remedy = _REMEDY.format(where="")
+            raise CheckpointError(f"{self._loading}: {describe_nearest(state)}. {remedy}")
         return state, None
 
     def _convert(
@@ -243,8 +241,8 @@ class ZooCheckpointer(DetectionCheckpointer):
         if difference is not None and difference.kind == "number":
             message += f". {difference.message}"
         if not self.allow_partial:
-            own = _OWN_CONFIG if description.config_text else ""
-            raise CheckpointError(f"{message}. {own}{_REMEDY}")
+            where = _IN_THE_FILE if description.config_text else ""
+            raise CheckpointError(f"{message}. {_REMEDY.format(where=where)}")
         if not mismatch.num_fitting:
             raise CheckpointError(f"{message}. No tensor of it can be used: check MODEL.WEIGHTS")
         lines = "\n  ".join(mismatch.list_lines())

@@ -92,21 +92,22 @@ def compare_classes(trained: Sequence[str], wanted: Sequence[str]) -> ClassDiffe
     if not trained or not wanted or list(trained) == list(wanted):
         return None
     lists = f"The weights have {show_classes(trained)}; the data set has {show_classes(wanted)}"
-    if sorted(trained) == sorted(wanted):
-        return ClassDifference(
-            "order",
-            f"the weights were trained on these classes in another order: "
-            f"{_show_positions(trained, wanted)}. {lists}. Classes are in the order of the "
-            "category ids: in the JSON, give the categories and annotations the ids that the "
-            "training set had, or other ids in the weights' order",
-        )
     if len(trained) != len(wanted):
         return ClassDifference("number", lists)
+    positions = _show_positions(trained, wanted)
+    if sorted(trained) == sorted(wanted):
+        ids = [f"{name} {number}" for number, name in enumerate(trained, start=1)]
+        return ClassDifference(
+            "order",
+            f"the weights were trained on these classes in another order: {positions}. {lists}. "
+            "Classes are ordered by their category ids: in the JSON, give the categories ids that "
+            f"grow in the weights' order ({_shorten(ids)}), and the annotations the same ids",
+        )
     return ClassDifference(
         "names",
-        f"the weights were trained on other classes: {_show_positions(trained, wanted)}. "
-        f"{lists}. Use a data set with the weights' classes; if only the names differ, rename them "
-        "or set MODEL.WEIGHTS_ALLOW_PARTIAL True",
+        f"the weights were trained on other classes: {positions}. {lists}. Use a data set with "
+        "the weights' classes; if only the names differ, rename the categories or set "
+        "MODEL.WEIGHTS_ALLOW_PARTIAL True",
     )
 
 
@@ -120,17 +121,19 @@ def to_texts(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def show_classes(names: Sequence[str]) -> str:
     """Write the number of classes and the first names."""
-    more = ", ..." if len(names) > _SHOWN else ""
-    return f"{len(names)} classes ({', '.join(names[:_SHOWN])}{more})"
+    return f"{len(names)} classes ({_shorten(names)})"
 
 
 def _show_positions(trained: Sequence[str], wanted: Sequence[str]) -> str:
     """Write the first positions at which two lists of one length differ."""
     pairs = enumerate(zip(trained, wanted, strict=True))
-    different = [(index, a, b) for index, (a, b) in pairs if a != b]
-    shown = [f"class {i} is '{a}' in the weights and '{b}' here" for i, a, b in different]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(shown[:_SHOWN]) + more
+    different = [f"class {i} is '{a}' there and '{b}' here" for i, (a, b) in pairs if a != b]
+    return _shorten(different)
+
+
+def _shorten(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return f"{', '.join(texts[:_SHOWN])}{more}"
 
 
 def _read_list(facts: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, is_whole, use_average
 from instancezoo.checkpoint.classes import UNKNOWN, ClassList
 from instancezoo.checkpoint.reader import read_checkpoint
-from instancezoo.data.datasets import DatasetError, load_metadata
+from instancezoo.data import DatasetError, load_metadata
 from instancezoo.data.mappers import build_mapper
 from instancezoo.engine.hooks import Evaluate, ProgressBar, compute_mean_losses
 from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
