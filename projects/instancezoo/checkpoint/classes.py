@@ -93,7 +93,7 @@ def compare_classes(trained: Sequence[str], wanted: Sequence[str]) -> ClassDiffe
         return None
     lists = f"The weights have {show_classes(trained)}; the data set has {show_classes(wanted)}"
     if len(trained) != len(wanted):
-        return ClassDifference("number", lists)
+        return ClassDifference("number", f"{lists}. Use a data set with the weights' classes")
     positions = _show_positions(trained, wanted)
     if sorted(trained) == sorted(wanted):
         ids = [f"{name} {number}" for number, name in enumerate(trained, start=1)]
@@ -101,7 +101,8 @@ def compare_classes(trained: Sequence[str], wanted: Sequence[str]) -> ClassDiffe
             "order",
             f"the weights were trained on these classes in another order: {positions}. {lists}. "
             "Classes are ordered by their category ids: in the JSON, give the categories ids that "
-            f"grow in the weights' order ({_shorten(ids)}), and the annotations the same ids",
+            f"grow in the weights' order ({_shorten(ids)}), and the annotations the same ids. "
+            "`instancezoo predict` needs no data set",
         )
     return ClassDifference(
         "names",

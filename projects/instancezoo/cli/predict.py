@@ -115,22 +115,22 @@ def _load_given(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]
     without_sets = [*overrides, "DATASETS.TEST", "()"]
     cfg = load_cfg(args.config_file, without_sets, training=False)
     known = read_description(cfg.MODEL.WEIGHTS).classes if cfg.MODEL.WEIGHTS else UNKNOWN
-    if known and not _names_dataset(args):
+    if _names_dataset(args) or not known:
+        try:
+            followed = load_cfg(args.config_file, overrides, args.dataset, training=False)
+        except ZooError as error:
+            if args.dataset:
+                raise
+            # The training data may be absent where a model is used.
+            print(f"the data set is left out: {error}", file=sys.stderr)
+        else:
+            if followed.DATASETS.TEST:
+                metadata = load_metadata(followed.DATASETS.TEST[0])
+                return followed, metadata, ClassList.from_metadata(metadata)
+    if known:
         with suppress(ConfigError):  # NUM_CLASSES by hand: loading the weights tells what differs
             follow_dataset(cfg, len(known.names), cfg.MODEL.WEIGHTS)
-        return cfg, known.to_metadata(), UNKNOWN
-    try:
-        cfg = load_cfg(args.config_file, overrides, args.dataset, training=False)
-    except ZooError as error:
-        if args.dataset:
-            raise
-        # The training data may be absent where a model is used.
-        print(f"the data set's class names are unknown: {error}", file=sys.stderr)
-        return cfg, known.to_metadata(), UNKNOWN
-    if not cfg.DATASETS.TEST:
-        return cfg, known.to_metadata(), UNKNOWN
-    metadata = load_metadata(cfg.DATASETS.TEST[0])
-    return cfg, metadata, ClassList.from_metadata(metadata)
+    return cfg, known.to_metadata(), UNKNOWN
 
 
 def _list_overrides(args: argparse.Namespace) -> list[str]:
@@ -144,7 +144,8 @@ def _list_overrides(args: argparse.Namespace) -> list[str]:
 
 def _names_dataset(args: argparse.Namespace) -> bool:
     """Return True if the user named a data set; that of a config file is only its default."""
-    return bool(args.dataset) or "DATASETS.TEST" in args.opts[0::2]
+    by_hand = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
+    return bool(args.dataset) or by_hand.get("DATASETS.TEST", "()") != "()"
 
 
 def _choose_confidence(args: argparse.Namespace, cfg: CfgNode) -> float | None:
