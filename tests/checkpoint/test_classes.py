@@ -207,6 +207,13 @@ def test_a_published_file_has_its_names_converted_or_not(tmp_path: Path) -> None
         assert {"config", "class_names"} <= file.metadata().keys()
 
 
+@pytest.mark.parametrize("num_outputs", [91, 4])
+def test_torchvision_numbers_coco_by_category_ids(num_outputs: int) -> None:
+    layout = next(x for x in list_layouts() if x.name == "torchvision maskrcnn_resnet50_fpn")
+    state = {"roi_heads.mask_predictor.mask_fcn_logits.bias": torch.ones(num_outputs)}
+    assert len(layout.find_classes(state).names) == (80 if num_outputs == 91 else 0)
+
+
 def test_the_same_layout_with_other_outputs_has_no_names(tmp_path: Path) -> None:
     torch.save({"model": _make_zoo_state(3)}, tmp_path / "w.pth")
     assert not read_description(str(tmp_path / "w.pth")).classes
