@@ -197,8 +197,10 @@ def test_a_published_file_has_its_names_converted_or_not(tmp_path: Path) -> None
     coco = MetadataCatalog.get("coco_2017_val")
     source, target = tmp_path / "w.pth", tmp_path / "w.safetensors"
     torch.save({"model": _make_zoo_state(80)}, source)
+    again = str(tmp_path / "again.pth")
     assert main(["convert", str(source), str(target)]) == 0
-    for path in (str(source), str(target), f"published://{source}"):
+    assert main(["convert", str(target), again]) == 0
+    for path in (str(source), str(target), again, f"published://{source}"):
         found = read_description(path)
         assert found.classes == ClassList.from_metadata(coco)
         assert found.config_name == "mask_rcnn/mask_rcnn_R_50_FPN_3x"

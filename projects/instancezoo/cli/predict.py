@@ -122,7 +122,8 @@ def _load_given(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]
             if args.dataset:
                 raise
             # The training data may be absent where a model is used.
-            print(f"the data set is left out: {error}", file=sys.stderr)
+            what = "the data set is left out" if known else "class names are unknown"
+            print(f"{what}: {error}", file=sys.stderr)
         else:
             if followed.DATASETS.TEST:
                 metadata = load_metadata(followed.DATASETS.TEST[0])
