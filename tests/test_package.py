@@ -45,8 +45,8 @@ FLOORS = {
     "cli": 10,
 }
 METHOD_FLOOR = 4
-# The one arrow up, followed when a layout is first looked for (the reason stands there).
-LAZY = {("checkpoint", "methods")}
+# The two arrows up, followed at the first use (the reason stands there).
+LAZY = {("checkpoint", "methods"), ("inference", "methods")}
 # A method may import another only along its lineage.
 LINEAGE = {
     "solov2": {"solo"},

@@ -189,7 +189,7 @@ def load_cfg(
     if config_file:
         cfg.merge_from_file(config_file)
     cfg.merge_from_list(overrides or [])
-    _check_values(cfg)
+    check_values(cfg)
     for argument in datasets or []:
         register_dataset(*parse_dataset_argument(argument), strict=cfg.DATASETS.STRICT)
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
@@ -226,7 +226,7 @@ def check_datasets_are_used(cfg: CfgNode, arguments: list[str]) -> None:
         )
 
 
-def _check_values(cfg: CfgNode) -> None:
+def check_values(cfg: CfgNode) -> None:
     """Refuse values that would fail later without naming their key, or have no effect."""
     device = str(cfg.MODEL.DEVICE)
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -24,6 +24,10 @@ def _change_nothing(cfg: CfgNode) -> None:
     pass
 
 
+def _keep_score(cfg: CfgNode, score: float) -> float:
+    return score
+
+
 @dataclass(frozen=True)
 class Method:
     """One method, or a family of methods in one folder.
@@ -38,6 +42,9 @@ class Method:
         doctor_checks: name shown before the findings -> check, for configs that use the method.
         detection_limit: key of the largest number of detections per image.
         score_keys: keys of the score thresholds below which detections are dropped.
+        candidate_score: config, wanted score of detections -> largest value of `score_keys` that
+            drops none of them. It differs from the score if the thresholds apply to another
+            quantity.
         prepare_untrained: changes a config, beyond the thresholds of `score_keys`, so that a model
             with random weights finds something.
         set_score_thresh: changes the score threshold of a built model.
@@ -54,6 +61,7 @@ class Method:
     doctor_checks: Mapping[str, Check] = field(default_factory=dict)
     detection_limit: str = "TEST.DETECTIONS_PER_IMAGE"
     score_keys: tuple[str, ...] = ()
+    candidate_score: Callable[[CfgNode, float], float] = _keep_score
     prepare_untrained: ConfigChange = _change_nothing
     set_score_thresh: Callable[[Any, float], None] = set_score_thresh
     constant_parts: tuple[str, ...] = ("backbone", "head")
