@@ -155,7 +155,10 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # Refuse a data set with bad annotations. False drops them, and reports counts and ids.
     cfg.DATASETS.STRICT = False
 
-    # Library that matches detections: "hotcoco", or the slower "pycocotools" (same numbers).
+    # Library that matches detections: "hotcoco", or the slower "pycocotools" (same numbers). AP
+    # counts all detections of the model: raise TEST.DETECTIONS_PER_IMAGE, or the method's own key,
+    # for images with more objects. COCO's figures, which count the 100 most confident ones of an
+    # image and class, are shown beside where they differ (in metrics.json: "segm_at_100").
     cfg.TEST.COCO_BACKEND = "hotcoco"
     # Number of best and number of worst images drawn after the last evaluation.
     cfg.TEST.NUM_PICTURES = 20
