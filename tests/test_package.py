@@ -247,7 +247,7 @@ def test_every_registered_class_is_reachable_from_a_shipped_config():
 def test_a_record_names_keys_that_exist_and_all_that_its_folder_registers(folder):
     record = import_module(f"instancezoo.{folder}").METHOD
     assert record in METHODS
-    for key in (record.detection_limit, *record.score_keys):
+    for key in (record.detection_limit, *record.candidate_limits, *record.score_keys):
         assert reduce(getattr, key.split("."), get_cfg()) is not None
     modules = _registered_modules()
     own = {name for name, module in modules.items() if _part(module) == folder}

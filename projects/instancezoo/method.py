@@ -37,6 +37,8 @@ class Method:
         layouts: published checkpoints that fill the method's models.
         doctor_checks: name shown before the findings -> check, for configs that use the method.
         detection_limit: key of the largest number of detections per image.
+        candidate_limits: keys of the numbers of candidates, per image or level, that detections are
+            chosen from at test time.
         score_keys: keys of the score thresholds below which detections are dropped.
         prepare_untrained: changes a config, beyond the thresholds of `score_keys`, so that a model
             with random weights finds something.
@@ -53,6 +55,7 @@ class Method:
     layouts: tuple[Layout, ...] = ()
     doctor_checks: Mapping[str, Check] = field(default_factory=dict)
     detection_limit: str = "TEST.DETECTIONS_PER_IMAGE"
+    candidate_limits: tuple[str, ...] = ()
     score_keys: tuple[str, ...] = ()
     prepare_untrained: ConfigChange = _change_nothing
     set_score_thresh: Callable[[Any, float], None] = set_score_thresh

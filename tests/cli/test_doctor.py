@@ -205,6 +205,21 @@ def test_more_objects_than_detections(pair):
     found = examine(*pair, ["TEST.DETECTIONS_PER_IMAGE", 10])
     finding = pick(found, "detections", Severity.WARNING)[0]
     assert "4 images have more, 8 objects" in finding.message  # 4 images, 2 too many each
+    assert finding.remedy == "set TEST.DETECTIONS_PER_IMAGE 50"
+
+
+def test_more_objects_than_candidates(pair):
+    overrides = ["MODEL.RPN.POST_NMS_TOPK_TEST", 8, "TEST.DETECTIONS_PER_IMAGE", 10]
+    finding = pick(examine(*pair, overrides), "detections", Severity.WARNING)[0]
+    assert "4 images have more, 16 objects" in finding.message
+    assert "POST_NMS_TOPK_TEST 50" in finding.remedy and "PER_IMAGE 50" in finding.remedy
+    assert "PRE_NMS" not in finding.message + finding.remedy
+
+
+@pytest.mark.parametrize("limit,severity", [(-1, Severity.OK), (12, Severity.OK)])
+def test_enough_or_unlimited_detections(pair, limit, severity):
+    found = pick(examine(*pair, ["TEST.DETECTIONS_PER_IMAGE", limit]), "detections")
+    assert [finding.severity for finding in found] == [severity, severity]
 
 
 def test_images_stretched_to_one_size(tmp_path):

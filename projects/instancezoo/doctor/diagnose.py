@@ -48,6 +48,7 @@ def diagnose(
     context = Context(cfg, facts, num_gpus)
     if owner := find_method(METHODS, cfg):
         context.detection_limit = owner.detection_limit
+        context.candidate_limits = owner.candidate_limits
     checks = dict(CHECKS)
     for method in METHODS:
         if method.is_used(cfg):

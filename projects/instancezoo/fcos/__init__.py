@@ -22,6 +22,7 @@ METHOD = Method(
     translate=translate_fcos_keys,
     layouts=LAYOUTS,
     detection_limit="MODEL.FCOS.POST_NMS_TOPK_TEST",
+    candidate_limits=("MODEL.FCOS.PRE_NMS_TOPK_TEST",),
     score_keys=("MODEL.FCOS.INFERENCE_TH_TEST",),
     set_score_thresh=_set_score_thresh,
     constant_parts=("backbone", "proposal_generator.fcos_head"),

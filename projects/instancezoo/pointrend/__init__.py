@@ -17,6 +17,7 @@ METHOD = Method(
     layouts=LAYOUTS,
     doctor_checks=SOLOV2.doctor_checks,
     detection_limit=SOLOV2.detection_limit,
+    candidate_limits=SOLOV2.candidate_limits,
 )
 
 __all__ = [
