@@ -57,7 +57,9 @@ def test_options_train_and_infer(overrides):
 
 def test_a_negative_limit_of_detections_is_none():
     batch = [make_input(96, 128, [])]
-    counts = [len(_predict(_build("TEST.DETECTIONS_PER_IMAGE", n), batch)[0]) for n in (-1, 5000, 7)]
+    counts = [
+        len(_predict(_build("TEST.DETECTIONS_PER_IMAGE", n), batch)[0]) for n in (-1, 5000, 7)
+    ]
     assert counts[0] == counts[1] > counts[2] == 7
 
 

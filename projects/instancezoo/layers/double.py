@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_WITHOUT_DOUBLE = ("mps",)
+WITHOUT_DOUBLE = ("mps",)
 
 
 def find_double_device(device: torch.device) -> torch.device:
@@ -12,4 +12,4 @@ def find_double_device(device: torch.device) -> torch.device:
 
     Results go back by `.to(device)`, which costs nothing where the device is the same.
     """
-    return torch.device("cpu") if device.type in _WITHOUT_DOUBLE else device
+    return torch.device("cpu") if device.type in WITHOUT_DOUBLE else device
