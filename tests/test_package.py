@@ -37,6 +37,7 @@ FLOORS = {
     "method": 3,
     # one folder a method: 4
     "methods": 5,
+    "config_values": 5,
     "config": 6,
     "model_zoo": 7,
     "testing": 8,
@@ -57,7 +58,7 @@ LINEAGE = {
 # Nothing here names a method: neither these nor the folders of `METHODS`.
 FREE_OF_METHODS = (
     *("modeling", "layers", "data", "evaluation", "checkpoint", "engine", "inference"),
-    *("testing", "doctor", "benchmark", "method", "config", "model_zoo"),
+    *("testing", "doctor", "benchmark", "method", "config", "config_values", "model_zoo"),
 )
 METHODS_TO_COME = (
     *("maskrcnn", "mask r-cnn", "cascade", "htc", "panet", "point_rend", "yolact", "blendmask"),

@@ -187,10 +187,25 @@ def test_boxes_only(pair):
 
 
 def test_model_that_does_not_build_is_one_finding(pair):
-    found = examine(*pair, ["MODEL.BACKBONE.NAME", "build_nothing_backbone"])
+    found = examine(*pair, ["MODEL.RESNETS.DEPTH", 51])
     (finding,) = pick(found, "model")
     assert finding.severity is Severity.ERROR
-    assert "build_nothing_backbone" in finding.message
+    assert "51" in finding.message
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        ("MODEL.BACKBONE.NAME", "build_nothing_backbone"),
+        ("SOLVER.OPTIMIZER", "Adam"),
+        ("TEST.BEST_METRIC", "mask/AP"),
+        ("TEST.BEST_METRIC", "segm/AP-b"),
+        ("MODEL.DEVICE", "tpu9"),
+    ],
+)
+def test_values_that_training_refuses_are_one_error(pair, key, value):
+    (finding,) = [f for f in examine(*pair, [key, value]) if f.severity is Severity.ERROR]
+    assert key in finding.message and value in finding.message
 
 
 def test_objects_too_small_for_input_and_anchors(tmp_path):
