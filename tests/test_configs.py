@@ -126,7 +126,8 @@ def test_wrong_type_is_told_in_words(tmp_path, key, value, message):
     file = tmp_path / "bad.yaml"
     section, leaf = key.split(".")
     file.write_text(
-        f"VERSION: 2\nINPUT:\n  CROP:\n    SIZE: [1, 1]\nDATALOADER:\n  REPEAT_THRESHOLD: 1\n{section}:\n  {leaf}: {value}\n"
+        "VERSION: 2\nINPUT:\n  CROP:\n    SIZE: [1, 1]\nDATALOADER:\n  REPEAT_THRESHOLD: 1\n"
+        f"{section}:\n  {leaf}: {value}\n"
     )
     with pytest.raises(ConfigError) as error:
         get_cfg().merge_from_file(str(file))

@@ -68,8 +68,8 @@ def check_device(device: str) -> None:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ConfigError(f"MODEL.DEVICE '{device}' is no device: set cuda, mps or cpu") from error
-    is_present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if not is_present.get(kind, lambda: True)():
+    is_present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not is_present.get(kind, True):
         what = "GPU" if kind == "cuda" else f"device of the kind '{kind}'"
         raise ConfigError(
             f"MODEL.DEVICE is '{device}', but torch finds no {what}: leave the key out to use the "
