@@ -16,6 +16,7 @@ from instancezoo.config_values import (
     check_best_metric,
     check_device,
     check_names,
+    check_sizes,
     explain_type,
     suggest_file,
 )
@@ -259,6 +260,7 @@ def check_values(cfg: CfgNode) -> None:
     """Refuse values that would fail later without naming their key, or have no effect."""
     check_device(str(cfg.MODEL.DEVICE))
     check_names(cfg)
+    check_sizes(cfg)
     check_best_metric(cfg.TEST.BEST_METRIC)
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     if cfg.TEST.AUG.ENABLED:

@@ -340,6 +340,12 @@ def test_a_method_adds_a_check_for_the_configs_that_use_it(pair, add_method):
     assert pick(examine(*pair), "sets") == []
 
 
+def test_a_check_that_fails_is_an_error_and_the_others_run(pair):
+    found = examine(*pair, ["MODEL.RPN.IOU_THRESHOLDS", "[]"])
+    assert "IndexError" in pick(found, "anchors", Severity.ERROR)[0].message
+    assert pick(found, "epochs")
+
+
 def test_names_of_checks_are_taken_once():
     with pytest.raises(KeyError, match="anchors"):
         register_check("anchors")(print)
