@@ -187,10 +187,10 @@ def test_boxes_only(pair):
 
 
 def test_model_that_does_not_build_is_one_finding(pair):
-    found = examine(*pair, ["MODEL.RESNETS.DEPTH", 51])
-    (finding,) = pick(found, "model")
-    assert finding.severity is Severity.ERROR
-    assert "51" in finding.message
+    for key, value in (("MODEL.RESNETS.DEPTH", 51), ("MODEL.RPN.IOU_THRESHOLDS", "[]")):
+        found = examine(*pair, [key, value])
+        (finding,) = [f for f in found if f.severity is Severity.ERROR]
+        assert finding.check == "model" and "Error" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -340,10 +340,14 @@ def test_a_method_adds_a_check_for_the_configs_that_use_it(pair, add_method):
     assert pick(examine(*pair), "sets") == []
 
 
-def test_a_check_that_fails_is_an_error_and_the_others_run(pair):
-    found = examine(*pair, ["MODEL.RPN.IOU_THRESHOLDS", "[]"])
-    assert "IndexError" in pick(found, "anchors", Severity.ERROR)[0].message
-    assert pick(found, "epochs")
+def test_a_check_that_fails_is_an_error_and_the_others_run(pair, add_method):
+    def fail(context):
+        raise TypeError("no number")
+
+    add_method(Method("Mine", ("StandardROIHeads",), doctor_checks={"failing": fail}))
+    found = examine(*pair)
+    (finding,) = pick(found, "failing", Severity.ERROR)
+    assert "TypeError: no number" in finding.message and pick(found, "epochs")
 
 
 def test_names_of_checks_are_taken_once():

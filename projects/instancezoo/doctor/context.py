@@ -188,6 +188,6 @@ class Context:
         cfg.MODEL.DEVICE = "cpu"
         try:
             return build_model(cfg)
-        except (ValueError, KeyError, AssertionError, ImportError, OSError, RuntimeError) as error:
+        except Exception as error:  # whatever a part of it makes of a bad value
             self.model_error = error
             return None
