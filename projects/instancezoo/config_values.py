@@ -65,7 +65,7 @@ _CHOICES: dict[str, Iterable[str]] = {
         f"MODEL.{part}.NORM": _NORMS for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
     },
 }
-_LIMITS = {
+_LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "DATALOADER": {"NUM_WORKERS": (0, inf)},
     "INPUT": {"MAX_SIZE_TRAIN": (1, inf), "MIN_SIZE_TEST": (0, inf), "MAX_SIZE_TEST": (1, inf)},
     "SOLVER": {
