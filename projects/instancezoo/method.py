@@ -41,6 +41,8 @@ class Method:
         layouts: published checkpoints that fill the method's models.
         doctor_checks: name shown before the findings -> check, for configs that use the method.
         detection_limit: key of the largest number of detections per image.
+        candidate_limits: keys of the numbers of candidates, per image or level, that detections are
+            chosen from at test time.
         score_keys: keys of the score thresholds below which detections are dropped.
         candidate_score: config, wanted score of detections -> largest value of `score_keys` that
             drops none of them. It differs from the score if the thresholds apply to another
@@ -60,6 +62,7 @@ class Method:
     layouts: tuple[Layout, ...] = ()
     doctor_checks: Mapping[str, Check] = field(default_factory=dict)
     detection_limit: str = "TEST.DETECTIONS_PER_IMAGE"
+    candidate_limits: tuple[str, ...] = ()
     score_keys: tuple[str, ...] = ()
     candidate_score: Callable[[CfgNode, float], float] = _keep_score
     prepare_untrained: ConfigChange = _change_nothing

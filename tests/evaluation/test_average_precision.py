@@ -16,7 +16,7 @@ import pycocotools.mask as mask_codec
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from synthetic_results import Dataset, encode, make_dataset
+from synthetic_results import Dataset, encode, make_crowded_dataset, make_dataset
 
 from instancezoo.data.coco_masks import segmentation_to_rle
 from instancezoo.evaluation import GroundTruth, evaluate_results
@@ -82,6 +82,22 @@ def test_other_limits_of_detections(backend: str) -> None:
     expected = count_directly(dataset, "segm", [1, 7])
     assert np.array_equal(evaluation.precision, expected["precision"])
     assert evaluation.precision.shape == (10, 101, 5, 4, 2)
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_a_limit_over_100_equals_pycocotools(iou_type: str, backend: str) -> None:
+    dataset = make_crowded_dataset()
+    evaluation = evaluate_results(*dataset, iou_type, backend, max_dets=(1, 10, 100, 300))
+    for limit in (100, 300):
+        expected = count_directly(dataset, iou_type, [1, 10, limit])
+        ours = evaluation.at_limit(limit)
+        assert ours.max_dets[-1] == limit
+        assert np.array_equal(ours.precision[..., [0, 1, -1]], expected["precision"])
+        assert np.array_equal(ours.recall[..., [0, 1, -1]], expected["recall"])
+        precision = expected["precision"][..., 0, -1]
+        assert ours.ap() == np.mean(precision[precision > -1]) * 100
+    assert evaluation.ap() > evaluation.at_limit(100).ap() + 5
 
 
 def test_files_give_what_memory_gives(small_dataset: Dataset, tmp_path: Path) -> None:

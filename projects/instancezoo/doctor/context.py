@@ -121,12 +121,14 @@ class Context:
         datasets: those that could be read.
         num_gpus: number of processes that share a batch.
         detection_limit: key of the maximum number of detections per image.
+        candidate_limits: keys of the numbers of candidates that detections are chosen from.
     """
 
     cfg: Any
     datasets: list[DatasetFacts]
     num_gpus: int = 1
     detection_limit: str = "TEST.DETECTIONS_PER_IMAGE"
+    candidate_limits: tuple[str, ...] = ()
     model_error: Exception | None = field(default=None, init=False)
 
     @property
@@ -189,6 +191,6 @@ class Context:
         cfg.MODEL.DEVICE = "cpu"
         try:
             return build_model(cfg)
-        except (ValueError, KeyError, AssertionError, ImportError, OSError, RuntimeError) as error:
+        except Exception as error:  # whatever a part of it makes of a bad value
             self.model_error = error
             return None

@@ -7,7 +7,14 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from instancezoo.config import CfgNode, check_datasets_are_used, follow_dataset, get_cfg
+from instancezoo.config import (
+    CfgNode,
+    check_datasets_are_used,
+    check_values,
+    follow_dataset,
+    get_cfg,
+)
+from instancezoo.config_values import check_best_metric
 from instancezoo.data.coco_dataset import DatasetError, check_coco
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ZooError
@@ -45,9 +52,15 @@ def diagnose(
             follow_dataset(cfg, len(facts[0].category_names), facts[0].name)
         except ZooError as problem:
             findings.append(_fail("classes", problem, "remove NUM_CLASSES from the config"))
+    for tested in (each for each in facts if not each.is_train):
+        try:
+            check_best_metric(cfg.TEST.BEST_METRIC, list(tested.category_names.values()))
+        except ZooError as problem:
+            findings.append(_fail("best metric", problem, "correct TEST.BEST_METRIC"))
     context = Context(cfg, facts, num_gpus)
     if owner := find_method(METHODS, cfg):
         context.detection_limit = owner.detection_limit
+        context.candidate_limits = owner.candidate_limits
     checks = dict(CHECKS)
     for method in METHODS:
         if method.is_used(cfg):
@@ -82,6 +95,7 @@ def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> Cf
     if config_file:
         cfg.merge_from_file(config_file)
     cfg.merge_from_list(overrides)
+    check_values(cfg)
     for argument in datasets:
         register_dataset(*parse_dataset_argument(argument))
     check_datasets_are_used(cfg, datasets)

@@ -202,7 +202,10 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: Any, dataset_name: str, num_pictures: int | None = None
     ) -> DatasetEvaluator:
-        """Build the COCO evaluation from RLE, written to `OUTPUT_DIR/inference/<data set>`."""
+        """Build the COCO evaluation from RLE, written to `OUTPUT_DIR/inference/<data set>`.
+
+        It counts all detections, so the limit per image is that of the model.
+        """
         return InstanceEvaluator(
             dataset_name,
             backend=cfg.TEST.COCO_BACKEND,

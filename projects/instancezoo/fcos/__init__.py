@@ -29,6 +29,7 @@ METHOD = Method(
     translate=translate_fcos_keys,
     layouts=LAYOUTS,
     detection_limit="MODEL.FCOS.POST_NMS_TOPK_TEST",
+    candidate_limits=("MODEL.FCOS.PRE_NMS_TOPK_TEST",),
     score_keys=("MODEL.FCOS.INFERENCE_TH_TEST",),
     candidate_score=_find_candidate_score,
     set_score_thresh=_set_score_thresh,

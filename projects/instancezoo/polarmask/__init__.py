@@ -22,6 +22,7 @@ METHOD = Method(
     add_config=add_polarmask_config,
     translate=translate_polarmask_keys,
     layouts=LAYOUTS,
+    candidate_limits=("MODEL.POLARMASK.TOPK_CANDIDATES_TEST",),
     score_keys=("MODEL.POLARMASK.SCORE_THRESH_TEST",),
     candidate_score=_find_candidate_score,
     stages={nms_per_class: "box NMS"},
