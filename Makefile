@@ -1,6 +1,8 @@
 # make demo   trains a small model on the built-in data set, evaluates it, writes pictures
 # make test   passes the tests, on all cores
-# Both set everything up first: Python >= 3.11, make and a C++ compiler are all they need.
+# make fuzz   checks thousands of mutated annotation files and images, which takes minutes
+# All set everything up first: Python >= 3.11 and make are all they need. With a C++ compiler the
+# compiled operators are built too.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -8,20 +10,16 @@ BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := $(shell find projects/instancezoo/layers/csrc -type f)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test fuzz lint clean
 
 setup: $(READY)
 
-$(READY): requirements/lock.txt requirements/detectron2.txt setup.py pyproject.toml $(SOURCES)
+$(READY): $(wildcard requirements/*) setup.py pyproject.toml $(SOURCES)
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: install one, or make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q "pip>=24" "setuptools==80.10.2" wheel
 	$(BIN)/python -m pip install -q --no-build-isolation -r requirements/lock.txt
-	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	$(BIN)/python -m pip install -q --no-deps --require-hashes --only-binary=:all: --upgrade \
-		--python-version 3.10 --implementation cp --abi none --platform any \
-		--target "$$site" -r requirements/detectron2.txt && \
-	rm -rf "$$site/tools"
+	$(BIN)/python requirements/install_detectron2.py
 	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $(READY)
 
@@ -32,6 +30,10 @@ demo: $(READY)
 # longest queue. Not in pyproject.toml: a single test by hand is quicker without other processes.
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 16 --dist worksteal
+
+fuzz: $(READY)
+	FUZZ_CASES=3000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_json.py
+	FUZZ_CASES=700 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_pictures.py
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -p instancezoo

@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 
 from instancezoo import get_cfg, model_zoo
 from instancezoo.config import follow_dataset, load_cfg
+from instancezoo.config_values import check_best_metric
 from instancezoo.doctor import Severity
 from instancezoo.doctor.diagnose import diagnose
 from instancezoo.errors import ConfigError
@@ -78,6 +79,38 @@ def test_wrong_type_names_the_key(tmp_path):
     [
         ("MODEL.META_ARCHITECTURE", "SOLOv3", "'SOLOv2'"),
         ("MODEL.DEVICE", "cuda:0", r"MODEL\.DEVICE"),
+        ("MODEL.DEVICE", "mps", r"MODEL\.DEVICE.*'mps'"),
+        ("MODEL.DEVICE", "gpu", r"MODEL\.DEVICE.*'gpu'"),
+        ("MODEL.BACKBONE.NAME", "build_resnet_fpm_backbone", "'build_resnet_fpn_backbone'"),
+        ("MODEL.ROI_HEADS.NAME", "StandardROIHead", "'StandardROIHeads'"),
+        ("MODEL.RPN.HEAD_NAME", "RPN", r"MODEL\.RPN\.HEAD_NAME.*StandardRPNHead"),
+        ("SOLVER.OPTIMIZER", "Adam", r"SOLVER\.OPTIMIZER.*SGD, AdamW"),
+        ("SOLVER.LR_SCHEDULER_NAME", "Cosine", "WarmupCosineLR"),
+        ("SOLVER.AMP.DTYPE", "fp16", r"SOLVER\.AMP\.DTYPE.*float16"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "max", "full_model"),
+        ("DATALOADER.SAMPLER_TRAIN", "Repeat", "RepeatFactorTrainingSampler"),
+        ("INPUT.MAPPER", "instances", r"INPUT\.MAPPER.*'instance'"),
+        ("INPUT.RANDOM_FLIP", "both", r"INPUT\.RANDOM_FLIP.*vertical"),
+        ("INPUT.CROP.TYPE", "random", r"INPUT\.CROP\.TYPE.*absolute"),
+        ("TEST.COCO_BACKEND", "fast", r"TEST\.COCO_BACKEND.*pycocotools"),
+        ("TEST.BEST_METRIC", "AP", r"TEST\.BEST_METRIC.*segm/"),
+        ("TEST.BEST_METRIC", "mask/AP", r"TEST\.BEST_METRIC.*segm/"),
+        ("TEST.BEST_METRIC", "segm/mAP", r"TEST\.BEST_METRIC.*AP50"),
+        ("MODEL.FPN.NORM", "bn", r"MODEL\.FPN\.NORM.*BN, SyncBN"),
+        ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "l1", "smooth_l1"),
+        ("SOLVER.WARMUP_METHOD", "cosine", "constant, linear"),
+        ("SOLVER.IMS_PER_BATCH", 0, r"SOLVER\.IMS_PER_BATCH is 0.*1 or more"),
+        ("SOLVER.CHECKPOINT_PERIOD", 0, r"SOLVER\.CHECKPOINT_PERIOD.*1 or more"),
+        ("SOLVER.MAX_ITER", 0, r"SOLVER\.MAX_ITER.*1 or more"),
+        ("SOLVER.BASE_LR", -0.1, r"SOLVER\.BASE_LR.*0 or more"),
+        ("INPUT.MIN_SIZE_TRAIN", "()", r"INPUT\.MIN_SIZE_TRAIN.*\(800,\)"),
+        ("INPUT.MIN_SIZE_TRAIN", "(0,)", r"INPUT\.MIN_SIZE_TRAIN"),
+        ("INPUT.MAX_SIZE_TEST", -1, r"INPUT\.MAX_SIZE_TEST.*1 or more"),
+        ("MODEL.PIXEL_STD", "[1.0, 1.0]", r"MODEL\.PIXEL_MEAN.*MODEL\.PIXEL_STD \[1.0, 1.0\]"),
+        ("MODEL.PIXEL_MEAN", "[]", r"MODEL\.PIXEL_MEAN"),
+        ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", r"PIXEL_STD above 0"),
+        ("MODEL.RPN.PRE_NMS_TOPK_TEST", -1, r"MODEL\.RPN\.PRE_NMS_TOPK_TEST.*1 or more"),
+        ("TEST.DETECTIONS_PER_IMAGE", -2, r"TEST\.DETECTIONS_PER_IMAGE.*-1 or more"),
         ("MODEL.LOAD_PROPOSALS", True, "MODEL.LOAD_PROPOSALS"),
         ("TEST.AUG.ENABLED", True, "TEST.AUG.ENABLED"),
         ("MODEL.MASK_OUTPUT", "RLE", r"MODEL\.MASK_OUTPUT.*'RLE'.*bitmask, rle"),
@@ -87,6 +120,43 @@ def test_what_cannot_be_done_is_refused_by_name(key, value, named, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=named):
         load_cfg("", ["DATASETS.TRAIN", (), "DATASETS.TEST", (), key, value])
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("SOLVER.MAX_ITER", "many", "SOLVER.MAX_ITER is 'many'; it must be a whole number"),
+        ("SOLVER.MAX_ITER", "1.5", "SOLVER.MAX_ITER is '1.5'; it must be a whole number"),
+        ("SOLVER.BASE_LR", "1e-3x", "SOLVER.BASE_LR is '1e-3x'; it must be a number"),
+        ("MODEL.MASK_ON", "maybe", "MODEL.MASK_ON is 'maybe'; it must be True or False"),
+        ("SOLVER.STEPS", "30", "SOLVER.STEPS is '30'; it must be a list, such as (30000,)"),
+        ("MODEL.WEIGHTS", "7", "MODEL.WEIGHTS is '7'; it must be a text"),
+        ("SOLVER.CLIP_GRADIENTS", "True", "SOLVER.CLIP_GRADIENTS is 'True'; it must be a group"),
+    ],
+)
+def test_wrong_type_is_told_in_words(tmp_path, key, value, message):
+    with pytest.raises(ConfigError) as error:
+        get_cfg().merge_from_list(["TEST.EVAL_PERIOD", "3", key, value])
+    assert str(error.value).startswith(message) and "command line" in str(error.value)
+    file = tmp_path / "bad.yaml"
+    section, leaf = key.split(".")
+    file.write_text(
+        "VERSION: 2\nINPUT:\n  CROP:\n    SIZE: [1, 1]\nDATALOADER:\n  REPEAT_THRESHOLD: 1\n"
+        f"{section}:\n  {leaf}: {value}\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        get_cfg().merge_from_file(str(file))
+    assert f"{key} is" in str(error.value) or "group of keys" in str(error.value)
+    assert "bad.yaml" in str(error.value)
+
+
+def test_missing_file_is_answered_with_the_nearest(tmp_path):
+    folder = tmp_path / "mask_rcnn"
+    folder.mkdir()
+    (folder / "mask_rcnn_tiny.yaml").touch()
+    for wrong in ("mask_rcnn/mask_rcn_tiny.yaml", "mask_rcn/mask_rcnn_tiny.yaml"):
+        with pytest.raises(ConfigError, match=rf"{wrong}.*mask_rcnn/mask_rcnn_tiny\.yaml"):
+            get_cfg().merge_from_file(str(tmp_path / wrong))
 
 
 def test_whole_number_for_a_fraction(tmp_path):
@@ -172,6 +242,28 @@ def test_num_classes_assigned_by_hand_must_agree():
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
     with pytest.raises(ConfigError, match=r"NUM_CLASSES\b.*\b5\b"):
         follow_dataset(cfg, 7, "mine")
+
+
+@pytest.mark.parametrize(
+    "metric,wrong",
+    [
+        ("bbox/AP", ""),
+        ("", ""),
+        ("segm/AP-{}", ""),
+        ("shapes_val/segm/AP50", ""),
+        ("segm/AP-nothing", "no class 'nothing'"),
+    ],
+)
+def test_best_metric_of_a_class(few_shapes, metric, wrong):
+    metric = metric.format(MetadataCatalog.get(few_shapes).thing_classes[1])
+    overrides = ["DATASETS.TRAIN", "()", "DATASETS.TEST", (few_shapes,), "TEST.BEST_METRIC", metric]
+    if not wrong:
+        assert metric == load_cfg("", overrides).TEST.BEST_METRIC
+        return
+    with pytest.raises(ConfigError, match=wrong):
+        load_cfg("", overrides)
+    with pytest.raises(ConfigError, match="segm/AP"):
+        check_best_metric("segm/AP-cell", ["cell"])
 
 
 def test_a_data_set_that_the_config_does_not_name_is_refused(few_shapes):

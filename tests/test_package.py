@@ -37,6 +37,7 @@ FLOORS = {
     "method": 3,
     # one folder a method: 4
     "methods": 5,
+    "config_values": 5,
     "config": 6,
     "model_zoo": 7,
     "testing": 8,
@@ -45,8 +46,8 @@ FLOORS = {
     "cli": 10,
 }
 METHOD_FLOOR = 4
-# The one arrow up, followed when a layout is first looked for (the reason stands there).
-LAZY = {("checkpoint", "methods")}
+# The two arrows up, followed at the first use (the reason stands there).
+LAZY = {("checkpoint", "methods"), ("inference", "methods")}
 # A method may import another only along its lineage.
 LINEAGE = {
     "solov2": {"solo"},
@@ -57,7 +58,7 @@ LINEAGE = {
 # Nothing here names a method: neither these nor the folders of `METHODS`.
 FREE_OF_METHODS = (
     *("modeling", "layers", "data", "evaluation", "checkpoint", "engine", "inference"),
-    *("testing", "doctor", "benchmark", "method", "config", "model_zoo"),
+    *("testing", "doctor", "benchmark", "method", "config", "config_values", "model_zoo"),
 )
 METHODS_TO_COME = (
     *("maskrcnn", "mask r-cnn", "cascade", "htc", "panet", "point_rend", "yolact", "blendmask"),
@@ -247,7 +248,7 @@ def test_every_registered_class_is_reachable_from_a_shipped_config():
 def test_a_record_names_keys_that_exist_and_all_that_its_folder_registers(folder):
     record = import_module(f"instancezoo.{folder}").METHOD
     assert record in METHODS
-    for key in (record.detection_limit, *record.score_keys):
+    for key in (record.detection_limit, *record.candidate_limits, *record.score_keys):
         assert reduce(getattr, key.split("."), get_cfg()) is not None
     modules = _registered_modules()
     own = {name for name, module in modules.items() if _part(module) == folder}

@@ -9,10 +9,17 @@ import torch
 import yaml
 from detectron2.config import CfgNode as _CfgNode
 from detectron2.config import get_cfg as _get_detectron2_cfg
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
+from instancezoo.config_values import (
+    check_best_metric,
+    check_device,
+    check_names,
+    check_sizes,
+    explain_type,
+    suggest_file,
+)
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.data.images import ImageReader
 from instancezoo.errors import ConfigError, check_choice, suggest
@@ -32,7 +39,8 @@ class CfgNode(_CfgNode):
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merge a YAML file. Raises `ConfigError`."""
         if not PathManager.isfile(cfg_filename):
-            raise ConfigError(f"config file '{cfg_filename}' does not exist")
+            hint = suggest_file(cfg_filename)
+            raise ConfigError(f"config file '{cfg_filename}' does not exist{hint}")
         try:
             loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -56,7 +64,9 @@ class CfgNode(_CfgNode):
             unknown = next((key for key in keys if key not in known and key != "VERSION"), None)
             if unknown is not None:
                 raise ConfigError(_explain_unknown(unknown, known, cfg_filename)) from error
-            raise ConfigError(f"{error.args[0]} (in {cfg_filename})") from error
+            leaves = [(k, v) for k, v in _list_values(loaded) if not isinstance(v, dict)]
+            problem = self._explain_type(leaves) or error.args[0]
+            raise ConfigError(f"{problem} (in {cfg_filename})") from error
 
     def merge_from_other_cfg(self, cfg_other: Any) -> Any:
         """Merge a config of the same class; whole numbers are accepted for fractions."""
@@ -87,8 +97,10 @@ class CfgNode(_CfgNode):
         self.__dict__.setdefault("_keys_set", set()).update(overrides[0::2])
         try:
             merged = super().merge_from_list(overrides)
-        except ValueError as error:  # a type mismatch, with key and both types in its message
-            raise ConfigError(f"{error.args[0]} (on the command line)") from error
+        except ValueError as error:
+            pairs = zip(overrides[0::2], overrides[1::2], strict=True)
+            problem = self._explain_type(pairs) or error.args[0]
+            raise ConfigError(f"{problem} (on the command line)") from error
         self._translate_names()
         return merged
 
@@ -102,6 +114,18 @@ class CfgNode(_CfgNode):
         decoded = cls._decode_cfg_value(value)
         return " ".join(map(str, decoded)) if isinstance(decoded, list | tuple) else value
 
+    def _explain_type(self, pairs: Iterable[tuple[str, Any]]) -> str:
+        """Tell which of (full key, value) has the wrong type; "" if none has."""
+        known = dict(_list_values(self))
+        for key, value in pairs:
+            is_whole = type(value) is int and isinstance(known.get(key), float)
+            try:
+                if key in known and not is_whole:
+                    _CfgNode.merge_from_list(self.clone(), [key, value])
+            except ValueError:
+                return explain_type(key, value, known[key])
+        return ""
+
     def _translate_names(self) -> None:
         if "MODEL" in self and "MASK_OUTPUT" in self.MODEL:  # a whole config, not a node of it
             for method in METHODS:
@@ -111,7 +135,8 @@ class CfgNode(_CfgNode):
 def get_cfg() -> CfgNode:
     """Return Detectron2's defaults with every key of InstanceZoo and its methods.
 
-    `MODEL.DEVICE` is "cuda" on a machine with a GPU, else "cpu".
+    `MODEL.DEVICE` is "cuda" on a machine with a GPU, else "cpu". "mps" must be asked for: torch
+    lacks some operators there, and no method here was tried on it.
     """
     cfg = CfgNode(_get_detectron2_cfg())
     add_instancezoo_config(cfg)
@@ -176,12 +201,15 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # Refuse a data set with bad annotations. False drops them, and reports counts and ids.
     cfg.DATASETS.STRICT = False
 
-    # Library that matches detections: "hotcoco", or the slower "pycocotools" (same numbers).
+    # Library that matches detections: "hotcoco", or the slower "pycocotools" (same numbers). AP
+    # counts all detections of the model: raise TEST.DETECTIONS_PER_IMAGE, or the method's own key,
+    # for images with more objects. COCO's figures, which count the 100 most confident ones of an
+    # image and class, are shown beside where they differ (in metrics.json: "segm_at_100").
     cfg.TEST.COCO_BACKEND = "hotcoco"
     # Number of best and number of worst images drawn after the last evaluation.
     cfg.TEST.NUM_PICTURES = 20
     # TASK/METRIC of the printed tables, such as segm/AP or bbox/AP50, whose best checkpoint is kept
-    # as model_best.pth; "" keeps none.
+    # as model_best.pth; "" keeps none. For a model without masks segm means bbox.
     cfg.TEST.BEST_METRIC = "segm/AP"
     # Also compute the losses on DATASETS.TEST every TEST.EVAL_PERIOD iterations.
     cfg.TEST.VALIDATION_LOSS = False
@@ -210,7 +238,7 @@ def load_cfg(
     if config_file:
         cfg.merge_from_file(config_file)
     cfg.merge_from_list(overrides or [])
-    _check_values(cfg)
+    check_values(cfg)
     for argument in datasets or []:
         paths = parse_dataset_argument(argument)
         register_dataset(*paths, strict=cfg.DATASETS.STRICT, max_pixels=cfg.INPUT.MAX_PIXELS)
@@ -226,6 +254,8 @@ def load_cfg(
                 f"({len(classes[name])} classes) have different categories: give both the same "
                 "list of categories, in the same order"
             )
+    if test:
+        check_best_metric(cfg.TEST.BEST_METRIC, classes[test[0]])
     if names:
         follow_dataset(cfg, len(classes[names[0]]), names[0])
     return cfg
@@ -248,18 +278,12 @@ def check_datasets_are_used(cfg: CfgNode, arguments: list[str]) -> None:
         )
 
 
-def _check_values(cfg: CfgNode) -> None:
+def check_values(cfg: CfgNode) -> None:
     """Refuse values that would fail later without naming their key, or have no effect."""
-    device = str(cfg.MODEL.DEVICE)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"MODEL.DEVICE is '{device}', but torch finds no GPU: leave the key out to use the "
-            "machine's default, or set MODEL.DEVICE cpu"
-        )
-    architecture, known = cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
-    if architecture not in known:
-        hint = suggest(architecture, known)
-        raise ConfigError(f"MODEL.META_ARCHITECTURE '{architecture}' does not exist{hint}")
+    check_device(str(cfg.MODEL.DEVICE))
+    check_names(cfg)
+    check_sizes(cfg)
+    check_best_metric(cfg.TEST.BEST_METRIC)
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     ImageReader.from_config(cfg)  # its keys
     if cfg.TEST.AUG.ENABLED:

@@ -24,6 +24,10 @@ def _change_nothing(cfg: CfgNode) -> None:
     pass
 
 
+def _keep_score(cfg: CfgNode, score: float) -> float:
+    return score
+
+
 @dataclass(frozen=True)
 class Method:
     """One method, or a family of methods in one folder.
@@ -37,7 +41,12 @@ class Method:
         layouts: published checkpoints that fill the method's models.
         doctor_checks: name shown before the findings -> check, for configs that use the method.
         detection_limit: key of the largest number of detections per image.
+        candidate_limits: keys of the numbers of candidates, per image or level, that detections are
+            chosen from at test time.
         score_keys: keys of the score thresholds below which detections are dropped.
+        candidate_score: config, wanted score of detections -> largest value of `score_keys` that
+            drops none of them. It differs from the score if the thresholds apply to another
+            quantity.
         prepare_untrained: changes a config, beyond the thresholds of `score_keys`, so that a model
             with random weights finds something.
         set_score_thresh: changes the score threshold of a built model.
@@ -53,7 +62,9 @@ class Method:
     layouts: tuple[Layout, ...] = ()
     doctor_checks: Mapping[str, Check] = field(default_factory=dict)
     detection_limit: str = "TEST.DETECTIONS_PER_IMAGE"
+    candidate_limits: tuple[str, ...] = ()
     score_keys: tuple[str, ...] = ()
+    candidate_score: Callable[[CfgNode, float], float] = _keep_score
     prepare_untrained: ConfigChange = _change_nothing
     set_score_thresh: Callable[[Any, float], None] = set_score_thresh
     constant_parts: tuple[str, ...] = ("backbone", "head")

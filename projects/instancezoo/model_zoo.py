@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from instancezoo.config import CfgNode, get_cfg
+import yaml
+
+from instancezoo.checkpoint.description import read_description
+from instancezoo.config import CfgNode, check_values, get_cfg
 from instancezoo.errors import ConfigError, suggest
+
+logger = logging.getLogger(__name__)
+# Keys of a training that do not belong to its model.
+_NOT_OF_THE_MODEL = (
+    *("MODEL.DEVICE", "MODEL.MASK_OUTPUT", "OUTPUT_DIR"),
+    *("MODEL.WEIGHTS", "MODEL.WEIGHTS_ALLOW_PARTIAL", "MODEL.TIMM.WEIGHTS"),
+)
 
 
 def get_config_file(name: str) -> str:
@@ -39,6 +50,41 @@ def get_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
     return cfg
 
 
+def get_trained_config(weights: str, overrides: list[Any] | None = None) -> CfgNode:
+    """Read the config of a checkpoint's model, to predict or evaluate with it.
+
+    It is the config that training saved in the file; for published and converted files the shipped
+    config that they fill. `MODEL.WEIGHTS` is the file, and `MODEL.DEVICE` this machine's default.
+    A key that this version does not know is ignored with a warning.
+
+    Args:
+        weights: a checkpoint's path or address.
+        overrides: `[KEY, VALUE, ...]`, merged last.
+
+    Raises:
+        ConfigError: the file names no config, or one that is invalid here.
+        CheckpointError: the file cannot be read.
+    """
+    description = read_description(weights)
+    name = description.config_name
+    cfg = get_cfg()
+    if description.config_text:
+        _merge_saved(cfg, description.config_text, weights)
+    elif name in list_configs():
+        cfg.merge_from_file(get_config_file(name))
+    else:
+        holds = "holds no config"
+        if name:
+            holds = f"names the config '{name}', which does not exist in this version"
+        if description.is_backbone:
+            holds = "holds only a backbone, to start training from"
+        raise ConfigError(f"{weights} {holds}: name the config of its model by --config-file")
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS = weights, ""
+    cfg.merge_from_list(overrides or [])
+    check_values(cfg)
+    return cfg
+
+
 def list_configs() -> list[str]:
     """List the names of all shipped configs, `<method>/<config>`, sorted."""
     folder = _config_folder()
@@ -51,3 +97,37 @@ def _config_folder() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent.parent / "configs"
+
+
+def _merge_saved(cfg: CfgNode, text: str, source: str) -> None:
+    """Merge the config that training saved in the checkpoint `source`, in place."""
+    try:
+        saved = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config in {source} is not plain YAML: {error}") from error
+    if not isinstance(saved, dict):
+        raise ConfigError(f"the config in {source} holds no KEY: VALUE lines")
+    if unknown := _drop_unusable(saved, cfg):
+        logger.warning(
+            f"the config in {source} has keys that this version does not know, which are ignored: "
+            f"{', '.join(unknown)}"
+        )
+    try:
+        cfg.merge_from_other_cfg(CfgNode(saved))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"{error} (in the config of {source})") from error
+
+
+def _drop_unusable(saved: dict[str, Any], cfg: CfgNode, prefix: str = "") -> list[str]:
+    """Drop keys that are unknown or of the training machine, in place. Returns the unknown ones."""
+    unknown = []
+    for name in list(saved):
+        key = f"{prefix}{name}"
+        if name not in cfg or isinstance(saved[name], dict) != isinstance(cfg[name], dict):
+            unknown.append(key)
+            del saved[name]
+        elif key in _NOT_OF_THE_MODEL:
+            del saved[name]
+        elif isinstance(cfg[name], dict):
+            unknown += _drop_unusable(saved[name], cfg[name], f"{key}.")
+    return unknown

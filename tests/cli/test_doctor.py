@@ -14,7 +14,7 @@ from PIL import Image
 
 from instancezoo import model_zoo
 from instancezoo.cli.main import main
-from instancezoo.data.coco_dataset import AnnotationReport
+from instancezoo.data.coco_report import AnnotationReport
 from instancezoo.doctor import DatasetFacts, Finding, Severity, register_check
 from instancezoo.doctor.checks_data import find_same_content
 from instancezoo.doctor.checks_objects import match_anchors
@@ -187,10 +187,25 @@ def test_boxes_only(pair):
 
 
 def test_model_that_does_not_build_is_one_finding(pair):
-    found = examine(*pair, ["MODEL.BACKBONE.NAME", "build_nothing_backbone"])
-    (finding,) = pick(found, "model")
-    assert finding.severity is Severity.ERROR
-    assert "build_nothing_backbone" in finding.message
+    for key, value in (("MODEL.RESNETS.DEPTH", 51), ("MODEL.RPN.IOU_THRESHOLDS", "[]")):
+        found = examine(*pair, [key, value])
+        (finding,) = [f for f in found if f.severity is Severity.ERROR]
+        assert finding.check == "model" and "Error" in finding.message
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        ("MODEL.BACKBONE.NAME", "build_nothing_backbone"),
+        ("SOLVER.OPTIMIZER", "Adam"),
+        ("TEST.BEST_METRIC", "mask/AP"),
+        ("TEST.BEST_METRIC", "segm/AP-b"),
+        ("MODEL.DEVICE", "tpu9"),
+    ],
+)
+def test_values_that_training_refuses_are_one_error(pair, key, value):
+    (finding,) = [f for f in examine(*pair, [key, value]) if f.severity is Severity.ERROR]
+    assert key in finding.message and value in finding.message
 
 
 def test_objects_too_small_for_input_and_anchors(tmp_path):
@@ -205,6 +220,21 @@ def test_more_objects_than_detections(pair):
     found = examine(*pair, ["TEST.DETECTIONS_PER_IMAGE", 10])
     finding = pick(found, "detections", Severity.WARNING)[0]
     assert "4 images have more, 8 objects" in finding.message  # 4 images, 2 too many each
+    assert finding.remedy == "set TEST.DETECTIONS_PER_IMAGE 50"
+
+
+def test_more_objects_than_candidates(pair):
+    overrides = ["MODEL.RPN.POST_NMS_TOPK_TEST", 8, "TEST.DETECTIONS_PER_IMAGE", 10]
+    finding = pick(examine(*pair, overrides), "detections", Severity.WARNING)[0]
+    assert "4 images have more, 16 objects" in finding.message
+    assert "POST_NMS_TOPK_TEST 50" in finding.remedy and "PER_IMAGE 50" in finding.remedy
+    assert "PRE_NMS" not in finding.message + finding.remedy
+
+
+@pytest.mark.parametrize("limit,severity", [(-1, Severity.OK), (12, Severity.OK)])
+def test_enough_or_unlimited_detections(pair, limit, severity):
+    found = pick(examine(*pair, ["TEST.DETECTIONS_PER_IMAGE", limit]), "detections")
+    assert [finding.severity for finding in found] == [severity, severity]
 
 
 def test_images_stretched_to_one_size(tmp_path):
@@ -280,6 +310,32 @@ def test_bad_annotations_are_counted(tmp_path):
     assert "1 entries dropped" in finding.message
 
 
+def _change_annotations(folder, change):
+    content = json.loads((folder / "truth.json").read_text())
+    for annotation in content["annotations"]:
+        change(annotation)
+    (folder / "truth.json").write_text(json.dumps(content))
+
+
+def test_boxes_that_do_not_fit_their_masks(tmp_path):
+    train = make_dataset(tmp_path / "train")
+    _change_annotations(tmp_path / "train", lambda a: a.update(bbox=[10, 10, 50, 40]))
+    (finding,) = pick(examine(train, None), "boxes")
+    assert finding.severity is Severity.WARNING
+    assert "48 of 48 boxes" in finding.message and "[x1, y1, x2, y2]" in finding.message
+
+
+def test_data_without_masks_are_for_configs_without_masks(tmp_path):
+    train = make_dataset(tmp_path / "train")
+    _change_annotations(tmp_path / "train", lambda a: a["id"] > 3 and a.pop("segmentation"))
+    assert pick(examine(train, None), "boxes", Severity.WARNING)
+    _change_annotations(tmp_path / "train", lambda a: a.pop("segmentation", None))
+    (finding,) = pick(examine(train, None), "annotations")
+    assert (finding.severity, "48 annotations" in finding.message) == (Severity.ERROR, True)
+    (finding,) = pick(examine(train, None, ["MODEL.MASK_ON", False]), "annotations")
+    assert finding.severity is Severity.OK
+
+
 def test_missing_data_set_and_bad_key_are_findings():
     (finding,) = [
         f for f in diagnose(TINY, ["DATASETS.TRAIN", "('nowhere',)"]) if "nowhere" in f.message
@@ -308,6 +364,16 @@ def test_a_method_adds_a_check_for_the_configs_that_use_it(pair, add_method):
     cascade = examine(*pair, ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"])
     assert pick(cascade, "sets") == [Finding(Severity.WARNING, "1 sets", "none", "sets")]
     assert pick(examine(*pair), "sets") == []
+
+
+def test_a_check_that_fails_is_an_error_and_the_others_run(pair, add_method):
+    def fail(context):
+        raise TypeError("no number")
+
+    add_method(Method("Mine", ("StandardROIHeads",), doctor_checks={"failing": fail}))
+    found = examine(*pair)
+    (finding,) = pick(found, "failing", Severity.ERROR)
+    assert "TypeError: no number" in finding.message and pick(found, "epochs")
 
 
 def test_names_of_checks_are_taken_once():

@@ -25,7 +25,6 @@ def _predict(tmp_path, config, *extra):
     Image.fromarray(pixels).save(picture)
     node = "POLARMASK" if "polarmask" in config else "ROI_HEADS"
     overrides = [f"MODEL.{node}.NUM_CLASSES", "4", "MODEL.DEVICE", "cpu", "DATASETS.TEST", "()"]
-    overrides += [f"MODEL.{node}.SCORE_THRESH_TEST", "-1.0"]
     code = main(
         ["predict", str(picture), "--config-file", model_zoo.get_config_file(config)]
         + ["--weights", str(weights), "--output", str(tmp_path / "out"), "--confidence", "0"]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from instancezoo.data.coco_dataset import AnnotationReport, check_coco
+from instancezoo.data.coco_dataset import check_coco
+from instancezoo.data.coco_report import AnnotationReport
 
 HEIGHT, WIDTH = 24, 32
 AREA = HEIGHT * WIDTH

@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from instancezoo.data.coco_dataset import DatasetError, check_coco, list_classes, make_records
+from instancezoo.data.coco_values import EXPECTED
 
 
 def test_a_good_file_loses_nothing(coco_folder: Path) -> None:
@@ -57,36 +58,41 @@ def _drop(*keys: str):
 
 
 BAD_ANNOTATIONS = {
-    "missing key": [
-        _drop("segmentation"),
-        _drop("image_id"),
-        _drop("category_id"),
-        {"segmentation": []},
-    ],
-    "wrong type": [
-        {"image_id": "1"},
-        {"image_id": [1]},
+    "missing key 'segmentation'": [{"segmentation": [], "bbox": []}],
+    "missing key 'bbox'": [_drop("segmentation", "bbox")],
+    "missing key 'image_id'": [_drop("image_id")],
+    "missing key 'category_id'": [_drop("category_id")],
+    "wrong type: 'image_id' must be the id of an image": [{"image_id": [1]}, {"image_id": True}],
+    "wrong type: 'category_id' must be the id of a category": [
         {"category_id": 3.5},
         {"category_id": True},
-        {"iscrowd": 2},
-        {"iscrowd": [0]},
-        {"segmentation": SQUARE},
+    ],
+    "wrong type: 'iscrowd' must be 0 or 1": [{"iscrowd": 2}, {"iscrowd": [0]}, {"iscrowd": "no"}],
+    "wrong type: 'bbox' must be [x, y, width, height] in pixels": [
+        {"segmentation": None, "bbox": [4, 4, 10]},
+        {"segmentation": None, "bbox": {"x": 4}},
+    ],
+    f"wrong type: 'segmentation' must be {EXPECTED['segmentation']}": [
         {"segmentation": "mask.png"},
-        {"segmentation": [[4, 4, 14, "4", 14, 14]]},
+        {"segmentation": 7},
+        {"segmentation": [[4, 4, 14, "a", 14, 14]]},
         {"segmentation": [[4, 4, 14, True, 14, 14]]},
+        {"segmentation": [{"x": 4, "y": 4}]},
     ],
     "number that is not finite": [
         {"segmentation": [[4, 4, 14, 4, math.nan, 14]]},
         {"image_id": math.nan},
         {"segmentation": [[10**400] * 6]},
     ],
-    "unknown image": [{"image_id": 99}, {"image_id": -1}],
-    "unknown category": [{"category_id": 4}],
+    "unknown image": [{"image_id": 99}, {"image_id": -1}, {"image_id": "x"}],
+    "unknown category": [{"category_id": 4}, {"category_id": "4"}],
     "zero area": [
         {"segmentation": [[4, 4, 8, 8, 12, 12]]},
         {"segmentation": [[4, 4, 4, 4, 4, 4]]},
         make_rle([AREA]),
         {"segmentation": [[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]], "area": 0},
+        {"segmentation": [[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]], "area": 0.02},
+        {"segmentation": [[40, 4, 31.6, 4, 31.6, 5]]},
     ],
     "polygon outside the image": [
         {"segmentation": [[100, 4, 110, 4, 110, 14]]},
@@ -97,7 +103,7 @@ BAD_ANNOTATIONS = {
     "polygon under 3 points": [
         {"segmentation": [[4, 4, 14, 14]]},
         {"segmentation": [[4, 4, 14, 4, 14, 14, 4]]},
-        {"segmentation": [[]]},
+        {"segmentation": [[], []]},
     ],
     "malformed RLE": [
         make_rle(None),
@@ -115,14 +121,13 @@ BAD_ANNOTATIONS = {
         make_rle([1.5, AREA - 1.5]),
         make_rle([9.0, AREA - 9.0]),
         make_rle([True, AREA - 1]),
-        make_rle([9, AREA - 9], size=[24.0, 32.0]),
         make_rle([10**30]),
         make_rle([math.inf]),
         make_rle(["1", str(AREA - 1)]),
         make_rle([AREA // 2, AREA // 2], size=[WIDTH, HEIGHT]),
         make_rle([AREA // 2, AREA // 2], size="24 32"),
         make_rle([1, 10**9 - 1], size=[10**5, 10**4]),
-        {"segmentation": {}},
+        {"segmentation": {"counts": [AREA]}},
     ],
 }
 CASES = [(problem, change) for problem, changes in BAD_ANNOTATIONS.items() for change in changes]
@@ -152,7 +157,10 @@ def test_annotations_that_are_no_entries(coco_folder: Path) -> None:
 
     clean, report = check(coco, coco_folder)
 
-    assert report.dropped == {"wrong type": ["#1", "#2"], "missing key": ["#3"]}
+    assert report.dropped == {
+        "not a dictionary": ["#1", "#2"],
+        "missing key 'category_id'": ["#3"],
+    }
     assert len(clean["annotations"]) == 4
 
 
@@ -165,9 +173,10 @@ def test_bad_images_take_their_annotations_along(coco_folder: Path) -> None:
         first | {"id": 4, "file_name": "broken.png"},
         {"id": 5, "file_name": "1.png", "height": WIDTH, "width": HEIGHT},
         first | {"id": 6},
-        first | {"id": 2, "file_name": "1.png"},
+        first | {"id": 2, "file_name": "2.png"},
         first | {"id": 7, "file_name": "1.png", "width": -WIDTH},
-        first | {"id": -8, "file_name": "1.png"},
+        first | {"id": 7.5, "file_name": "1.png"},
+        first | {"id": 12, "file_name": "1.png", "height": "tall"},
         {"id": 8, "file_name": "1.png", "height": 10**6, "width": 10**6},
         first | {"id": 9, "file_name": "nul\0.png"},
         "1.png",
@@ -183,15 +192,16 @@ def test_bad_images_take_their_annotations_along(coco_folder: Path) -> None:
         "missing image file": [3, 9],
         "unreadable image file": [4],
         "wrong image size": [5],
-        "image with missing key": [6],
+        "image with missing key 'file_name'": [6],
         "image with duplicate id": [2],
         "image with height or width not positive or too large": [7, 8],
-        "image with negative id": [-8],
-        "image with wrong type": ["#11"],
+        "image with wrong type: 'id' must be a whole number or a text": ["#8"],
+        "image with wrong type: 'height' must be a whole number of pixels": [12],
+        "image with not a dictionary": ["#12"],
         "image was dropped": [103, 106],
         "unknown image": [199],
     }
-    assert report.num_dropped == 13
+    assert report.num_dropped == 14
     assert sorted(image["id"] for image in clean["images"]) == [1, 2]
 
 
@@ -218,17 +228,18 @@ def test_a_bad_category_is_dropped(coco_folder: Path) -> None:
     coco = make_coco()
     coco["categories"] += [
         {"id": 9},
-        {"id": 3, "name": "again"},
-        {"id": "x", "name": "y"},
+        {"id": 3, "name": "dirt"},
+        {"id": True, "name": "y"},
         {"id": 10, "name": "\ud800"},
     ]
 
     clean, report = check(coco, coco_folder)
 
     assert report.dropped == {
-        "category with missing key": [9],
+        "category with missing key 'name'": [9],
         "category with duplicate id": [3],
-        "category with wrong type": ["#4", 10],
+        "category with wrong type: 'id' must be a whole number or a text": ["#4"],
+        "category with wrong type: 'name' must be a text": [10],
     }
     assert list_classes(clean)[0] == ["dirt", "cell"]
 
@@ -245,7 +256,8 @@ def test_a_box_a_pixel_over_the_border_is_left_as_it_is(coco_folder: Path) -> No
     ("content", "named"),
     [
         (b"", "JSON"),
-        (b"\xff\xfe\x00", "JSON"),
+        (b"\xff\xfe\x00", "Save it as UTF-8"),
+        ('{"images": "é"}'.encode("latin-1"), "Save it as UTF-8"),
         (b'{"images": [', "JSON"),
         (b"[" * 100_000, "JSON"),
         (b"1" * 5000, "JSON"),
@@ -299,8 +311,8 @@ def test_the_summary_shows_only_the_first_ids(coco_folder: Path) -> None:
     coco = make_coco()
     coco["annotations"] += [{"id": 100 + number} for number in range(25)]
     _, report = check(coco, coco_folder)
-    assert report.dropped == {"missing key": list(range(100, 125))}
-    assert "dropped 25: missing key (id 100, 101" in report.summary()
+    assert report.dropped == {"missing key 'image_id'": list(range(100, 125))}
+    assert "dropped 25: missing key 'image_id' (id 100, 101" in report.summary()
     assert report.summary().endswith("109, ...)")
 
 

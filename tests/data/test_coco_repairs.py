@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coco_files import SQUARE, WIDTH, check, make_coco
+from coco_files import HEIGHT, SQUARE, WIDTH, check, make_coco
 
-from instancezoo.data.coco_masks import Problem
+from instancezoo.data.coco_values import Problem
 
 BAD_BOXES = [
-    *("absent", None, [], "4 4 10 10", ["4", "4", "10", "10"], [4, 4, 10], [[4, 4], [10, 10]]),
+    *("absent", None, [], "4 4 10 10", ["4", "4", "10", "wide"], [4, 4, 10], [[4, 4], [10, 10]]),
     *([4, [4], 10, 10], [4, math.nan, 10, 10], [4, 4, math.inf, 10], [4, 4, 0, 10]),
     *([4, 4, 10, -1], [0, 0, 0, 0], [WIDTH, 4, 10, 10], [4, -10, 10, 10], [1e300] * 4),
 ]
@@ -84,6 +84,7 @@ def test_only_an_entry_equal_in_every_key_is_dropped(coco_folder: Path) -> None:
         ({"area": None}, "area measured from the mask", {"area": 60}),
         ({"area": 0}, "area measured from the mask", {"area": 60}),
         ({"area": "60"}, "area measured from the mask", {"area": 60}),
+        ({"area": HEIGHT * WIDTH + 1}, "area measured from the mask", {"area": 60}),
         (
             {"segmentation": [[1, 1, 2, 2], SQUARE]},
             "polygon under 3 points left out",
@@ -91,12 +92,17 @@ def test_only_an_entry_equal_in_every_key_is_dropped(coco_folder: Path) -> None:
         ),
         (
             {"iscrowd": None, "category_id": 7.0},
-            "ids, sizes or iscrowd missing or not whole numbers",
+            Problem.NORMALISED,
             {"iscrowd": 0, "category_id": 7},
         ),
         (
             {"attributes": "small"},
-            "attributes that are not a dictionary left out",
+            Problem.ATTRIBUTES_LEFT_OUT,
+            {"category_id": 7},
+        ),
+        (
+            {"attributes": {"\ud800": True}},
+            Problem.ATTRIBUTES_LEFT_OUT,
             {"category_id": 7},
         ),
         ({"id": 0}, Problem.RENUMBERED, {"id": 23}),

@@ -16,7 +16,7 @@ from detectron2.data.detection_utils import read_image as read_image_of_detectro
 from PIL import Image
 
 from instancezoo.data.coco_entries import find_file_problem
-from instancezoo.data.coco_masks import Problem
+from instancezoo.data.coco_values import Problem
 from instancezoo.data.image_files import read_size
 from instancezoo.data.images import ImageError, ImageReader, read_image
 from instancezoo.data.pillow_files import TooManyPixelsError

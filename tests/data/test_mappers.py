@@ -55,6 +55,21 @@ def record(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def test_objects_without_masks_are_for_box_detectors(cfg: CfgNode, record: dict[str, Any]) -> None:
+    del record["annotations"][0]["segmentation"]
+
+    cfg.MODEL.MASK_ON = True
+    with_masks = build_mapper(cfg, is_train=True)(record)["instances"]
+    cfg.MODEL.MASK_ON = False
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.SIZE = [1.0, 1.0]
+    boxes_only = build_mapper(cfg, is_train=True)(record)["instances"]
+
+    assert with_masks.gt_classes.tolist() == [1] and with_masks.has("gt_masks")
+    assert boxes_only.gt_classes.tolist() == [0, 1] and not boxes_only.has("gt_masks")
+    assert boxes_only.gt_boxes.tensor.tolist() == [[5, 10, 25, 18], [40, 20, 55, 30]]
+
+
 def test_polygons_and_rle_become_bit_masks_and_crowds_go(
     cfg: CfgNode, record: dict[str, Any]
 ) -> None:

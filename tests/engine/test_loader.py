@@ -90,6 +90,24 @@ def test_nothing_to_train_on_is_an_error(small_cfg):
         _images(small_cfg, 1)
 
 
+def test_objects_without_masks_are_for_configs_without_masks(small_cfg):
+    records = DatasetCatalog.get(small_cfg.DATASETS.TRAIN[0])[:4]
+    for record in records[:3]:
+        for annotation in record["annotations"]:
+            annotation.pop("segmentation", None)
+    MetadataCatalog.get("boxes_and_masks").thing_classes = ["a", "b", "c", "d"]
+    DatasetCatalog.register("boxes_and_masks", lambda: records)
+    small_cfg.DATASETS.TRAIN = ("boxes_and_masks",)
+    small_cfg.MODEL.MASK_ON = True
+    assert len(build_train_loader(small_cfg, None, 0).dataset.dataset) == 1
+    small_cfg.MODEL.MASK_ON = False
+    assert len(build_train_loader(small_cfg, None, 0).dataset.dataset) == 4
+    small_cfg.MODEL.MASK_ON = True
+    records.pop()
+    with pytest.raises(ConfigError, match=r"boxes_and_masks has a segmentation.*MASK_ON False"):
+        build_train_loader(small_cfg, None, 0)
+
+
 def test_absent_file_of_a_built_in_set_is_an_error(small_cfg):
     DatasetCatalog.register("set_without_file", Path("nowhere/instances.json").read_text)
     small_cfg.DATASETS.TRAIN = ("set_without_file",)

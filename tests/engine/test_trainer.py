@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from instancezoo.checkpoint import CheckpointError
+from instancezoo.checkpoint.classes import ClassList
+from instancezoo.checkpoint.description import read_description
 from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.engine import Trainer
 from instancezoo.engine.hooks import compute_mean_losses, flatten_metrics
@@ -186,3 +190,63 @@ def test_bfloat16_trains(small_cfg):
 def test_unknown_optimizer_is_an_error(small_cfg):
     with pytest.raises(ConfigError, match=r"'Lion'.*SGD, AdamW"):
         Trainer(_variant(small_cfg, "bad", "SOLVER.OPTIMIZER", "Lion"))
+
+
+@pytest.fixture
+def renamed_shapes(few_shapes):
+    """Registers the images of `few_shapes` with other class names, for the time of a test."""
+    registered = []
+
+    def register(name, classes):
+        DatasetCatalog.register(name, lambda: DatasetCatalog.get(few_shapes))
+        MetadataCatalog.get(name).set(thing_classes=classes)
+        registered.append(name)
+        return name
+
+    yield register
+    for name in registered:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_every_file_of_a_run_holds_its_config_and_classes(small_cfg, few_shapes, averaged):
+    small_cfg.MODEL.EMA.ENABLED = averaged
+    cfg = _variant(small_cfg, "named", "DATASETS.TEST", (few_shapes,), "SOLVER.MAX_ITER", 2)
+    _, trainer = _train(cfg)
+    trainer._keep_good()
+    names = {path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth")}
+    assert names == {f"model_{n}.pth" for n in ("0000001", "final", "best", "last_good")}
+    for name in names:
+        description = read_description(f"{cfg.OUTPUT_DIR}/{name}")
+        assert description.config_text == trainer.cfg.dump()
+        assert description.classes == ClassList.from_metadata(MetadataCatalog.get(few_shapes))
+        assert len(description.classes.category_ids) == 4
+
+
+def test_weights_of_other_classes(small_cfg, few_shapes, renamed_shapes, caplog):
+    cfg = _variant(small_cfg, "first", "SOLVER.MAX_ITER", 1)
+    _train(cfg)
+    classes = list(MetadataCatalog.get(few_shapes).thing_classes)
+    swapped = renamed_shapes("swapped_shapes", [*classes[1::-1], *classes[2:]])
+    other = renamed_shapes("other_shapes", [*classes[:3], "spiral"])
+    weights = ["MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/model_final.pth"]
+
+    def use(name, resume, train):
+        sets = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
+        if train:
+            Trainer(_variant(cfg, "first" if resume else "new", *weights, *sets)).resume_or_load(
+                resume=resume
+            )
+        else:
+            Trainer.evaluate_weights(_variant(cfg, "new", *weights, *sets))
+
+    for resume, train in ((False, True), (True, True), (False, False)):
+        with pytest.raises(CheckpointError, match=r"another order.*class 0"):
+            use(swapped, resume, train)
+    for resume, train in ((True, True), (False, False)):
+        with pytest.raises(CheckpointError, match=r"class 3 is .* and 'spiral' here"):
+            use(other, resume, train)
+    caplog.clear()
+    use(other, resume=False, train=True)
+    assert caplog.text.count("and 'spiral' here") == 1

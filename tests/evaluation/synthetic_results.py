@@ -112,3 +112,44 @@ def _decode(rles: list[dict[str, Any]]) -> torch.Tensor:
     if not rles:
         return torch.zeros((0, HEIGHT, WIDTH), dtype=torch.bool)
     return torch.from_numpy(mask_codec.decode(rles)).permute(2, 0, 1).bool()
+
+
+def make_crowded_dataset(num_images: int = 2, seed: int = 0) -> Dataset:
+    """More objects and detections of one class than COCO's limit of 100 an image.
+
+    A grid of 192 cells: objects in most, some of them crowds; 150 detections and more of each
+    image with tied scores, some of them false. The second class has few of both.
+    """
+    rng = np.random.default_rng(seed)
+    images, annotations, results = [], [], []
+    side = 10
+    for image_id in range(1, num_images + 1):
+        images.append({"id": image_id, "height": HEIGHT, "width": WIDTH, "file_name": ""})
+        for y in range(0, HEIGHT, side):
+            for x in range(0, WIDTH, side):
+                width, height = rng.integers(5, side + 1, 2).tolist()
+                category_id = 2 if rng.random() < 0.05 else 1
+                shape = {"image_id": image_id, "category_id": category_id}
+                if rng.random() < 0.85:
+                    mask = _make_block(x, y, width, height)
+                    is_crowd = int(rng.random() < 0.05)
+                    plain = _plain_rle(mask) if is_crowd else encode(mask)
+                    facts = {
+                        "id": len(annotations) + 1,
+                        "iscrowd": is_crowd,
+                        "area": width * height,
+                    }
+                    box = [x, y, width, height]
+                    annotations.append({**shape, **facts, "bbox": box, "segmentation": plain})
+                if rng.random() < 0.9:
+                    found = [x, y, max(2, width - int(rng.integers(3))), height]
+                    rle, score = encode(_make_block(*found)), round(float(rng.random()), 1)
+                    results.append({**shape, "bbox": found, "score": score, "segmentation": rle})
+    categories = [{"id": 1, "name": "cell"}, {"id": 2, "name": "other"}]
+    return {"images": images, "annotations": annotations, "categories": categories}, results
+
+
+def _make_block(x: int, y: int, width: int, height: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[y : y + height, x : x + width] = True
+    return mask

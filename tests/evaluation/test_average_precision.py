@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,7 @@ import pycocotools.mask as mask_codec
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from synthetic_results import Dataset, encode, make_dataset
+from synthetic_results import Dataset, encode, make_crowded_dataset, make_dataset
 
 from instancezoo.data.coco_masks import segmentation_to_rle
 from instancezoo.evaluation import GroundTruth, evaluate_results
@@ -83,6 +84,22 @@ def test_other_limits_of_detections(backend: str) -> None:
     assert evaluation.precision.shape == (10, 101, 5, 4, 2)
 
 
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_a_limit_over_100_equals_pycocotools(iou_type: str, backend: str) -> None:
+    dataset = make_crowded_dataset()
+    evaluation = evaluate_results(*dataset, iou_type, backend, max_dets=(1, 10, 100, 300))
+    for limit in (100, 300):
+        expected = count_directly(dataset, iou_type, [1, 10, limit])
+        ours = evaluation.at_limit(limit)
+        assert ours.max_dets[-1] == limit
+        assert np.array_equal(ours.precision[..., [0, 1, -1]], expected["precision"])
+        assert np.array_equal(ours.recall[..., [0, 1, -1]], expected["recall"])
+        precision = expected["precision"][..., 0, -1]
+        assert ours.ap() == np.mean(precision[precision > -1]) * 100
+    assert evaluation.ap() > evaluation.at_limit(100).ap() + 5
+
+
 def test_files_give_what_memory_gives(small_dataset: Dataset, tmp_path: Path) -> None:
     truth, results = small_dataset
     (tmp_path / "truth.json").write_text(json.dumps(truth))
@@ -116,6 +133,18 @@ def test_annotations_without_masks_have_no_mask_metrics(
         del annotation["segmentation"], annotation["area"]
     assert math.isnan(evaluate_results(boxes_only, results, "segm", backend).ap())
     assert evaluate_results(boxes_only, results, "bbox", backend).ap() > 0
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_keys_that_are_not_compared_may_hold_anything(small_dataset: Dataset, backend: str) -> None:
+    truth, results = small_dataset
+    expected = evaluate_results(truth, results, "segm", backend).precision
+    odd = copy.deepcopy(truth)
+    for category, value in zip(odd["categories"], itertools.cycle([3, None, ["a"], {}])):
+        category |= {"supercategory": value, "frequency": value, "skeleton": "none"}
+    for annotation in odd["annotations"]:
+        annotation |= {"attributes": {"\ud800": [1], "kind": None}, "keypoints": "x"}
+    assert np.array_equal(evaluate_results(odd, results, "segm", backend).precision, expected)
 
 
 def test_errors_name_the_cause(small_dataset: Dataset, tmp_path: Path) -> None:

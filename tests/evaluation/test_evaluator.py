@@ -15,7 +15,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
-from synthetic_results import Dataset, make_outputs
+from synthetic_results import Dataset, make_crowded_dataset, make_outputs
 
 from instancezoo.errors import ZooError
 from instancezoo.evaluation import InstanceEvaluator
@@ -165,9 +165,66 @@ def test_metrics_file_and_log(
     assert written["tables"]["segm"]["size"][0]["size"] == "all"
     assert [row["attribute"] for row in written["tables"]["segm"]["attribute"]] == ["holes"]
     assert "segm per attribute" in caplog.text and "class13" in caplog.text
+    assert written["max_dets"] == [1, 10, 100] and "segm_at_100" not in written
     assert sorted(path.name for path in folder.iterdir()) == [
         "coco_instances_results.json", "metrics.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_more_than_100_detections_count_with_cocos_figures_beside(
+    register: Register, tmp_path: Path, caplog: Any, backend: str
+) -> None:
+    dataset = make_crowded_dataset()
+    name = register(dataset[0])
+    folder = tmp_path / "out"
+    evaluator = InstanceEvaluator(name, backend=backend, output_dir=str(folder))
+    with caplog.at_level(logging.INFO):
+        metrics = run(evaluator, dataset)
+    assert list(metrics) == ["bbox", "segm"]  # what the best checkpoint and TensorBoard read
+    written = json.loads((folder / "metrics.json").read_text())
+    most = max(sum(row["image_id"] == i for row in dataset[1]) for i in (1, 2))
+    assert most > 150 and written["max_dets"] == [1, 10, 100, most]
+    for task in ("bbox", "segm"):
+        at_100 = {
+            key: math.nan if value is None else value
+            for key, value in written[f"{task}_at_100"].items()
+        }
+        for limit, figures in ((100, at_100), (1000, metrics[task])):
+            detectron2 = COCOEvaluator(
+                name, distributed=False, use_fast_impl=False, max_dets_per_image=limit
+            )
+            assert equal(figures, run(detectron2, dataset, use_rle=False)[task])
+        assert metrics[task]["AP"] > at_100["AP"] + 5
+        row = next(row for row in written["tables"][task]["class"] if row["class"] == "cell")
+        assert row["AP"] == metrics[task]["AP-cell"]
+        assert written["tables"][task]["size"][0]["AP"] == metrics[task]["AP"]
+    assert f"up to {most} " in caplog.text and "up to 100 " in caplog.text
+
+
+def test_more_than_100_detections_without_an_effect_are_not_told(
+    register: Register, tmp_path: Path, caplog: Any
+) -> None:
+    truth, results = make_crowded_dataset(num_images=1)
+    for row in [*truth["annotations"], *results]:  # under 100 of a class
+        row["category_id"] = 1 + (row["bbox"][1] >= 60)
+    folder = tmp_path / "out"
+    with caplog.at_level(logging.INFO):
+        run(InstanceEvaluator(register(truth), output_dir=str(folder)), (truth, results))
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written["max_dets"][-1] > 150 and "segm_at_100" not in written
+    assert "up to" not in caplog.text
+
+
+def test_a_limit_by_hand(register: Register) -> None:
+    dataset = make_crowded_dataset(num_images=1)
+    name = register(dataset[0])
+    for limit in (50, 100):
+        ours = run(InstanceEvaluator(name, max_dets_per_image=limit), dataset)
+        detectron2 = COCOEvaluator(
+            name, distributed=False, use_fast_impl=False, max_dets_per_image=limit
+        )
+        assert equal(ours["segm"], run(detectron2, dataset, use_rle=False)["segm"])
 
 
 def test_errors_name_the_image(small_dataset: Dataset, register: Register) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from instancezoo.config import get_cfg
 from instancezoo.data.coco_entries import find_file_problem
-from instancezoo.data.coco_masks import Problem
+from instancezoo.data.coco_values import Problem
 from instancezoo.data.image_files import read_size
 from instancezoo.data.images import ImageError, ImageReader, read_image
 from instancezoo.data.mappers import InstanceMapper

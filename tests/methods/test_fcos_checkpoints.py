@@ -40,6 +40,7 @@ def test_layout_is_recognised_and_fills_its_config(name):
     published = _publish(ours, "tianzhi0549" if "tianzhi" in name else "AdelaiDet")
     converted = convert_state_dict(published)
     assert converted.layout is layout and not converted.unused
+    assert len(layout.find_classes(published).names) == 80
     assert list_shapes(converted.state) == list_shapes(ours)
 
 

@@ -217,6 +217,8 @@ def test_published_layout_fills_its_config(config, source):
     theirs = _publish(ours, source)
     converted = convert_state_dict(theirs)
     assert converted.layout.config == config and converted.layout.method == "PointRend"
+    classes = converted.layout.find_classes(theirs).names
+    assert len(classes) == (8 if config.endswith("cityscapes") else 80)
     assert list_shapes(converted.state) == list_shapes(ours)
     assert len(converted.used) + len(converted.unused) == len(theirs)
 

@@ -62,6 +62,7 @@ def test_layout_is_recognised_and_fills_its_config(name):
     ours, published = _make_file(LAYOUTS[name].config)
     converted = convert_state_dict(published)
     assert converted.layout is LAYOUTS[name]
+    assert len(LAYOUTS[name].find_classes(published).names) == 80
     assert list_shapes(converted.state) == list_shapes(ours)
     assert all(key.endswith("num_batches_tracked") for key in converted.unused)
 

@@ -55,6 +55,14 @@ def test_options_train_and_infer(overrides):
     assert len(found) > 0 and found.pred_polygons.shape == (len(found), num_rays, 2)
 
 
+def test_a_negative_limit_of_detections_is_none():
+    batch = [make_input(96, 128, [])]
+    counts = [
+        len(_predict(_build("TEST.DETECTIONS_PER_IMAGE", n), batch)[0]) for n in (-1, 5000, 7)
+    ]
+    assert counts[0] == counts[1] > counts[2] == 7
+
+
 def test_without_a_box_branch_there_are_no_parameters_for_it():
     model = _build(NODE + "BOX_BRANCH", False, NODE + "NMS_BOX", "polygon")
     assert not [name for name, _ in model.head.named_parameters() if "bbox" in name]

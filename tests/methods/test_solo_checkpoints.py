@@ -109,8 +109,10 @@ def test_layout_is_recognised_and_fills_its_config(name):
     layout = LAYOUTS[name]
     method, ours = _describe_model(layout.config)
     source = next(source for source in SOURCES if name.startswith(source))
-    converted = convert_state_dict(_make_file(method, ours, source))
+    published = _make_file(method, ours, source)
+    converted = convert_state_dict(published)
     assert converted.layout is layout
+    assert len(layout.find_classes(published).names) == 80
     assert list_shapes(converted.state) == list_shapes(ours)
     assert all(key.endswith("num_batches_tracked") for key in converted.unused)
 

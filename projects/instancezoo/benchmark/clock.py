@@ -61,6 +61,8 @@ class StageClock:
         """Add the time since the last call to the current stage."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since

@@ -18,19 +18,29 @@ from torch import Tensor, nn
 
 from instancezoo.files import open_atomically, remove_leftovers
 
+from .classes import UNKNOWN, ClassDifference, ClassList, compare_classes
 from .convert import apply_layout, describe_nearest, find_layout
+from .description import Description, describe_checkpoint
 from .mismatch import Mismatch, compare_tensors, find_backbone_prefix, is_lenient
-from .reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
+from .reader import (
+    AUTHOR,
+    CheckpointError,
+    is_ours,
+    read_average,
+    read_checkpoint,
+    read_facts,
+)
 from .rename import Layout
 from .safe_pickle import is_archive
 
 _TAG = "last_checkpoint"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
 _REMEDY = (
-    "Use the config that the file was trained with, or load only the tensors that fit: "
+    "Use the config that the file was trained with{where}, or load only the tensors that fit: "
     "MODEL.WEIGHTS_ALLOW_PARTIAL True (behind --opts of `instancezoo predict`; train_net.py also "
     "has --allow-partial)"
 )
+_IN_THE_FILE = " (the file holds it: leave --config-file of `instancezoo predict` out)"
 
 
 class ZooCheckpointer(DetectionCheckpointer):
@@ -41,6 +51,9 @@ class ZooCheckpointer(DetectionCheckpointer):
         save_dir: folder of a training run.
         save_to_disk: if True, this process writes; None lets only the main process write.
         allow_partial: load the tensors that fit and log the others, instead of raising an error.
+        classes: of the data set that the model is for, to be compared with a file's classes; a file
+            that does not name its classes is not compared.
+        facts: entries of every saved file: "cfg", "class_names" ..., see `description.py`.
         checkpointables: further objects with `state_dict` and `load_state_dict`; their states hold
             only tensors, numbers, texts and containers of these, else they could not be read again.
     """
@@ -52,26 +65,34 @@ class ZooCheckpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         allow_partial: bool = False,
+        classes: ClassList = UNKNOWN,
+        facts: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_partial = allow_partial
+        self.classes = classes
+        self.facts = dict(facts or {})
         self._loading = ""
+        self._starts_training = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a file: ours, Detectron2's, or one that the method's authors published.
 
         Args:
             path: a path or an address that Detectron2's `PathManager` knows; "" loads nothing.
-            checkpointables: names of the objects to restore beside the model; None for all.
+            checkpointables: names of the objects to restore beside the model; None for all. With
+                an empty list the weights start a new training, whose classes may be others: they
+                are compared with a warning, where an error would be raised.
 
         Returns:
             The file's other content, such as "iteration".
 
         Raises:
-            CheckpointError: the file cannot be read or does not fit the model, which is then
-                unchanged.
+            CheckpointError: the file cannot be read, does not fit the model, or was trained on
+                other classes or in another order of them; the model is then unchanged.
         """
+        self._starts_training = checkpointables is not None and not checkpointables
         self._loading = path = os.fspath(path) if path else ""
         is_local = path and "://" not in path and not urlparse(path).query
         if is_local and not os.path.exists(self.path_manager.get_local_path(path)):
@@ -102,6 +123,7 @@ class ZooCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         data: dict[str, Any] = {"model": self.model.state_dict(), "__author__": AUTHOR}
+        data |= self.facts
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         data |= kwargs
         target = Path(self.save_dir) / f"{name}.pth"
@@ -147,13 +169,21 @@ class ZooCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         wanted = self.model.state_dict()
         state, layout = self._adapt(checkpoint, wanted)
+        try:
+            description = describe_checkpoint(checkpoint, layout)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._loading}: {error}") from None
         checkpoint.pop("model")
         by_names = checkpoint.pop("matching_heuristics", False)
-        fills_backbone = bool(by_names or (layout and layout.fills == "backbone"))
+        fills_backbone = bool(by_names or description.is_backbone)
         backbone_only = fills_backbone and all(name.startswith("backbone.") for name in state)
+        difference = compare_classes(description.classes.names, self.classes.names)
         mismatch = compare_tensors(wanted, state, backbone_only=backbone_only)
         if mismatch:
-            self._report(mismatch, _describe_origin(checkpoint, layout))
+            self._report(mismatch, description, layout, difference)
+        is_told = bool(mismatch) and difference is not None and difference.kind == "number"
+        if difference is not None and not is_told and not backbone_only:
+            self._report_classes(difference)
         fitting = {name: tensor for name, tensor in state.items() if name not in mismatch.shapes}
         self.model.load_state_dict(fitting, strict=False)
 
@@ -163,19 +193,25 @@ class ZooCheckpointer(DetectionCheckpointer):
         """Rename the file's tensors as in the model. Returns (tensors, recognised layout)."""
         state: dict[str, Tensor] = checkpoint["model"]
         missing = [name for name in wanted if name not in state and not is_lenient(name)]
-        if not missing or is_ours(checkpoint):
-            return state, None
+        if is_ours(checkpoint):
+            is_backbone = read_facts(checkpoint).get("method") == "backbone"
+            return _move_backbone(state, wanted) if is_backbone else state, None
         try:
             layout = find_layout(state)
+            if layout is not None and not missing:  # Detectron2's zoo has our names
+                return state, layout
             if layout is not None:
                 return self._convert(layout, state, wanted), layout
         except CheckpointError as error:
             raise CheckpointError(f"{self._loading}: {error}") from None
+        if not missing:
+            return state, None
         if checkpoint.get("matching_heuristics"):
             caffe2 = checkpoint.get("__author__") == "Caffe2"
             return align_and_update_state_dicts(wanted, state, c2_conversion=caffe2), None
         if not any(name in wanted for name in state):
-            raise CheckpointError(f"{self._loading}: {describe_nearest(state)}. {_REMEDY}")
+            remedy = _REMEDY.format(where="")
+            raise CheckpointError(f"{self._loading}: {describe_nearest(state)}. {remedy}")
         return state, None
 
     def _convert(
@@ -188,35 +224,51 @@ class ZooCheckpointer(DetectionCheckpointer):
         )
         if converted.unknown:
             self.logger.warning(f"No rule for, and left out: {', '.join(converted.unknown)}")
-        if layout.fills == "model":
-            return converted.state
-        prefix = find_backbone_prefix(wanted)
-        return {
-            prefix + name.removeprefix("backbone.bottom_up."): tensor
-            for name, tensor in converted.state.items()
-        }
+        is_backbone = layout.fills == "backbone"
+        return _move_backbone(converted.state, wanted) if is_backbone else converted.state
 
-    def _report(self, mismatch: Mismatch, origin: str) -> None:
+    def _report(
+        self,
+        mismatch: Mismatch,
+        description: Description,
+        layout: Layout | None,
+        difference: ClassDifference | None,
+    ) -> None:
         message = (
-            f"{self._loading}{origin} does not fit the model {type(self.model).__name__}: "
-            f"{mismatch.describe()}"
+            f"{self._loading}{_describe_origin(description, layout)} does not fit the model "
+            f"{type(self.model).__name__}: {mismatch.describe()}"
         )
+        if difference is not None and difference.kind == "number":
+            message += f". {difference.message}"
         if not self.allow_partial:
-            raise CheckpointError(f"{message}. {_REMEDY}")
+            where = _IN_THE_FILE if description.config_text else ""
+            raise CheckpointError(f"{message}. {_REMEDY.format(where=where)}")
         if not mismatch.num_fitting:
             raise CheckpointError(f"{message}. No tensor of it can be used: check MODEL.WEIGHTS")
         lines = "\n  ".join(mismatch.list_lines())
         self.logger.warning(f"{message}. Loaded partially, as allowed:\n  {lines}")
 
+    def _report_classes(self, difference: ClassDifference) -> None:
+        message = f"{self._loading}: {difference.message}"
+        if difference.kind == "order" or not (self.allow_partial or self._starts_training):
+            raise CheckpointError(message)
+        self.logger.warning(message)
 
-def _describe_origin(checkpoint: dict[str, Any], layout: Layout | None) -> str:
-    """Name the config that a file belongs to, if known: files that training saves do not say it."""
+
+def _describe_origin(description: Description, layout: Layout | None) -> str:
+    """Name the config that a file belongs to, if known."""
     if layout is not None:
         return f" (recognised as '{layout.name}', whose config is {layout.config})"
-    metadata = checkpoint.get("metadata", checkpoint)
-    if is_ours(checkpoint) and "config" in metadata:  # written by `instancezoo convert`
-        return f" (converted, its config is {metadata['config']})"
+    if description.config_name:  # written by `instancezoo convert`
+        return f" (converted, its config is {description.config_name})"
     return ""
+
+
+def _move_backbone(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a bare backbone's tensors for a model with or without an FPN."""
+    prefix = find_backbone_prefix(wanted)
+    nested = "backbone.bottom_up."
+    return {prefix + name.removeprefix(nested): tensor for name, tensor in state.items()}
 
 
 def save_safetensors(
@@ -242,10 +294,8 @@ def use_average(model: nn.Module, rest: dict[str, Any]) -> None:
         model: loaded from the checkpoint; changed in place.
         rest: the value that `ZooCheckpointer.load` returned.
     """
-    average = rest.get("ema")  # state of torch's AveragedModel
-    if average:
-        weights = {n.removeprefix("module."): v for n, v in average.items() if n != "n_averaged"}
-        model.load_state_dict(weights)
+    if average := read_average(rest):
+        model.load_state_dict(average)
 
 
 def is_whole(path: str | Path) -> bool:

@@ -11,8 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
+from .classes import ClassList
 from .layouts import BACKBONE_LAYOUTS
-from .reader import AUTHOR, CheckpointError, is_ours, read_checkpoint
+from .reader import (
+    AUTHOR,
+    CheckpointError,
+    is_ours,
+    read_average,
+    read_checkpoint,
+    read_facts,
+)
 from .rename import Layout
 
 _SHOWN = 5
@@ -78,22 +86,38 @@ def convert_file(
 
     Returns:
         A checkpoint: "model" (our name -> tensor), "__author__" and, for a published file, its
-        "method", "config" and "licence"; and how it was converted, None if InstanceZoo wrote it.
+        "method", "config", "licence" and, if known, "class_names" and "category_ids"; and how it
+        was converted, None if InstanceZoo wrote it. Such a file keeps what it says about itself,
+        and its averaged weights replace the others, as in evaluation.
 
     Raises:
         CheckpointError: the file cannot be read or converted.
     """
     checkpoint = read_checkpoint(path)
     if is_ours(checkpoint):
-        return {"model": checkpoint["model"], "__author__": AUTHOR}, None
+        return _keep_own(checkpoint, path), None
     try:
         converted = convert_state_dict(checkpoint["model"], allow_unknown=allow_unknown)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     layout = converted.layout
-    facts = {"method": layout.method, "config": layout.config, "licence": layout.licence}
+    facts: dict[str, Any] = {
+        "method": layout.method,
+        "config": layout.config,
+        "licence": layout.licence,
+    }
+    facts |= layout.find_classes(checkpoint["model"]).to_facts()
     author = f"{AUTHOR}, from {layout.name}"
     return {"model": converted.state, "__author__": author, **facts}, converted
+
+
+def _keep_own(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    facts = read_facts(checkpoint)
+    try:
+        facts |= ClassList.from_facts(facts).to_facts()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return {"model": {**checkpoint["model"], **read_average(checkpoint)}, **facts}
 
 
 def convert_state_dict(state: Mapping[str, Tensor], *, allow_unknown: bool = False) -> Converted:

@@ -18,7 +18,7 @@ from instancezoo import __version__
 from instancezoo.files import get_cache_folder, open_atomically
 
 from .convert import convert_file, list_layouts
-from .reader import CheckpointError
+from .reader import FACTS, CheckpointError
 
 
 def _convert_to_cache(source: Path) -> Path:
@@ -38,10 +38,15 @@ def _fingerprint(source: Path) -> str:
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     rules = sorted(
-        (x.name, x.unused, [(row[:2], getattr(row[-1], "__qualname__", "")) for row in x.rows])
+        (
+            x.name,
+            x.unused,
+            repr(x.trained_on),
+            [(row[:2], getattr(row[-1], "__qualname__", "")) for row in x.rows],
+        )
         for x in list_layouts()
     )
-    digest.update(repr((__version__, source.suffix, rules)).encode())
+    digest.update(repr((__version__, FACTS, source.suffix, rules)).encode())
     return digest.hexdigest()[:16]
 
 

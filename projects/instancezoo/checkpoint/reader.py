@@ -24,6 +24,8 @@ from .safe_pickle import (
 )
 
 AUTHOR = "InstanceZoo"  # "__author__" of files written here begins with it
+# What our files say about their weights, beside the tensors.
+FACTS = ("__author__", "method", "config", "licence", "cfg", "class_names", "category_ids")
 # Keys under which training scripts save the weights, best first; averaged weights come last.
 WEIGHT_KEYS = (
     "model",
@@ -214,3 +216,22 @@ def is_ours(checkpoint: Mapping[str, Any]) -> bool:
     metadata = checkpoint.get("metadata")
     author = metadata.get("__author__") if isinstance(metadata, Mapping) else None
     return str(author or checkpoint.get("__author__", "")).startswith(AUTHOR)
+
+
+def read_facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what one of our files says about its weights: "config", "cfg", "class_names" ...
+
+    Args:
+        checkpoint: as from `read_checkpoint`.
+
+    Returns:
+        Lists of a `.safetensors` file are JSON texts.
+    """
+    facts = {**checkpoint, **checkpoint.get("metadata", {})}
+    return {name: facts[name] for name in FACTS if name in facts}
+
+
+def read_average(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the running average of the weights, name -> tensor; empty if a file has none."""
+    average = checkpoint.get("ema") or {}  # state of torch's AveragedModel
+    return {n.removeprefix("module."): v for n, v in average.items() if n != "n_averaged"}

@@ -19,7 +19,10 @@ from functools import cache
 from itertools import count
 from typing import Literal
 
+from detectron2.data import MetadataCatalog
 from torch import Tensor
+
+from .classes import ClassList
 
 Transform = Callable[[Tensor], Tensor]
 Row = tuple[str, str] | tuple[str, str, Transform]
@@ -66,6 +69,26 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
+class TrainedOn:
+    """The data set of published weights, which gives their classes.
+
+    Attributes:
+        dataset: its name in Detectron2's catalog.
+        tensor: pattern of a published tensor with a fixed number of rows per class.
+        num_rows: its rows with this data set's classes; files of other trainings may have others.
+    """
+
+    dataset: str
+    tensor: str
+    num_rows: int
+
+    @classmethod
+    def coco(cls, tensor: str, num_rows: int = 80) -> TrainedOn:
+        """COCO's 80 classes."""
+        return cls("coco_2017_train", tensor, num_rows)
+
+
+@dataclass(frozen=True)
 class Layout:
     """A published checkpoint's layout: how to recognise it, and how its names become ours.
 
@@ -83,6 +106,7 @@ class Layout:
             networks that differ only in width.
         other_shapes: pattern -> shape that no tensor may have, since it marks another layout.
         fills: "model", or "backbone" for weights to initialise training with.
+        trained_on: the data set of the published weights.
     """
 
     name: str
@@ -96,6 +120,7 @@ class Layout:
     shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     other_shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     fills: Literal["model", "backbone"] = "model"
+    trained_on: TrainedOn | None = None
 
     def __post_init__(self) -> None:
         for row in self.rows:  # a wrong row fails at import, not when a user converts a file
@@ -112,6 +137,20 @@ class Layout:
     def is_unused(self, name: str) -> bool:
         """Return True if `name` is listed as having no place in the model."""
         return any(match_name(pattern, name) is not None for pattern in self.unused)
+
+    def find_classes(self, state: Mapping[str, Tensor]) -> ClassList:
+        """Find the classes of a published file; none if its outputs are of another data set.
+
+        Args:
+            state: published name -> tensor.
+        """
+        if self.trained_on is None:
+            return ClassList()
+        pattern, expected = self.trained_on.tensor, self.trained_on.num_rows
+        found = {len(state[name]) for name in state if match_name(pattern, name) is not None}
+        if found != {expected}:
+            return ClassList()
+        return ClassList.from_metadata(MetadataCatalog.get(self.trained_on.dataset))
 
     def list_differences(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """List how a file's names and shapes differ from the signature; empty if they fit it.

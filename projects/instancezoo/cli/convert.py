@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from detectron2.utils.file_io import PathManager
 
 from instancezoo.checkpoint.checkpointer import save_safetensors
+from instancezoo.checkpoint.classes import ClassList, show_classes, to_texts
 from instancezoo.checkpoint.convert import Converted, convert_file
+from instancezoo.checkpoint.description import fetch_checkpoint
 from instancezoo.checkpoint.reader import CheckpointError
 from instancezoo.files import open_atomically
 
@@ -36,25 +37,23 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{target} must end in {' or '.join(_FORMATS)}")
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder. Name the file to write")
-    checkpoint, converted = convert_file(_fetch(args.source), allow_unknown=args.allow_partial)
+    checkpoint, converted = convert_file(
+        fetch_checkpoint(args.source), allow_unknown=args.allow_partial
+    )
     if converted is None:
         print(f"{args.source} is InstanceZoo's own already: {len(checkpoint['model'])} tensors")
     else:
         _print_report(converted)
+    classes = ClassList.from_facts(checkpoint)
     if target.suffix.lower() == ".safetensors":
-        save_safetensors(target, checkpoint.pop("model"), checkpoint)
+        save_safetensors(target, checkpoint.pop("model"), to_texts(checkpoint))
     else:
         with open_atomically(target) as file:
             torch.save(checkpoint, file)
+    if classes:
+        print(f"classes  {show_classes(classes.names)}")
     print(f"wrote    {target}")
     return 0
-
-
-def _fetch(source: str) -> str:
-    try:
-        return str(PathManager.get_local_path(source))
-    except Exception as error:  # downloads fail in many ways
-        raise CheckpointError(f"{source} cannot be fetched: {error}") from error
 
 
 def _print_report(converted: Converted) -> None:

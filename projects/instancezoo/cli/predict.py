@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from detectron2.data.catalog import Metadata
+
+from instancezoo.checkpoint.classes import UNKNOWN, ClassList
+from instancezoo.checkpoint.description import read_description
 from instancezoo.cli.arguments import add_dataset_argument, read_share
-from instancezoo.config import CfgNode, load_cfg
-from instancezoo.errors import ZooError
+from instancezoo.config import CfgNode, follow_dataset, load_cfg
+from instancezoo.data import load_metadata, parse_dataset_argument, register_dataset
+from instancezoo.errors import ConfigError, ZooError
 from instancezoo.inference import ImagePredictor, gather_inputs, predict_inputs
 from instancezoo.inference.coco_json import MASK_FORMS
+from instancezoo.inference.confidence import list_score_keys
 from instancezoo.inference.predict import PREDICTIONS_NAME
+from instancezoo.model_zoo import get_trained_config
+
+DEFAULT_CONFIDENCE = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="image, video, folder, or quoted pattern ('photos/*.jpg')",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--weights", metavar="FILE", help="any checkpoint that `convert` reads")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint of a training, whose config and class names it holds, or any other that "
+        "`convert` reads",
+    )
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="config of the weights, if they do not hold their own"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -32,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"folder for the pictures and {PREDICTIONS_NAME}",
     )
     parser.add_argument(
-        "--confidence", type=read_share, default=0.5, help="smallest score to keep (default 0.5)"
+        "--confidence",
+        type=read_share,
+        help=f"smallest score to keep (default {DEFAULT_CONFIDENCE}, or the method's own threshold "
+        "if --opts sets its key)",
     )
     parser.add_argument(
         "--masks",
@@ -51,15 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict. Returns 1 if a file failed, else 0."""
     inputs = gather_inputs(args.inputs)
-    overrides = [*args.opts, "MODEL.MASK_OUTPUT", "rle"]
-    if args.weights:
-        overrides += ["MODEL.WEIGHTS", args.weights]
-    cfg = _load_cfg(args.config_file, overrides, args.dataset)
+    if args.config_file:
+        cfg, metadata, classes = _load_given(args)
+    elif args.weights:
+        cfg, metadata, classes = _load_trained(args)
+    else:
+        raise ConfigError(
+            "name the model: --weights FILE of a training, or also --config-file FILE"
+        )
     failures = predict_inputs(
-        ImagePredictor(cfg, args.confidence),
+        ImagePredictor(cfg, _choose_confidence(args, cfg), classes=classes),
         inputs,
         args.output,
         cfg,
+        metadata=metadata,
         with_pictures=not args.no_pictures,
         mask_form=args.masks,
     )
@@ -69,15 +94,70 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _load_cfg(config_file: str, overrides: list[str], datasets: list[str]) -> CfgNode:
-    if datasets:
-        overrides = ["DATASETS.TEST", f"('{datasets[0].split('=')[0]}',)", *overrides]
-    try:
-        return load_cfg(config_file, overrides, datasets, training=False)
-    except ZooError as error:
-        if datasets:
-            raise
-        # The training data may be absent where a model is used. If the config itself is wrong, it
-        # fails again.
-        print(f"class names are unknown: {error}", file=sys.stderr)
-        return load_cfg(config_file, [*overrides, "DATASETS.TEST", "()"], training=False)
+def _load_trained(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]:
+    """Take config and classes from the weights. Returns them and the classes to compare with."""
+    cfg = get_trained_config(args.weights, _list_overrides(args))
+    for argument in args.dataset:
+        register_dataset(*parse_dataset_argument(argument), strict=cfg.DATASETS.STRICT)
+    known = read_description(args.weights).classes
+    if not _names_dataset(args):
+        return cfg, known.to_metadata(), UNKNOWN
+    name = cfg.DATASETS.TEST[0]
+    metadata = load_metadata(name)
+    if not known:
+        follow_dataset(cfg, len(metadata.thing_classes), name)
+    return cfg, metadata, ClassList.from_metadata(metadata)
+
+
+def _load_given(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]:
+    """Take the config from --config-file, and classes from the weights if no data set is named."""
+    overrides = _list_overrides(args)
+    without_sets = [*overrides, "DATASETS.TEST", "()"]
+    cfg = load_cfg(args.config_file, without_sets, training=False)
+    known = read_description(cfg.MODEL.WEIGHTS).classes if cfg.MODEL.WEIGHTS else UNKNOWN
+    if _names_dataset(args) or not known:
+        try:
+            followed = load_cfg(args.config_file, overrides, args.dataset, training=False)
+        except ZooError as error:
+            if args.dataset:
+                raise
+            # The training data may be absent where a model is used.
+            what = "the data set is left out" if known else "class names are unknown"
+            print(f"{what}: {error}", file=sys.stderr)
+        else:
+            if followed.DATASETS.TEST:
+                metadata = load_metadata(followed.DATASETS.TEST[0])
+                return followed, metadata, ClassList.from_metadata(metadata)
+    if known:
+        with suppress(ConfigError):  # NUM_CLASSES by hand: loading the weights tells what differs
+            follow_dataset(cfg, len(known.names), cfg.MODEL.WEIGHTS)
+    return cfg, known.to_metadata(), UNKNOWN
+
+
+def _list_overrides(args: argparse.Namespace) -> list[str]:
+    overrides = [*args.opts, "MODEL.MASK_OUTPUT", "rle"]
+    if args.dataset:
+        overrides = ["DATASETS.TEST", f"('{args.dataset[0].split('=')[0]}',)", *overrides]
+    if args.weights:
+        overrides += ["MODEL.WEIGHTS", args.weights]
+    return overrides
+
+
+def _names_dataset(args: argparse.Namespace) -> bool:
+    """Return True if the user named a data set; that of a config file is only its default."""
+    by_hand = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
+    return bool(args.dataset) or by_hand.get("DATASETS.TEST", "()") != "()"
+
+
+def _choose_confidence(args: argparse.Namespace, cfg: CfgNode) -> float | None:
+    """Return the smallest score to keep; None if --opts set the method's own threshold."""
+    by_hand = [key for key in list_score_keys(cfg) if key in args.opts[0::2]]
+    if not by_hand:
+        return DEFAULT_CONFIDENCE if args.confidence is None else float(args.confidence)
+    if args.confidence is not None:
+        raise ConfigError(
+            f"--confidence {args.confidence:g} and {' and '.join(by_hand)} (behind --opts) both "
+            "limit the scores. --confidence rules: leave the key out; or leave --confidence out, "
+            "and the key rules"
+        )
+    return None

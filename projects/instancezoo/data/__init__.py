@@ -1,6 +1,7 @@
 """Data sets and mappers; importing this package registers the built-in sets and the mappers."""
 
-from instancezoo.data.coco_dataset import AnnotationReport, DatasetError, check_coco
+from instancezoo.data.coco_dataset import DatasetError, check_coco
+from instancezoo.data.coco_report import AnnotationReport
 from instancezoo.data.datasets import (
     load_metadata,
     parse_dataset_argument,

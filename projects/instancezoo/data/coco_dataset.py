@@ -4,84 +4,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from instancezoo.data.coco_boxes import BoxFit
 from instancezoo.data.coco_entries import (
-    Entry,
-    are_whole_numbers,
+    MAX_ID,
+    are_as_written,
     check_annotation,
     check_category,
     check_image,
     find_file_problem,
+)
+from instancezoo.data.coco_report import AnnotationReport
+from instancezoo.data.coco_shares import find_shares, multiply_shares
+from instancezoo.data.coco_values import (
+    BadEntry,
+    Entry,
+    Id,
+    Problem,
+    find_id,
+    order_ids,
     read_id,
 )
-from instancezoo.data.coco_masks import BadEntry, Problem
 from instancezoo.errors import ZooError
 from instancezoo.progress import track
 
-MAX_IDS_SHOWN = 10
 _INSTANCE_KEYS = ("bbox", "iscrowd", "segmentation", "attributes")
-
-# Ids of entries by problem or repair; `#n` is the n-th entry of a list if that has no id.
-Listing = dict[str, list[int | str]]
 
 
 class DatasetError(ZooError):
     """A data set that cannot be used; the message names the file and the remedy."""
-
-
-@dataclass
-class AnnotationReport:
-    """What was wrong with a data set.
-
-    Attributes:
-        source: the JSON file.
-        dropped: dropped entries by problem.
-        repaired: entries that were repaired and kept, by repair.
-        num_images: images kept.
-        num_annotations: annotations kept.
-        num_crowds: annotations kept that have iscrowd 1.
-    """
-
-    source: str
-    dropped: Listing = field(default_factory=partial(defaultdict, list))
-    repaired: Listing = field(default_factory=partial(defaultdict, list))
-    num_images: int = 0
-    num_annotations: int = 0
-    num_crowds: int = 0
-
-    @property
-    def num_dropped(self) -> int:
-        """Number of categories, images and annotations that were dropped."""
-        return sum(map(len, self.dropped.values()))
-
-    @property
-    def is_clean(self) -> bool:
-        """True if the file is used as it is."""
-        return not self.dropped and not self.repaired
-
-    def summary(self) -> str:
-        """One line of totals, then one line per problem and repair."""
-        lines = [f"{self.source}: {self.num_images} images, {self.num_annotations} annotations"]
-        if self.num_crowds:
-            lines.append(
-                f"  {self.num_crowds} of {self.num_annotations} annotations have iscrowd 1 and are "
-                "not trained on"
-            )
-        for verb, listing in (("dropped", self.dropped), ("repaired", self.repaired)):
-            for problem, ids in sorted(listing.items()):
-                shown = ", ".join(map(str, ids[:MAX_IDS_SHOWN]))
-                more = ", ..." if len(ids) > MAX_IDS_SHOWN else ""
-                lines.append(f"  {verb} {len(ids)}: {problem} (id {shown}{more})")
-        return "\n".join(lines)
 
 
 def check_coco(
@@ -106,10 +64,9 @@ def check_coco(
         DatasetError: no JSON, no categories, no images, or nothing usable in them.
     """
     source = str(json_file)
-    content = _read_coco(source)
-    report = AnnotationReport(source)
-    categories = _check_list(content, "categories", report)
-    images = _check_list(content, "images", report)
+    content, encoding = _read_coco(source)
+    report = AnnotationReport(source, encoding)
+    categories, images = _check_categories(content, report), _check_images(content, report)
     if check_images:
         _check_files(images, str(image_root), max_pixels, report)
     if not categories or not images:
@@ -119,7 +76,6 @@ def check_coco(
             f"repair the entries above, or give the right JSON and image folder"
         )
     annotations = _check_annotations(content, images, categories, report)
-    report.num_images, report.num_annotations = len(images), len(annotations)
     if content["annotations"] and not annotations:
         raise DatasetError(
             f"{report.summary()}\nevery annotation in {source} is bad: repair the entries above"
@@ -143,8 +99,8 @@ def list_classes(clean: dict[str, Any]) -> tuple[list[str], dict[int, int]]:
 
 def read_classes(json_file: str | os.PathLike[str]) -> tuple[list[str], dict[int, int]]:
     """`list_classes` of a file, without checking its images and annotations."""
-    content = _read_coco(str(json_file))
-    categories = _check_list(content, "categories", AnnotationReport(str(json_file)))
+    content, _ = _read_coco(str(json_file))
+    categories = _check_categories(content, AnnotationReport(str(json_file)))
     if not categories:
         raise DatasetError(f"no usable categories in {json_file}: each needs an id and a name")
     return list_classes({"categories": list(categories.values())})
@@ -164,7 +120,7 @@ def make_records(clean: dict[str, Any], image_root: str | os.PathLike[str]) -> l
             "width": image["width"],
             "annotations": [],
         }
-        for image in sorted(clean["images"], key=lambda image: image["id"])
+        for image in sorted(clean["images"], key=lambda image: order_ids(image["id"]))
     }
     for annotation in clean["annotations"]:
         instance = {key: annotation[key] for key in _INSTANCE_KEYS if key in annotation}
@@ -175,20 +131,36 @@ def make_records(clean: dict[str, Any], image_root: str | os.PathLike[str]) -> l
 
 
 def read_json(source: str | os.PathLike[str]) -> Any:
-    """Content of a JSON file. Raises `DatasetError` if it is missing, unreadable or not JSON."""
+    """Content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        DatasetError: the file is missing, unreadable or not JSON.
+    """
+    return _decode_json(source)[0]
+
+
+def _decode_json(source: str | os.PathLike[str]) -> tuple[Any, str]:
+    """Content and text encoding of a JSON file."""
     try:
         with PathManager.open(os.fspath(source), "rb") as file:
-            return json.loads(file.read())
+            data = file.read()
+        encoding = json.detect_encoding(data)
+        return json.loads(data.decode(encoding)), encoding
     except FileNotFoundError as error:
         raise DatasetError(f"JSON file '{source}' does not exist: check the path") from error
     except OSError as error:
         raise DatasetError(f"JSON file '{source}' cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"'{source}' is not valid JSON: its text is not {error.encoding} (byte {error.start}). "
+            f"Save it as UTF-8"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"'{source}' is not valid JSON ({error}): export it again") from error
 
 
-def _read_coco(source: str) -> dict[str, Any]:
-    content = read_json(source)
+def _read_coco(source: str) -> tuple[dict[str, Any], str]:
+    content, encoding = _decode_json(source)
     if not isinstance(content, dict):
         raise DatasetError(
             f"annotation file '{source}' holds a {type(content).__name__}, not the dictionary with "
@@ -204,40 +176,85 @@ def _read_coco(source: str) -> dict[str, Any]:
         raise DatasetError(
             f"'annotations' of '{source}' is not a list: export it again as COCO instances"
         )
-    return content
+    return content, encoding
 
 
-def _walk(entries: list[Any]) -> Iterator[tuple[int | str, Any]]:
-    for position, entry in enumerate(entries):
-        found = read_id(entry)
-        yield (f"#{position}" if found is None else found), entry
+def _label(entry: Any, position: int) -> Id:
+    """The id of an entry that may be bad otherwise, or its position."""
+    try:
+        return read_id(entry, "id")
+    except (BadEntry, KeyError, TypeError):
+        return f"#{position}"
 
 
-def _check_list(content: dict[str, Any], key: str, report: AnnotationReport) -> dict[int, Entry]:
-    """Clean categories or images by id."""
-    checks = {"categories": ("category", check_category), "images": ("image", check_image)}
-    noun, check = checks[key]
-    clean: dict[int, Entry] = {}
-    for label, entry in _walk(content[key]):
-        try:
-            checked = check(entry)
-            if checked["id"] in clean:
-                raise BadEntry(Problem.DUPLICATE_ID)
-        except BadEntry as bad:
-            report.dropped[f"{noun} with {bad.problem}"].append(label)
-            continue
-        clean[checked["id"]] = checked
-        if not are_whole_numbers(entry, checked):
-            report.repaired[f"{noun} with {Problem.NORMALISED}"].append(label)
+def _check_categories(content: dict[str, Any], report: AnnotationReport) -> dict[Id, Entry]:
+    """Clean categories by their id in the file, which may be a text; their own id is a number.
+
+    Raises:
+        DatasetError: one id has two names.
+    """
+    found: dict[Id, Entry] = {}
+    for label, category in _check_list(content, "categories", check_category, report):
+        first = found.setdefault(category["id"], category)
+        if first["name"] != category["name"]:
+            raise DatasetError(
+                f"category {label} of {report.source} is '{first['name']}' and '{category['name']}'"
+                ": give each its own id"
+            )
+        if first is not category:
+            report.dropped[f"category with {Problem.DUPLICATE_ID}"].append(label)
+    numbers = {key for key in found if isinstance(key, int) and 0 <= key < MAX_ID}
+    others = [key for key in found if key not in numbers]
+    for number, key in enumerate(others, start=max(numbers, default=0) + 1):
+        found[key]["id"] = number
+        report.repaired[f"category with {Problem.NO_NUMBER}"].append(key)
+    return found
+
+
+def _check_images(content: dict[str, Any], report: AnnotationReport) -> dict[Id, Entry]:
+    """Clean images by id, without those that share an id with another picture."""
+    clean: dict[Id, Entry] = {}
+    ambiguous: dict[Id, None] = {}
+    for label, image in _check_list(content, "images", check_image, report):
+        first = clean.setdefault(image["id"], image)
+        if first != image:
+            ambiguous[image["id"]] = None
+        elif first is not image:
+            report.dropped[f"image with {Problem.DUPLICATE_ID}"].append(label)
+    for image_id in ambiguous:
+        report.dropped[f"image with {Problem.AMBIGUOUS_ID}"].append(image_id)
+        del clean[image_id]
     return clean
 
 
+def _check_list(
+    content: dict[str, Any], key: str, check: Callable[[Any], Entry], report: AnnotationReport
+) -> Iterator[tuple[Id, Entry]]:
+    """The usable entries of a list, clean, with their labels."""
+    noun = {"categories": "category", "images": "image"}[key]
+    for position, entry in enumerate(content[key]):
+        label = _label(entry, position)
+        try:
+            checked = check(entry)
+        except BadEntry as bad:
+            report.dropped[f"{noun} with {bad}"].append(label)
+            continue
+        if not are_as_written(entry, checked):
+            report.repaired[f"{noun} with {Problem.NORMALISED}"].append(label)
+        yield label, checked
+
+
 def _check_files(
-    images: dict[int, Entry], image_root: str, max_pixels: int | None, report: AnnotationReport
+    images: dict[Id, Entry], image_root: str, max_pixels: int | None, report: AnnotationReport
 ) -> None:
     """Remove images whose files are missing, broken or of another size."""
     if not os.path.isdir(image_root):
         raise DatasetError(f"image folder '{image_root}' of {report.source} does not exist")
+    for image_id, image in images.items():
+        name = image["file_name"]
+        if "\\" in name and not os.path.isfile(os.path.join(image_root, name)):
+            image["file_name"] = os.path.normpath(name.replace("\\", "/"))
+            report.repaired[Problem.BACKSLASHES].append(image_id)
     # Threads, since the wait is for the disk.
     with ThreadPoolExecutor() as pool:
         find = partial(find_file_problem, image_root, max_pixels=max_pixels)
@@ -251,38 +268,69 @@ def _check_files(
 
 def _check_annotations(
     content: dict[str, Any],
-    images: dict[int, Entry],
-    categories: dict[int, Entry],
+    images: dict[Id, Entry],
+    categories: dict[Id, Entry],
     report: AnnotationReport,
 ) -> list[Entry]:
-    listed = {read_id(entry) for entry in content["images"]}
+    entries = content["annotations"]
+    listed = {_label(entry, position) for position, entry in enumerate(content["images"])}
+    shares, numbering, fit = find_shares(entries, images), _Numbering(), BoxFit()
     clean: list[Entry] = []
-    firsts: dict[int, Entry] = {}  # id -> first entry of the file with that id; 0: without one
-    texts: set[str] = set()  # entries whose ids repeat
-    unnumbered: list[tuple[int | str, Entry]] = []
-    for label, entry in _walk(content["annotations"]):
+    for position, entry in enumerate(entries):
+        label = _label(entry, position)
+        if position in shares:
+            entry = multiply_shares(entry, images[entry["image_id"]])
+            report.repaired[Problem.SHARES].append(label)
         try:
-            annotation, repairs = check_annotation(entry, images, categories.keys())
-            first = firsts.setdefault(annotation["id"], entry)
-            if first is not entry:
-                texts.add(json.dumps(first, sort_keys=True))
-                if (text := json.dumps(entry, sort_keys=True)) in texts:
-                    raise BadEntry(Problem.SAME_ENTRY)
-                texts.add(text)
+            annotation, repairs = check_annotation(entry, images, categories)
+            numbering.add(label, annotation, entry)
         except BadEntry as bad:
-            problem = bad.problem
-            if problem is Problem.UNKNOWN_IMAGE and read_id({"id": entry["image_id"]}) in listed:
+            problem = str(bad)
+            if (
+                problem == Problem.UNKNOWN_IMAGE
+                and find_id(read_id(entry, "image_id"), listed) is not None
+            ):
                 problem = Problem.DROPPED_IMAGE
             report.dropped[problem].append(label)
             continue
         clean.append(annotation)
-        # pycocotools takes a match with annotation 0 for no match.
-        if first is not entry or annotation["id"] == 0:
-            unnumbered.append((label, annotation))
+        if Problem.BOX_MEASURED not in repairs:
+            fit.add(label, annotation, entry["bbox"], images[annotation["image_id"]])
         for repair in repairs:
             report.repaired[repair].append(label)
-    for number, (label, annotation) in enumerate(unnumbered, start=max(firsts, default=0) + 1):
-        annotation["id"] = number
-        report.repaired[Problem.RENUMBERED].append(label)
+    if renumbered := numbering.renumber():
+        report.repaired[Problem.RENUMBERED] += renumbered
+    report.num_images, report.num_annotations = len(images), len(clean)
     report.num_crowds = sum(annotation["iscrowd"] for annotation in clean)
+    report.num_boxes_only = sum("segmentation" not in annotation for annotation in clean)
+    report.misfits, report.misfit_cause = fit.find_misfits()
     return clean
+
+
+class _Numbering:
+    """Finds entries that are equal in every key, and annotations without an id of their own."""
+
+    def __init__(self) -> None:
+        self._firsts: dict[int, Entry] = {}  # id -> first entry of the file; 0: without one
+        self._texts: dict[int, set[str]] = {}  # id that repeats -> its entries
+        self._without: list[tuple[Id, Entry]] = []
+
+    def add(self, label: Id, annotation: Entry, entry: Entry) -> None:
+        """Take an annotation and its entry in the file. Raises `BadEntry` if that repeats."""
+        number = annotation["id"]
+        first = self._firsts.setdefault(number, entry)
+        if first is not entry:
+            if number not in self._texts:
+                self._texts[number] = {json.dumps(first, sort_keys=True)}
+            if (text := json.dumps(entry, sort_keys=True)) in self._texts[number]:
+                raise BadEntry(Problem.SAME_ENTRY)
+            self._texts[number].add(text)
+        # pycocotools takes a match with annotation 0 for no match.
+        if first is not entry or number == 0:
+            self._without.append((label, annotation))
+
+    def renumber(self) -> list[Id]:
+        """Give numbers of their own to those that have none. Returns their labels."""
+        for number, (_, annotation) in enumerate(self._without, max(self._firsts, default=0) + 1):
+            annotation["id"] = number
+        return [label for label, _ in self._without]

@@ -6,45 +6,53 @@ or raises `BadEntry`.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Any
 
-from instancezoo.data.coco_masks import (
+from instancezoo.data.coco_boxes import find_box
+from instancezoo.data.coco_masks import check_segmentation, measure_area
+from instancezoo.data.coco_values import (
     BadEntry,
+    Entry,
+    Id,
     Problem,
-    check_segmentation,
-    measure_area,
-    measure_box,
-    read_numbers,
+    find_id,
+    is_printable,
+    missing_key,
+    need,
+    read_id,
+    read_int,
+    read_text,
+    wrong_type,
 )
 from instancezoo.data.image_files import read_size
 from instancezoo.data.pillow_files import TooManyPixelsError
 from instancezoo.data.pixel_range import ImageError
 
-MAX_ID = 2**53  # whole numbers that a float holds too: some readers go through floats
+MAX_ID = 2**53  # a float holds any lower whole number: pycocotools goes through floats
 MAX_PIXELS = 2**31  # run lengths are 32 bits
-BORDER_TOLERANCE = 1.0  # pixels by which rounding may push a box over the border
-
-Entry = dict[str, Any]
+_NO_MASKS: tuple[Any, ...] = (None, "", [], {}, [[]])
 
 
 def check_category(entry: Any) -> Entry:
     """A category's id and name."""
-    _need(entry, "id", "name")
-    return {"id": _read_own_id(entry), "name": _read_text(entry["name"])}
+    need(entry, "id", "name")
+    try:
+        category_id: Id = read_int(entry, "id")  # "10" as a text would come before "2"
+    except BadEntry:
+        category_id = read_text(entry, "id")
+    return {"id": category_id, "name": read_text(entry, "name")}
 
 
 def check_image(entry: Any) -> Entry:
     """An image's id, file name and size; the file itself is not touched."""
-    _need(entry, "id", "file_name", "height", "width")
-    image_id = _read_own_id(entry)
-    height, width = (_read_int(entry[key]) for key in ("height", "width"))
+    need(entry, "id", "file_name", "height", "width")
+    height, width = (read_int(entry, key) for key in ("height", "width"))
     if min(height, width) <= 0 or height * width >= MAX_PIXELS:
         raise BadEntry(Problem.BAD_SIZE)
-    file_name = _read_text(entry["file_name"])
-    return {"id": image_id, "height": height, "width": width, "file_name": file_name}
+    file_name = read_text(entry, "file_name")
+    return {"id": read_id(entry, "id"), "height": height, "width": width, "file_name": file_name}
 
 
 def find_file_problem(
@@ -70,126 +78,90 @@ def find_file_problem(
 
 
 def check_annotation(
-    entry: Any, images: dict[int, Entry], category_ids: Container[int]
+    entry: Any, images: Mapping[Id, Entry], categories: Mapping[Id, Entry]
 ) -> tuple[Entry, list[Problem]]:
     """An annotation's ids, box, mask, area and attributes; an id of its own that is bad becomes 0.
+
+    Without a mask (no segmentation, or an empty one) it has no key "segmentation".
 
     Args:
         entry: what the JSON holds.
         images: clean images by id.
-        category_ids: ids of the clean categories.
+        categories: clean categories by their id in the file.
 
     Returns:
         The clean annotation and the repairs made in it.
+
+    Raises:
+        BadEntry: it cannot be used.
     """
-    _need(entry, "image_id", "category_id", "segmentation")
-    clean: Entry = {"id": max(read_id(entry) or 0, 0)}
-    clean |= {key: _read_int(entry[key]) for key in ("image_id", "category_id")}
-    if clean["image_id"] not in images:
-        raise BadEntry(Problem.UNKNOWN_IMAGE)
-    if clean["category_id"] not in category_ids:
-        raise BadEntry(Problem.UNKNOWN_CATEGORY)
+    need(entry, "image_id", "category_id")
+    clean: Entry = {
+        "id": read_own_number(entry),
+        "image_id": _look_up(entry, "image_id", images, Problem.UNKNOWN_IMAGE)["id"],
+        "category_id": _look_up(entry, "category_id", categories, Problem.UNKNOWN_CATEGORY)["id"],
+        "iscrowd": 0 if entry.get("iscrowd") is None else _read_flag(entry),
+    }
     height, width = (images[clean["image_id"]][key] for key in ("height", "width"))
-    segmentation, repairs = check_segmentation(entry["segmentation"], height, width)
-    bbox, box_repairs = _find_box(entry.get("bbox"), segmentation, height, width)
-    area, area_repairs = _check_area(entry.get("area"), segmentation, height, width)
-    iscrowd = entry.get("iscrowd")
-    if iscrowd not in (None, 0, 1):  # nor False or True
-        raise BadEntry(Problem.WRONG_TYPE)
-    clean |= {"bbox": bbox, "segmentation": segmentation, "area": area}
-    clean["iscrowd"] = int(iscrowd or 0)
-    repairs += box_repairs + area_repairs
-    if not are_whole_numbers(entry, clean):
+    segmentation = None
+    repairs: list[Problem] = []
+    if entry.get("segmentation") not in _NO_MASKS:
+        segmentation, repairs = check_segmentation(entry["segmentation"], height, width)
+        clean["segmentation"] = segmentation
+    elif not entry.get("bbox"):
+        raise missing_key("segmentation" if "bbox" in entry else "bbox")
+    clean["bbox"], box_repairs = find_box(entry.get("bbox"), segmentation, height, width)
+    clean["area"], area_repairs = _find_area(entry.get("area"), clean, height, width)
+    repairs = [*repairs, *box_repairs, *area_repairs]
+    if not are_as_written(entry, clean):
         repairs.append(Problem.NORMALISED)
     attributes = entry.get("attributes") or {}
-    if not isinstance(attributes, dict):
+    if not isinstance(attributes, dict) or not all(map(is_printable, attributes)):
         repairs.append(Problem.ATTRIBUTES_LEFT_OUT)
     elif flags := {key: value for key, value in attributes.items() if isinstance(value, bool)}:
         clean["attributes"] = flags
-    return clean, repairs
+    return clean, list(dict.fromkeys(repairs))
 
 
-def are_whole_numbers(entry: Entry, clean: Entry) -> bool:
-    """True if the JSON itself holds integers (not 3.0, not true) where its clean entry does."""
-    keys = (key for key, value in clean.items() if type(value) is int and (key, value) != ("id", 0))
-    return all(type(entry.get(key)) is int for key in keys)
+def are_as_written(entry: Entry, clean: Entry) -> bool:
+    """True if the JSON itself holds the ids and whole numbers (not 3.0, "3" or true) of `clean`."""
+    whole = {key for key, value in clean.items() if type(value) is int and key != "area"}
+    references = {"image_id", "category_id"} & clean.keys()
+    own = {"id"} if clean["id"] == 0 else set()  # renumbered later
+    return all(type(entry.get(key)) is type(clean[key]) for key in (whole | references) - own)
 
 
-def read_id(entry: Any) -> int | None:
-    """The id of an entry that may be bad otherwise; None if there is none."""
+def read_own_number(entry: Any) -> int:
+    """The positive whole number that is an annotation's id; 0 without one."""
     try:
-        return _read_int(entry["id"])
+        number = read_int(entry, "id")
     except (BadEntry, KeyError, TypeError):
-        return None
+        return 0
+    return number if 0 < number < MAX_ID else 0
 
 
-def _need(entry: Any, *keys: str) -> None:
-    if not isinstance(entry, dict):
-        raise BadEntry(Problem.WRONG_TYPE)
-    if any(entry.get(key) is None for key in keys):
-        raise BadEntry(Problem.MISSING_KEY)
+def _look_up(entry: Entry, key: str, known: Mapping[Id, Entry], unknown: Problem) -> Entry:
+    found = find_id(read_id(entry, key), known)
+    if found is None:
+        raise BadEntry(unknown)
+    return known[found]
 
 
-def _read_text(value: Any) -> str:
-    # Half a surrogate pair is valid JSON, but cannot be printed or written to a file.
-    if not isinstance(value, str) or not value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise BadEntry(Problem.WRONG_TYPE)
-    return value
+def _read_flag(entry: Entry) -> int:
+    if isinstance(entry["iscrowd"], bool):
+        return int(entry["iscrowd"])
+    flag = read_int(entry, "iscrowd")
+    if flag not in (0, 1):
+        raise wrong_type("iscrowd")
+    return flag
 
 
-def _read_own_id(entry: Entry) -> int:
-    own_id = _read_int(entry["id"])
-    if own_id < 0:  # fast readers hold ids unsigned
-        raise BadEntry(Problem.NEGATIVE_ID)
-    return own_id
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadEntry(Problem.WRONG_TYPE)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadEntry(Problem.NOT_FINITE)
-    # 3.0 is an id that passed through a table of floats.
-    if value != int(value) or abs(value) >= MAX_ID:
-        raise BadEntry(Problem.WRONG_TYPE)
-    return int(value)
-
-
-def _find_box(
-    value: Any, segmentation: Any, height: int, width: int
-) -> tuple[list[float], list[Problem]]:
-    """The box of an annotation, or the mask's where that is missing or bad."""
-    try:
-        return _check_box(value, height, width)
-    except BadEntry:
-        box = measure_box(segmentation, height, width)
-        if not all(box[2:]):
-            raise
-        return box, [Problem.BOX_MEASURED]
-
-
-def _check_box(value: Any, height: int, width: int) -> tuple[list[float], list[Problem]]:
-    numbers = read_numbers(value).tolist()
-    if len(numbers) != 4:
-        raise BadEntry(Problem.WRONG_TYPE)
-    x, y, w, h = numbers
-    if w <= 0 or h <= 0:
-        raise BadEntry(Problem.ZERO_AREA)
-    right, bottom = x + w, y + h
-    if x >= width or y >= height or right <= 0 or bottom <= 0:
-        raise BadEntry(Problem.OUTSIDE)
-    if max(-x, -y, right - width, bottom - height) <= BORDER_TOLERANCE:
-        return numbers, []
-    x, y = max(x, 0.0), max(y, 0.0)
-    return [x, y, min(right, width) - x, min(bottom, height) - y], [Problem.CLIPPED]
-
-
-def _check_area(
-    value: Any, segmentation: Any, height: int, width: int
-) -> tuple[float, list[Problem]]:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_PIXELS:
+def _find_area(value: Any, clean: Entry, height: int, width: int) -> tuple[float, list[Problem]]:
+    """The stated area if it is possible, else that of the mask or, without a mask, of the box."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 0 < value <= height * width:
         return value, []
-    area = measure_area(segmentation, height, width)
-    if area <= 0:  # a sliver between pixel centres
-        raise BadEntry(Problem.ZERO_AREA)
-    return area, [Problem.AREA_MEASURED]
+    if "segmentation" in clean:
+        return measure_area(clean["segmentation"], height, width), [Problem.AREA_MEASURED]
+    _, _, box_width, box_height = clean["bbox"]
+    return float(box_width * box_height), [Problem.AREA_MEASURED]

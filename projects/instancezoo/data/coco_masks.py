@@ -1,76 +1,23 @@
 """Checks one object's segmentation before any C code sees it.
 
 pycocotools trusts its input: run lengths that do not sum to the image, or a polygon with a distant
-vertex, make it write beyond its memory or exhaust it. V vertices.
+vertex, make it write beyond its memory or exhaust it.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
-MIN_POLYGON_NUMBERS = 6  # xy of three vertices
+from instancezoo.data.coco_polygons import check_polygons
+from instancezoo.data.coco_values import BadEntry, Problem, read_numbers, wrong_type
+
 _FIRST_CHARACTER = 48  # COCO's run-length strings hold 6 bits a character, from "0" on
 _VALUE_BITS, _SIGN, _MORE = 5, 0x10, 0x20
 _MAX_CHARACTERS_PER_RUN = 7  # 35 bits: more than any run needs
-
-
-class Problem(StrEnum):
-    """What can be wrong with an entry of a COCO JSON."""
-
-    MISSING_KEY = "missing key"
-    WRONG_TYPE = "wrong type"
-    NOT_FINITE = "number that is not finite"
-    DUPLICATE_ID = "duplicate id"
-    SAME_ENTRY = "all keys equal to those of an earlier annotation"
-    NEGATIVE_ID = "negative id"
-    BAD_SIZE = "height or width not positive or too large"
-    MISSING_FILE = "missing image file"
-    UNREADABLE_FILE = "unreadable image file"
-    WRONG_SIZE = "wrong image size"
-    TOO_MANY_PIXELS = "image has more pixels than INPUT.MAX_PIXELS"
-    UNKNOWN_IMAGE = "unknown image"
-    DROPPED_IMAGE = "image was dropped"
-    UNKNOWN_CATEGORY = "unknown category"
-    ZERO_AREA = "zero area"
-    OUTSIDE = "box outside the image"
-    POLYGON_OUTSIDE = "polygon outside the image"
-    FEW_POINTS = "polygon under 3 points"
-    BAD_RLE = "malformed RLE"
-    # Repaired rather than dropped:
-    CLIPPED = "box clipped to the image"
-    AREA_MEASURED = "area measured from the mask"
-    BOX_MEASURED = "box missing or bad: measured from the mask"
-    RENUMBERED = "annotation id missing, repeated or not a positive whole number: renumbered"
-    NORMALISED = "ids, sizes or iscrowd missing or not whole numbers"
-    ATTRIBUTES_LEFT_OUT = "attributes that are not a dictionary left out"
-    POLYGON_LEFT_OUT = "polygon under 3 points left out"
-
-
-class BadEntry(Exception):
-    """An entry that has to be dropped."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.value)
-        self.problem = problem
-
-
-def read_numbers(value: Any) -> NDArray[np.float64]:
-    """A JSON list of finite numbers as a 1-D array. Raises `BadEntry`."""
-    # Checked by type: NumPy would turn the string "1", and true, into a number.
-    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
-        raise BadEntry(Problem.WRONG_TYPE)
-    try:
-        array = np.array(value, dtype=np.float64)
-    except OverflowError as error:
-        raise BadEntry(Problem.NOT_FINITE) from error
-    if not np.isfinite(array).all():
-        raise BadEntry(Problem.NOT_FINITE)
-    return array
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any, list[Problem]]:
@@ -81,17 +28,19 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any,
         height, width: pixels of the image.
 
     Returns:
-        Polygons (lists of 6 numbers or more) or a compressed RLE with `counts` as a string, and
-        the repairs made.
+        Polygons as of `check_polygons` or a compressed RLE with `counts` as a string, and the
+        repairs made.
 
     Raises:
-        BadEntry: it cannot be used.
+        BadEntry: it cannot be used, or covers no pixel.
     """
     if isinstance(segmentation, dict):
-        return _check_rle(segmentation, height, width), []
+        rle = _check_rle(segmentation, height, width)
+        is_whole = set(map(type, segmentation["size"])) == {int}
+        return rle, [] if is_whole else [Problem.NORMALISED]
     if isinstance(segmentation, list):
-        return _check_polygons(segmentation, height, width)
-    raise BadEntry(Problem.MISSING_KEY if segmentation is None else Problem.WRONG_TYPE)
+        return check_polygons(segmentation, height, width)
+    raise wrong_type("segmentation")
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -146,8 +95,11 @@ def decode_runs(counts: str) -> NDArray[np.int64]:
 
 
 def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    size = rle.get("size")
-    if size != [height, width] or set(map(type, size)) != {int}:
+    try:
+        size = read_numbers(rle.get("size"), "segmentation").tolist()
+    except BadEntry as error:
+        raise BadEntry(Problem.BAD_RLE) from error
+    if size != [height, width]:
         raise BadEntry(Problem.BAD_RLE)
     counts = rle.get("counts")
     runs = decode_runs(counts) if isinstance(counts, str) else _read_runs(counts)
@@ -158,7 +110,8 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     if not runs[1::2].any():
         raise BadEntry(Problem.ZERO_AREA)
     if not isinstance(counts, str):
-        counts = segmentation_to_rle(rle, height, width)["counts"].decode("ascii")
+        encoded = mask_util.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+        counts = encoded["counts"].decode("ascii")
     return {"size": [height, width], "counts": counts}
 
 
@@ -169,32 +122,3 @@ def _read_runs(counts: Any) -> NDArray[np.int64]:
         return np.array(counts, dtype=np.int64)
     except OverflowError as error:
         raise BadEntry(Problem.BAD_RLE) from error
-
-
-def _check_polygons(
-    polygons: list[Any], height: int, width: int
-) -> tuple[list[list[float]], list[Problem]]:
-    if not polygons:
-        raise BadEntry(Problem.MISSING_KEY)
-    arrays = [read_numbers(polygon) for polygon in polygons]
-    usable = [xy for xy in arrays if len(xy) >= MIN_POLYGON_NUMBERS and len(xy) % 2 == 0]
-    if not usable:
-        raise BadEntry(Problem.FEW_POINTS)
-    vertices = np.concatenate([xy.reshape(-1, 2) for xy in usable])
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    size = np.array([width, height])
-    far = max(height, width)
-    if (low < -far).any() or (high > size + far).any() or (low >= size).any() or (high <= 0).any():
-        raise BadEntry(Problem.POLYGON_OUTSIDE)
-    if not any(_encloses_area(xy.reshape(-1, 2)) for xy in usable):
-        raise BadEntry(Problem.ZERO_AREA)
-    repairs = [Problem.POLYGON_LEFT_OUT] if len(usable) < len(arrays) else []
-    return [xy.tolist() for xy in usable], repairs
-
-
-def _encloses_area(vertices: NDArray[np.float64], tolerance: float = 1e-6) -> bool:
-    """False if all vertices (V, 2) lie on one line."""
-    offset = vertices[1:] - vertices[0]
-    farthest = offset[np.abs(offset).sum(axis=1).argmax()]
-    distance = offset[:, 0] * farthest[1] - offset[:, 1] * farthest[0]
-    return bool(np.abs(distance).max() > tolerance)

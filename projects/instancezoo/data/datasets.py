@@ -18,13 +18,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from instancezoo.data.coco_dataset import (
-    AnnotationReport,
-    DatasetError,
-    check_coco,
-    make_records,
-    read_classes,
-)
+from instancezoo.data.coco_dataset import DatasetError, check_coco, make_records, read_classes
+from instancezoo.data.coco_report import AnnotationReport
 from instancezoo.data.shapes import SHAPES_SETS, get_shapes
 from instancezoo.errors import ConfigError, suggest
 from instancezoo.files import get_cache_folder, open_atomically
@@ -213,7 +208,8 @@ def _load(
         )
     if summary not in _reported:
         _reported.add(summary)
-        _logger.log(logging.INFO if report.is_clean else logging.WARNING, summary)
+        is_quiet = report.is_clean and not report.misfits
+        _logger.log(logging.INFO if is_quiet else logging.WARNING, summary)
     return clean, report
 
 

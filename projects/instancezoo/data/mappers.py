@@ -94,12 +94,18 @@ def explain_failure(path: str, error: Exception) -> str:
     return f"image '{path}' cannot be processed: {type(error).__name__}: {first_line(error)}"
 
 
+def is_trained_on(annotation: Record, with_masks: bool) -> bool:
+    """False for crowds and, for models with masks, for objects without a segmentation."""
+    return not annotation.get("iscrowd", 0) and (not with_masks or "segmentation" in annotation)
+
+
 class InstanceMapper(DatasetMapper):
     """Detectron2's mapper with masks as bit masks and images of any depth.
 
     Resize, flip and crop come from the config. In training, `instances` always has `gt_boxes`,
     `gt_classes` and `gt_masks` (`BitMasks`), also for an image without objects; crowds, objects
-    cropped away and those below the config's smallest size are left out.
+    cropped away and those below the config's smallest size are left out. With MODEL.MASK_ON
+    objects without a segmentation are left out too; else their images have no `gt_masks`.
 
     An image that cannot be read, or whose size differs from the record's, is an `ImageError`.
     """
@@ -113,6 +119,8 @@ class InstanceMapper(DatasetMapper):
         reader: ImageReader,
         min_object_area: int = 0,
         min_object_side: int = 0,
+        needs_masks: bool = True,
+        measure_boxes: bool = False,
         **kwargs: Any,
     ):
         """
@@ -122,11 +130,14 @@ class InstanceMapper(DatasetMapper):
             reader: of the images.
             min_object_area: leave out objects of fewer pixels, counted before any augmentation.
             min_object_side: leave out objects with both box sides shorter than this, in pixels.
+            needs_masks: leave out objects without a segmentation.
+            measure_boxes: replace the boxes by those around the transformed masks, if there are.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
         super().__init__(is_train, augmentations=augmentations, **kwargs)
         self.reader = reader
         self.min_object_area, self.min_object_side = min_object_area, min_object_side
+        self.needs_masks, self.measure_boxes = needs_masks, measure_boxes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -136,11 +147,12 @@ class InstanceMapper(DatasetMapper):
             "augmentations": augmentations,
             "reader": ImageReader.from_config(cfg),
             "use_instance_mask": True,
+            "needs_masks": cfg.MODEL.MASK_ON,
             "instance_mask_format": "bitmask",
             "min_object_area": cfg.INPUT.MIN_OBJECT_AREA,
             "min_object_side": cfg.INPUT.MIN_OBJECT_SIDE,
             # A cropped mask's box is not the cropped box.
-            "recompute_boxes": is_train and cfg.INPUT.CROP.ENABLED,
+            "measure_boxes": is_train and cfg.INPUT.CROP.ENABLED,
         }
 
     def __call__(self, dataset_dict: Record) -> Record:
@@ -178,11 +190,18 @@ class InstanceMapper(DatasetMapper):
         dataset_dict["annotations"] = [
             annotation
             for annotation in dataset_dict["annotations"]
-            if annotation.get("iscrowd", 0) == 0 and self._is_large_enough(annotation, dataset_dict)
+            if is_trained_on(annotation, self.needs_masks)
+            and self._is_large_enough(annotation, dataset_dict)
         ]
+        if not all("segmentation" in annotation for annotation in dataset_dict["annotations"]):
+            for annotation in dataset_dict["annotations"]:
+                annotation.pop("segmentation", None)
         if dataset_dict["annotations"]:
             transforms = T.TransformList([_MaskCrop.wrap(t) for t in transforms.transforms])
             super()._transform_annotations(dataset_dict, transforms, image_shape)
+            instances = dataset_dict["instances"]
+            if self.measure_boxes and instances.has("gt_masks"):
+                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
             return
         # Detectron2 makes no masks where there are no objects; losses need the empty ones.
         del dataset_dict["annotations"]

@@ -33,6 +33,11 @@ def check_annotations(context: Context) -> Iterator[Finding]:
                 f"{message}; {facts.report.num_dropped} entries dropped\n{facts.report.summary()}",
                 "correct the listed ids, or set DATASETS.STRICT True to refuse such files",
             )
+        elif not facts.objects and facts.report.num_boxes_only:
+            yield error(
+                f"{message}; {facts.report.num_boxes_only} annotations have no segmentation",
+                "add masks, or train on boxes alone with a config that has MODEL.MASK_ON False",
+            )
         elif not facts.objects:
             yield error(message, "add annotations to the JSON file: there is nothing to train on")
         elif facts.report.num_crowds > MAX_CROWD_SHARE * facts.report.num_annotations:
@@ -41,6 +46,25 @@ def check_annotations(context: Context) -> Iterator[Finding]:
             yield ok(f"{message}\n{facts.report.summary()}")
         else:
             yield ok(message)
+
+
+@register_check("boxes")
+def check_boxes(context: Context) -> Iterator[Finding]:
+    """Boxes against the masks of the same objects, and objects without masks."""
+    for facts in context.datasets:
+        report = facts.report
+        if report.misfits:
+            yield warning(
+                f"{facts.name}: {report.describe_misfits()}",
+                "write boxes as [x, y, width, height] in pixels of the image, polygons as "
+                "[x1, y1, x2, y2, ...]; boxes that are left out are measured from the masks",
+            )
+        if facts.with_masks and report.num_boxes_only:
+            yield warning(
+                f"{facts.name}: {report.num_boxes_only} of {report.num_annotations} annotations "
+                "have no segmentation and are not trained on",
+                "add masks, or train on boxes alone with a config that has MODEL.MASK_ON False",
+            )
 
 
 @register_check("category ids")

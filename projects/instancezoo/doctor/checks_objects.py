@@ -21,6 +21,8 @@ from .findings import Finding, ok, register_check, warning
 SMALL_SIDE = 4  # pixels of the network input: one cell of the finest usual level
 MAX_SMALL_SHARE = 0.05
 MAX_UNCOVERED_SHARE = 0.05
+# Advised detections per object of the fullest image: some detections are false.
+DETECTIONS_PER_OBJECT = 1.5
 
 
 @register_check("input size")
@@ -89,20 +91,25 @@ def check_levels(context: Context) -> Iterator[Finding]:
 
 @register_check("detections")
 def check_detection_limit(context: Context) -> Iterator[Finding]:
-    """Objects per image against the maximum number of detections per image."""
-    key = context.detection_limit
-    limit = reduce(getattr, key.split("."), context.cfg)
+    """Objects per image against the largest numbers of detections and of candidates."""
+    keys = (context.detection_limit, *context.candidate_limits)
+    limits = {key: reduce(getattr, key.split("."), context.cfg) for key in keys}
     for facts in context.datasets:
         counts = facts.objects_per_image
         largest = int(counts.max(initial=0))
-        num_over = int((counts > limit).sum())
-        message = f"{facts.name}: up to {largest} objects per image, {key} {limit}"
-        if limit > 0 and num_over:
-            lost = int(np.maximum(counts - limit, 0).sum())
-            enough = ceil(1.5 * largest / 50) * 50
+        enough = ceil(DETECTIONS_PER_OBJECT * largest / 50) * 50
+        # A negative limit of detections is none.
+        too_low = {key: limit for key, limit in limits.items() if 0 <= limit < largest}
+        shown = {keys[0]: limits[keys[0]]} | too_low
+        message = f"{facts.name}: up to {largest} objects per image, " + ", ".join(
+            f"{key} {limit}" for key, limit in shown.items()
+        )
+        if too_low:
+            over = np.maximum(counts - min(too_low.values()), 0)
             yield warning(
-                f"{message}: {num_over} images have more, {lost} objects can never be found",
-                f"set {key} {enough}; COCO's AP counts only the 100 best detections of an image",
+                f"{message}: {int((over > 0).sum())} images have more, {int(over.sum())} objects "
+                "are beyond the limit",
+                "set " + ", ".join(f"{key} {enough}" for key in too_low),
             )
         else:
             yield ok(message)

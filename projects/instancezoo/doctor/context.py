@@ -16,7 +16,8 @@ import numpy as np
 from detectron2.modeling import build_model
 from torch import nn
 
-from instancezoo.data.coco_dataset import AnnotationReport
+from instancezoo.data.coco_report import AnnotationReport
+from instancezoo.data.mappers import is_trained_on
 from instancezoo.data.transforms import ResizeShortestEdge
 from instancezoo.modeling.input_size import read_pair
 
@@ -58,6 +59,7 @@ class DatasetFacts:
         image_root: folder of the images.
         clean: COCO dictionary.
         report: the entries dropped from it.
+        with_masks: if True, objects without a mask are not trained on.
     """
 
     name: str
@@ -65,6 +67,7 @@ class DatasetFacts:
     image_root: Path
     clean: dict[str, Any]
     report: AnnotationReport
+    with_masks: bool = False
 
     @cached_property
     def category_names(self) -> dict[int, str]:
@@ -78,8 +81,8 @@ class DatasetFacts:
 
     @cached_property
     def objects(self) -> list[dict[str, Any]]:
-        """Annotations without crowds, which training ignores."""
-        return [a for a in self.clean["annotations"] if not a.get("iscrowd", 0)]
+        """Annotations that training takes: no crowds, and those with masks if it needs masks."""
+        return [a for a in self.clean["annotations"] if is_trained_on(a, self.with_masks)]
 
     @cached_property
     def objects_per_image(self) -> np.ndarray:
@@ -118,12 +121,14 @@ class Context:
         datasets: those that could be read.
         num_gpus: number of processes that share a batch.
         detection_limit: key of the maximum number of detections per image.
+        candidate_limits: keys of the numbers of candidates that detections are chosen from.
     """
 
     cfg: Any
     datasets: list[DatasetFacts]
     num_gpus: int = 1
     detection_limit: str = "TEST.DETECTIONS_PER_IMAGE"
+    candidate_limits: tuple[str, ...] = ()
     model_error: Exception | None = field(default=None, init=False)
 
     @property
@@ -186,6 +191,6 @@ class Context:
         cfg.MODEL.DEVICE = "cpu"
         try:
             return build_model(cfg)
-        except (ValueError, KeyError, AssertionError, ImportError, OSError, RuntimeError) as error:
+        except Exception as error:  # whatever a part of it makes of a bad value
             self.model_error = error
             return None

@@ -7,7 +7,14 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from instancezoo.config import CfgNode, check_datasets_are_used, follow_dataset, get_cfg
+from instancezoo.config import (
+    CfgNode,
+    check_datasets_are_used,
+    check_values,
+    follow_dataset,
+    get_cfg,
+)
+from instancezoo.config_values import check_best_metric
 from instancezoo.data.coco_dataset import DatasetError, check_coco
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ZooError
@@ -45,9 +52,15 @@ def diagnose(
             follow_dataset(cfg, len(facts[0].category_names), facts[0].name)
         except ZooError as problem:
             findings.append(_fail("classes", problem, "remove NUM_CLASSES from the config"))
+    for tested in (each for each in facts if not each.is_train):
+        try:
+            check_best_metric(cfg.TEST.BEST_METRIC, list(tested.category_names.values()))
+        except ZooError as problem:
+            findings.append(_fail("best metric", problem, "correct TEST.BEST_METRIC"))
     context = Context(cfg, facts, num_gpus)
     if owner := find_method(METHODS, cfg):
         context.detection_limit = owner.detection_limit
+        context.candidate_limits = owner.candidate_limits
     checks = dict(CHECKS)
     for method in METHODS:
         if method.is_used(cfg):
@@ -55,8 +68,15 @@ def diagnose(
     return findings + run_checks(context, checks)
 
 
-def read_dataset(name: str, is_train: bool, max_pixels: int | None = None) -> DatasetFacts:
+def read_dataset(
+    name: str, is_train: bool, with_masks: bool = False, max_pixels: int | None = None
+) -> DatasetFacts:
     """Read a registered data set and the headers of its images.
+
+    Args:
+        name: its registered name.
+        is_train, with_masks: as in `DatasetFacts`.
+        max_pixels: as in `check_coco`.
 
     Raises:
         KeyError: no such data set.
@@ -70,7 +90,7 @@ def read_dataset(name: str, is_train: bool, max_pixels: int | None = None) -> Da
         raise DatasetError(f"data set '{name}' cannot be checked: it has no COCO JSON file")
     image_root = metadata.image_root
     clean, report = check_coco(json_file, image_root, True, max_pixels)
-    return DatasetFacts(name, is_train, Path(image_root), clean, report)
+    return DatasetFacts(name, is_train, Path(image_root), clean, report, with_masks)
 
 
 def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> CfgNode:
@@ -78,6 +98,7 @@ def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> Cf
     if config_file:
         cfg.merge_from_file(config_file)
     cfg.merge_from_list(overrides)
+    check_values(cfg)
     for argument in datasets:
         register_dataset(*parse_dataset_argument(argument), max_pixels=cfg.INPUT.MAX_PIXELS)
     check_datasets_are_used(cfg, datasets)
@@ -90,7 +111,7 @@ def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
     for names, is_train in ((cfg.DATASETS.TRAIN, True), (cfg.DATASETS.TEST, False)):
         for name in names:
             try:
-                facts.append(read_dataset(name, is_train, cfg.INPUT.MAX_PIXELS))
+                facts.append(read_dataset(name, is_train, cfg.MODEL.MASK_ON, cfg.INPUT.MAX_PIXELS))
             except (ZooError, KeyError, OSError) as problem:
                 failures.append(_fail("data set", problem, remedy))
     if not cfg.DATASETS.TRAIN:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from instancezoo.errors import first_line
+
 from .context import Context
 
 Check = Callable[[Context], "Iterable[Finding]"]
@@ -75,12 +77,16 @@ def register_check(name: str) -> Callable[[Check], Check]:
 
 
 def run_checks(context: Context, checks: Mapping[str, Check]) -> list[Finding]:
-    """Run checks, given by name; their findings get these names."""
-    return [
-        dataclasses.replace(finding, check=name)
-        for name, check in checks.items()
-        for finding in check(context)
-    ]
+    """Run checks, given by name; their findings get these names. One that fails is an error."""
+    found = []
+    for name, check in checks.items():
+        try:
+            found += [dataclasses.replace(finding, check=name) for finding in check(context)]
+        except Exception as problem:  # by a value that no check foresees: the others still help
+            message = f"the check failed: {type(problem).__name__}: {first_line(problem)}"
+            finding = error(message, "correct the config: training would fail, too")
+            found.append(dataclasses.replace(finding, check=name))
+    return found
 
 
 def format_findings(findings: Iterable[Finding]) -> str:

@@ -29,7 +29,8 @@ class Evaluate(HookBase):
     Args:
         period: iterations between evaluations; 0 evaluates only after the last iteration.
         evaluate: is_last -> results, a flat or nested dict of metrics.
-        best_metric: "task/metric" whose highest value marks the best weights; "" keeps none.
+        best_metric: "task/metric" whose highest value marks the best weights; "" keeps none. For a
+            model without masks "segm/..." means "bbox/...".
         save_best: saves the evaluated weights together with the value.
         read_best: returns the value of the best weights that the run has saved so far.
     """
@@ -59,9 +60,11 @@ class Evaluate(HookBase):
         self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
         if not self.best_metric:
             return
-        # With several test sets the names begin with the data set's; the first one decides.
-        name, end = self.best_metric, f"/{self.best_metric}"
-        value = next((v for key, v in metrics.items() if key == name or key.endswith(end)), None)
+        name = self.best_metric
+        value = _find_metric(metrics, name)
+        if value is None and not any("segm" in key.split("/") for key in metrics):
+            name = name.replace("segm/", "bbox/")  # a model without masks
+            value = _find_metric(metrics, name)
         if value is None:
             text = "TEST.BEST_METRIC '%s' is not among the results %s: no best checkpoint is kept"
             logger.warning(text, name, sorted(metrics))
@@ -141,6 +144,12 @@ def flatten_metrics(results: dict[str, Any]) -> dict[str, float]:
     """`{"segm": {"AP": 1.0}}` -> `{"segm/AP": 1.0}`; other values than numbers are left out."""
     flat = flatten_results_dict(results)
     return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
+
+
+def _find_metric(metrics: dict[str, float], name: str) -> float | None:
+    """The figure of a name; of several test sets, whose names begin the keys, the first one's."""
+    keys = (key for key in metrics if key == name or key.endswith(f"/{name}"))
+    return next((metrics[key] for key in keys), None)
 
 
 def _is_no_metric_line(record: logging.LogRecord) -> bool:

@@ -27,7 +27,7 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from instancezoo.data.mappers import SkippingMapper, explain_failure
+from instancezoo.data.mappers import SkippingMapper, explain_failure, is_trained_on
 from instancezoo.errors import ConfigError, check_choice
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
@@ -261,7 +261,7 @@ def _read_records(cfg: Any) -> list[dict[str, Any]]:
         )
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     try:
-        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+        records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except OSError as error:  # Detectron2's own sets do not look for their files before
         raise ConfigError(
             f"data sets {', '.join(names)} cannot be read: {error}. Put Detectron2's own into the "
@@ -272,6 +272,23 @@ def _read_records(cfg: Any) -> list[dict[str, Any]]:
             f"no image of {', '.join(names)} can be trained on: {error}. To train on images "
             "without objects, set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
         ) from error
+    return _select_with_masks(records, names, filter_empty) if cfg.MODEL.MASK_ON else records
+
+
+def _select_with_masks(
+    records: list[dict[str, Any]], names: list[str], filter_empty: bool
+) -> list[dict[str, Any]]:
+    """The images that a model with masks trains on; objects may have a box alone."""
+    has_masks = [any(is_trained_on(a, True) for a in r.get("annotations", ())) for r in records]
+    has_boxes = any(is_trained_on(a, False) for r in records for a in r.get("annotations", ()))
+    if has_boxes and not any(has_masks):
+        raise ConfigError(
+            f"no annotation of {', '.join(names)} has a segmentation, but the model learns masks: "
+            "add masks, or train on boxes alone with a config that has MODEL.MASK_ON False"
+        )
+    if not filter_empty:
+        return records
+    return [record for record, kept in zip(records, has_masks, strict=True) if kept]
 
 
 def _sampler_factory(cfg: Any, records: list[dict[str, Any]]) -> Callable[[int], Sampler[int]]:

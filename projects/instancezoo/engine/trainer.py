@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,7 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, is_whole, use_average
+from instancezoo.checkpoint.classes import UNKNOWN, ClassList
 from instancezoo.checkpoint.reader import read_checkpoint
+from instancezoo.data import DatasetError, load_metadata
 from instancezoo.data.images import ImageReader
 from instancezoo.data.mappers import build_mapper
 from instancezoo.engine.hooks import Evaluate, ProgressBar, compute_mean_losses
@@ -77,10 +79,13 @@ class Trainer(DefaultTrainer):
             device_type=device_type,
         )
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
+        classes = find_classes(cfg.DATASETS.TRAIN)
         self.checkpointer = ZooCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+            classes=classes,
+            facts={"cfg": cfg.dump(), **classes.to_facts()},
             trainer=weakref.proxy(self),
         )
         self.ema: AveragedModel | None = None
@@ -157,18 +162,23 @@ class Trainer(DefaultTrainer):
         """Evaluate `MODEL.WEIGHTS` (with `resume` the newest checkpoint) on `DATASETS.TEST`.
 
         With `MODEL.EMA.ENABLED` the file's averaged weights are used, if it holds any.
-        Raises `ConfigError` if there are no weights.
+        Raises `ConfigError` if there are no weights, `CheckpointError` if they do not fit the model
+        or the classes of the data set.
         """
         model = cls.build_model(cfg)
         checkpointer = ZooCheckpointer(
-            model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL
+            model,
+            cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+            classes=find_classes(cfg.DATASETS.TEST),
         )
-        if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        path = (resume and checkpointer.get_checkpoint_file()) or cfg.MODEL.WEIGHTS
+        if not path:
             raise ConfigError(
                 "no weights to evaluate: set MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a "
                 "training run"
             )
-        rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        rest = checkpointer.load(path)
         if cfg.MODEL.EMA.ENABLED:
             use_average(model, rest)
         return cls.test(cfg, model)
@@ -199,7 +209,10 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: Any, dataset_name: str, num_pictures: int | None = None
     ) -> DatasetEvaluator:
-        """Build the COCO evaluation from RLE, written to `OUTPUT_DIR/inference/<data set>`."""
+        """Build the COCO evaluation from RLE, written to `OUTPUT_DIR/inference/<data set>`.
+
+        It counts all detections, so the limit per image is that of the model.
+        """
         return InstanceEvaluator(
             dataset_name,
             backend=cfg.TEST.COCO_BACKEND,
@@ -229,7 +242,7 @@ class Trainer(DefaultTrainer):
 
     def _save_best(self, value: float) -> None:
         bare = getattr(self.evaluated_model, "module", self.evaluated_model)
-        best = ZooCheckpointer(bare, self.cfg.OUTPUT_DIR)
+        best = ZooCheckpointer(bare, self.cfg.OUTPUT_DIR, facts=self.checkpointer.facts)
         facts = {"metric": self.cfg.TEST.BEST_METRIC, "value": value}
         best.save_untagged("model_best", iteration=self.iter, **facts)
 
@@ -273,3 +286,17 @@ class Trainer(DefaultTrainer):
             "with `instancezoo doctor`; use FrozenBN only with pretrained weights.",
         )
         return error
+
+
+def find_classes(dataset_names: Sequence[str]) -> ClassList:
+    """Find the classes that data sets share; none if there is no data set, or if it has no names.
+
+    Args:
+        dataset_names: registered data sets with the same classes.
+    """
+    if not dataset_names:
+        return UNKNOWN
+    try:
+        return ClassList.from_metadata(load_metadata(dataset_names[0]))
+    except DatasetError:  # registered by a caller without class names
+        return UNKNOWN

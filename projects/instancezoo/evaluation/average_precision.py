@@ -6,6 +6,7 @@ K classes, J limits of detections per image.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import tempfile
@@ -27,6 +28,7 @@ from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_key
 BACKENDS = ("hotcoco", "pycocotools")
 AREA_NAMES = ("all", "small", "medium", "large")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+# COCO's own limits of detections per image and class.
 DEFAULT_MAX_DETS = (1, 10, 100)
 
 
@@ -40,12 +42,24 @@ class Evaluation:
             class, `AREA_NAMES` and limit of detections, ascending.
         recall: (10, K, 4, J) in [0, 1] or -1, the highest recall.
         class_names: K names, ascending by category id.
+        max_dets: J limits of detections per image and class, ascending.
     """
 
     iou_type: BoxOrMask
     precision: np.ndarray
     recall: np.ndarray
     class_names: list[str]
+    max_dets: tuple[int, ...] = DEFAULT_MAX_DETS
+
+    def at_limit(self, limit: int) -> Evaluation:
+        """The same evaluation with one of `max_dets` as the largest limit."""
+        count = self.max_dets.index(limit) + 1
+        return dataclasses.replace(
+            self,
+            precision=self.precision[..., :count],
+            recall=self.recall[..., :count],
+            max_dets=self.max_dets[:count],
+        )
 
     def ap(self, iou: float | None = None, area: str = "all", index: int | None = None) -> float:
         """Average precision times 100, at the largest limit of detections.
@@ -95,7 +109,8 @@ def evaluate_results(
         results: COCO results, as a path or an iterable, which is read once and never held whole.
         iou_type: "bbox" or "segm".
         backend: "hotcoco" or "pycocotools"; both give the same arrays.
-        max_dets: limits of detections per image.
+        max_dets: limits of detections per image and class, as in COCO: of each class, the most
+            confident ones of an image count.
 
     Raises:
         ConfigError: unknown backend or IoU type.
@@ -127,22 +142,28 @@ def evaluate_by_area(
 
     Args:
         ground_truth: images and categories.
-        annotations: objects to find, with `area`; changed in place.
+        annotations: objects to find, with `area`.
         results: detections with `area`.
     """
     check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
+    limits = sorted(max_dets)
     # Numbers instead of the image ids, which may be of any type: hotcoco accepts only numbers. They
     # ascend with the ids, because the order of the images decides between equal scores.
     ids = sorted(ground_truth.images, key=lambda image_id: (isinstance(image_id, str), image_id))
     numbers = {image_id: number for number, image_id in enumerate(ids)}
-    for annotation in annotations:
-        annotation["image_id"] = numbers[annotation["image_id"]]
+    # Only what is compared: hotcoco is strict about the types of all other keys.
+    used = ("id", "category_id", "iscrowd", "area", "bbox", "segmentation")
+    objects = [
+        {key: annotation[key] for key in used if key in annotation}
+        | {"image_id": numbers[annotation["image_id"]]}
+        for annotation in annotations
+    ]
     head = {
         "images": [
             {"id": numbers[image_id], "height": image["height"], "width": image["width"]}
             for image_id, image in ground_truth.images.items()
         ],
-        "categories": ground_truth.categories,
+        "categories": [{key: c[key] for key in ("id", "name")} for c in ground_truth.categories],
     }
     keys = ("category_id", "score", "area", find_key(iou_type))
     with tempfile.TemporaryDirectory() as folder:
@@ -157,14 +178,14 @@ def evaluate_by_area(
                 file.write("," * (number > 1) + json.dumps(row))
             file.write("]}")
         with contextlib.redirect_stdout(io.StringIO()):
-            dataset = {**head, "annotations": annotations}
+            dataset = {**head, "annotations": objects}
             evaluator = _start_evaluator(backend, dataset, str(path), iou_type)
-            evaluator.params.maxDets = sorted(max_dets)
+            evaluator.params.maxDets = limits
             evaluator.evaluate()
             evaluator.accumulate()
     precision, recall = (np.asarray(evaluator.eval[key]) for key in ("precision", "recall"))
     names = [category["name"] for category in ground_truth.categories]
-    return Evaluation(iou_type, precision, recall, names)
+    return Evaluation(iou_type, precision, recall, names, tuple(limits))
 
 
 def _start_evaluator(

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import DatasetEvaluator
@@ -21,7 +22,12 @@ from detectron2.utils.file_io import PathManager
 
 from instancezoo.data.images import ImageReader
 from instancezoo.errors import check_choice
-from instancezoo.evaluation.average_precision import BACKENDS, evaluate_results
+from instancezoo.evaluation.average_precision import (
+    BACKENDS,
+    DEFAULT_MAX_DETS,
+    Evaluation,
+    evaluate_results,
+)
 from instancezoo.evaluation.ground_truth import GroundTruth
 from instancezoo.evaluation.pictures import RGB_READER, draw_pictures
 from instancezoo.evaluation.results import ResultsFile, instances_to_results
@@ -35,13 +41,17 @@ from instancezoo.evaluation.tables import (
 from instancezoo.files import open_atomically
 
 logger = logging.getLogger(__name__)
+COCO_LIMIT = DEFAULT_MAX_DETS[-1]
 
 
 class InstanceEvaluator(DatasetEvaluator):
     """Detectron2's `COCOEvaluator` for boxes and masks, in bounded memory.
 
     Results go to disk image by image; masks may be bool tensors or RLE. The numbers equal
-    Detectron2's with one intended difference: a model that finds nothing has AP 0, not NaN.
+    Detectron2's with two intended differences: a model that finds nothing has AP 0, not NaN, and
+    all detections count, where COCO takes the 100 most confident ones of an image and class. If
+    COCO's limit changes a figure, its figures are in the log and in `metrics.json` too, under
+    "bbox_at_100" and "segm_at_100".
 
     With `output_dir` it writes `coco_instances_results.json`, `metrics.json` (one object with all
     numbers and tables, null for NaN) and `pictures/`.
@@ -52,7 +62,8 @@ class InstanceEvaluator(DatasetEvaluator):
         backend: "hotcoco" or "pycocotools".
         output_dir: folder for the files; nothing is kept if None.
         num_pictures: number of best and of worst images to draw after each evaluation.
-        max_dets_per_image: largest number of detections per image that are evaluated.
+        max_dets_per_image: largest number of detections per image and class that are evaluated;
+            None for all that the model gives.
         reader: of the images to draw on.
     """
 
@@ -63,7 +74,7 @@ class InstanceEvaluator(DatasetEvaluator):
         backend: str = "hotcoco",
         output_dir: str | None = None,
         num_pictures: int = 0,
-        max_dets_per_image: int = 100,
+        max_dets_per_image: int | None = None,
         reader: ImageReader = RGB_READER,
     ) -> None:
         check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
@@ -77,13 +88,15 @@ class InstanceEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
-        self._max_dets = (*(n for n in (1, 10) if n < max_dets_per_image), max_dets_per_image)
-        self._results, self._has_masks = ResultsFile(self._output_dir), False
+        self._max_dets_per_image = max_dets_per_image
+        self._results = ResultsFile(self._output_dir)
+        self._has_masks, self._most_detections = False, 0
 
     def reset(self) -> None:
         """Discard all results."""
         self._results.close()
-        self._results, self._has_masks = ResultsFile(self._output_dir), False
+        self._results = ResultsFile(self._output_dir)
+        self._has_masks, self._most_detections = False, 0
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Write the results of a batch to disk.
@@ -101,6 +114,7 @@ class InstanceEvaluator(DatasetEvaluator):
             instances, image_id = output["instances"], record["image_id"]
             self._has_masks |= instances.has("pred_masks")
             rows = instances_to_results(instances, image_id, self._category_ids)
+            self._most_detections = max(self._most_detections, len(rows))
             self._results.append(image_id, rows)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
@@ -111,15 +125,17 @@ class InstanceEvaluator(DatasetEvaluator):
             ...}` times 100, NaN where there are no such objects; "segm" only if the model makes
             masks. Empty on ranks other than 0, and if there was nothing to evaluate.
         """
-        has_masks = any(comm.all_gather(self._has_masks))
+        ranks = comm.all_gather((self._has_masks, self._most_detections))
+        has_masks = any(rank[0] for rank in ranks)
+        max_dets = _list_limits(self._max_dets_per_image, max(rank[1] for rank in ranks))
         results = self._results.gather(self._output_dir)
         if results is None:
             return OrderedDict()
         with closing(results):
-            return self._evaluate(results, ("bbox", "segm") if has_masks else ("bbox",))
+            return self._evaluate(results, ("bbox", "segm") if has_masks else ("bbox",), max_dets)
 
     def _evaluate(
-        self, results: ResultsFile, iou_types: Sequence[str]
+        self, results: ResultsFile, iou_types: Sequence[str], max_dets: Sequence[int]
     ) -> OrderedDict[str, dict[str, float]]:
         metrics: OrderedDict[str, dict[str, float]] = OrderedDict()
         image_ids = results.image_ids()
@@ -138,28 +154,31 @@ class InstanceEvaluator(DatasetEvaluator):
                 "%d of %d images of '%s' were not predicted; all their objects count as missed",
                 num_missing, len(ground_truth.images), self._dataset_name,
             )  # fmt: skip
-        tables = {}
+        tables, at_coco_limit = {}, {}
         for iou_type in iou_types:
             rows = (row for _, image_rows in results for row in image_rows)
-            evaluation = evaluate_results(
-                ground_truth, rows, iou_type, self._backend, self._max_dets
-            )
+            evaluation = evaluate_results(ground_truth, rows, iou_type, self._backend, max_dets)
             metrics[iou_type] = evaluation.metrics()
             tables[iou_type] = {
                 "class": tabulate_classes(evaluation, ground_truth),
                 "size": tabulate_sizes(evaluation, ground_truth),
                 "attribute": tabulate_attributes(
-                    ground_truth, results, iou_type, self._backend, self._max_dets
+                    ground_truth, results, iou_type, self._backend, max_dets
                 ),
             }
-            _log_tables(iou_type, metrics[iou_type], tables[iou_type])
+            headlines = {max_dets[-1]: metrics[iou_type]}
+            if (other := _find_figures_at_coco_limit(evaluation)) is not None:
+                at_coco_limit[f"{iou_type}_at_{COCO_LIMIT}"] = headlines[COCO_LIMIT] = other
+            _log_tables(iou_type, headlines, tables[iou_type])
         pictures = self._draw(ground_truth, results, iou_types[-1])
         if self._output_dir is not None:
             summary = {
                 "dataset": self._dataset_name,
                 "backend": self._backend,
                 "num_images": len(image_ids),
+                "max_dets": max_dets,
                 **metrics,
+                **at_coco_limit,
                 "tables": tables,
                 "pictures": [path.name for path in pictures],
             }
@@ -197,9 +216,31 @@ class InstanceEvaluator(DatasetEvaluator):
             return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _log_tables(iou_type: str, metrics: dict[str, float], tables: dict[str, list[Row]]) -> None:
-    headline: Row = {key: value for key, value in metrics.items() if not key.startswith("AP-")}
-    logger.info("%s:\n%s", iou_type, format_table([headline]))
+def _list_limits(limit: int | None, most_detections: int) -> tuple[int, ...]:
+    """COCO's limits of detections up to the wanted one; by default, one that no image reaches."""
+    if limit is None:
+        limit = max(COCO_LIMIT, most_detections)
+    return (*(lower for lower in DEFAULT_MAX_DETS if lower < limit), limit)
+
+
+def _find_figures_at_coco_limit(evaluation: Evaluation) -> dict[str, float] | None:
+    """The metrics with COCO's limit of detections; None if they are equal or lie beyond."""
+    if COCO_LIMIT not in evaluation.max_dets:
+        return None
+    figures, theirs = evaluation.metrics(), evaluation.at_limit(COCO_LIMIT).metrics()
+    is_equal = np.array_equal(list(figures.values()), list(theirs.values()), equal_nan=True)
+    return None if is_equal else theirs
+
+
+def _log_tables(
+    iou_type: str, headlines: dict[int, dict[str, float]], tables: dict[str, list[Row]]
+) -> None:
+    """Log the metrics of each limit of detections, and the tables at the largest."""
+    rows: list[Row] = []
+    for limit, metrics in headlines.items():
+        row = {key: value for key, value in metrics.items() if not key.startswith("AP-")}
+        rows.append({"detections": f"up to {limit}"} | row if len(headlines) > 1 else row)
+    logger.info("%s:\n%s", iou_type, format_table(rows))
     for name, rows in tables.items():
         if rows:
             logger.info("%s per %s:\n%s", iou_type, name, format_table(rows))

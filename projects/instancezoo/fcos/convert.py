@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instancezoo.checkpoint.layouts import resnet_rows
-from instancezoo.checkpoint.rename import Layout, Row
+from instancezoo.checkpoint.rename import Layout, Row, TrainedOn
 
 ADELAIDET_LICENCE = "2-clause BSD for non-commercial purposes (AdelaiDet)"
 ORIGINAL_LICENCE = "2-clause BSD for academic use (tianzhi0549/FCOS)"
@@ -53,6 +53,7 @@ _ADELAIDET_LAYOUTS = tuple(
         must=(f"{HEAD}.cls_logits.weight", "backbone.fpn_lateral3.weight", *must),
         must_not=(*must_not, *_OTHER_METHODS),
         shapes=shapes,
+        trained_on=TrainedOn.coco(f"{HEAD}.cls_logits.bias"),
     )
     for name, (must, must_not, shapes) in _NETWORKS.items()
 )
@@ -92,6 +93,7 @@ _ORIGINAL_LAYOUTS = tuple(
         must=("**rpn.head.cls_logits.weight", "**rpn.head.bbox_tower.0.weight", *must),
         must_not=must_not,
         shapes=shapes,
+        trained_on=TrainedOn.coco("**rpn.head.cls_logits.bias"),
     )
     for name, must, must_not, shapes in (
         ("R_50_FPN_1x", (), (_7TH,), {_BODY: (64, 64, 3, 3)}),

@@ -42,6 +42,7 @@ def predict_inputs(
     output: Path,
     cfg: Any,
     *,
+    metadata: Any = None,
     with_pictures: bool = True,
     mask_form: str = "rle",
 ) -> list[Failure]:
@@ -51,7 +52,8 @@ def predict_inputs(
         predictor: image (H, W, C) of the config's `ImageReader` -> Instances on the CPU.
         inputs: images and videos.
         output: folder for the pictures and `predictions.json`; created if missing.
-        cfg: reads what `ImageReader` reads, and DATASETS.TEST for class names and ids.
+        cfg: reads what `ImageReader` reads.
+        metadata: Detectron2's, for class names and ids; by default that of DATASETS.TEST.
         with_pictures: if False, only the COCO file is written.
         mask_form: "rle" or "polygon" in the COCO file, see `open_predictions`.
 
@@ -63,7 +65,8 @@ def predict_inputs(
             wanted from a model without polygons.
     """
     targets = name_pictures(inputs, output)
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
+    if metadata is None:
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
     heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
     # no predicted class exceeds the largest number
     num_classes = max(head["NUM_CLASSES"] for head in heads if "NUM_CLASSES" in head)

@@ -10,9 +10,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
+from instancezoo.checkpoint.classes import UNKNOWN, ClassList
 from instancezoo.data.transforms import build_resize, make_model_input
 from instancezoo.errors import ZooError
 from instancezoo.modeling.masks import select_rows
+
+from .confidence import apply_confidence
 
 
 class ImagePredictor:
@@ -24,25 +27,31 @@ class ImagePredictor:
     Args:
         cfg: a full config; MODEL.WEIGHTS names the weights. With MODEL.EMA.ENABLED the file's
             averaged weights are used, if it holds any.
-        confidence: smallest score to keep, in [0, 1].
+        confidence: smallest score to keep, in [0, 1]; None keeps the config's thresholds.
+        classes: that the weights must have been trained on, if the file names its classes.
 
     Raises:
-        ZooError: no weights, or weights that do not fit the model.
+        ZooError: no weights, or weights that do not fit the model or the classes.
     """
 
-    def __init__(self, cfg: Any, confidence: float = 0.0) -> None:
+    def __init__(
+        self, cfg: Any, confidence: float | None = 0.0, *, classes: ClassList = UNKNOWN
+    ) -> None:
         if not cfg.MODEL.WEIGHTS:
             raise ZooError("no weights to predict with: set --weights FILE or MODEL.WEIGHTS")
         cfg = cfg.clone()
         cfg.defrost()
         # The checkpoint includes the backbone, so the backbone's own weights need not exist.
         cfg.MODEL.TIMM.WEIGHTS = ""
-        # The models' own thresholds: no masks are computed for instances that would be dropped.
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence
+        if confidence is not None:
+            # The models' own thresholds: no masks are computed for instances that would be dropped.
+            apply_confidence(cfg, confidence)
         self.image_format: str = cfg.INPUT.FORMAT
         self.confidence = confidence
         self.model = build_model(cfg).eval()
-        checkpointer = ZooCheckpointer(self.model, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL)
+        checkpointer = ZooCheckpointer(
+            self.model, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL, classes=classes
+        )
         rest = checkpointer.load(cfg.MODEL.WEIGHTS)
         if cfg.MODEL.EMA.ENABLED:  # the weights that were evaluated
             use_average(self.model, rest)
@@ -60,7 +69,8 @@ class ImagePredictor:
         """
         with torch.no_grad():
             outputs = self.model([make_model_input(image, self._resize)])
-        return keep_confident(outputs[0]["instances"].to("cpu"), self.confidence)
+        instances = outputs[0]["instances"].to("cpu")
+        return instances if self.confidence is None else keep_confident(instances, self.confidence)
 
 
 def keep_confident(instances: Instances, confidence: float) -> Instances:

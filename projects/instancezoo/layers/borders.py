@@ -33,6 +33,10 @@ class Borders:
     def __len__(self) -> int:
         return len(self.centers)
 
+    def to(self, device: torch.device) -> Borders:
+        """The same borders on a device."""
+        return Borders(*(part.to(device) for part in (self.points, self.offsets, self.centers)))
+
 
 def find_borders(masks: Tensor) -> Borders:
     """Border and mass centre of the largest part of each mask, holes filled (PolarMask, 3.2).

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instancezoo.layers.double import find_double_device
+
 # Bytes of masks copied at once; more leave a processor's cache.
 _CHUNK_BYTES = 4 * 2**20
 
@@ -26,8 +28,11 @@ def find_mass_centers(masks: Tensor) -> tuple[Tensor, Tensor]:
     counts = count_pixels(masks)  # (M, W), (M, H)
     pixels = counts[1].sum(dim=1)
     moments = [(n * torch.arange(n.shape[1], device=n.device)).sum(dim=1) for n in counts]
-    centers = torch.stack(moments, dim=1).double() / pixels[:, None].clamp(min=1)
-    return centers.float(), pixels
+    device = find_double_device(masks.device)
+    centers = torch.stack(moments, dim=1).to(device).double() / pixels[:, None].to(device).clamp(
+        min=1
+    )
+    return centers.float().to(masks.device), pixels
 
 
 def count_pixels(masks: Tensor) -> tuple[Tensor, Tensor]:

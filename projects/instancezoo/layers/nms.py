@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
+from instancezoo.layers.double import find_double_device
 
 _GATHER_BITS = sum(1 << (56 - 7 * bit) for bit in range(8))
 
@@ -33,8 +34,10 @@ def nms_per_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold:
     if len(boxes) == 0:
         return classes.new_zeros(0)
     # In fp32 the shifts of many classes would round the coordinates.
-    not_negative = boxes.double() - boxes.min()
-    return batched_nms(not_negative, scores.double(), classes, iou_threshold)
+    device = find_double_device(boxes.device)
+    boxes, scores = boxes.to(device).double(), scores.to(device).double()
+    kept = batched_nms(boxes - boxes.min(), scores, classes.to(device), iou_threshold)
+    return kept.to(classes.device)
 
 
 def point_nms(heat: Tensor) -> Tensor:

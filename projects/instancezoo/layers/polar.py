@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from instancezoo.layers.borders import Borders, link_borders
+from instancezoo.layers.double import find_double_device
 from instancezoo.layers.extension import find_compiled, register_fake
 
 # Distance of a ray that meets no border, in pixels.
@@ -50,10 +51,18 @@ def cast_ray_targets(
         ValueError: `num_rays` does not divide 360.
     """
     _degrees_between_rays(num_rays)
-    cast = find_compiled("cast_ray_targets", points.device) or _cast_ray_targets
-    return cast(
-        points.to(torch.int32), owners, borders.points, borders.offsets, num_rays, bool(wrap)
+    device = find_double_device(points.device)
+    cast = find_compiled("cast_ray_targets", device) or _cast_ray_targets
+    borders = borders.to(device)
+    distances = cast(
+        points.to(device, torch.int32),
+        owners.to(device),
+        borders.points,
+        borders.offsets,
+        num_rays,
+        bool(wrap),
     )
+    return distances.to(points.device)
 
 
 def _cast_ray_targets(
@@ -106,7 +115,9 @@ def intersect_rays(
         ValueError: `num_rays` does not divide 360.
     """
     step = _degrees_between_rays(num_rays)
-    directions = _ray_directions(num_rays, points.device)  # (V, 2) double
+    target, device = points.device, find_double_device(points.device)
+    points, owners, borders = points.to(device), owners.to(device), borders.to(device)
+    directions = _ray_directions(num_rays, device)  # (V, 2) double
     edges, offsets = link_borders(borders)
     hits = points.new_full((len(points) * num_rays,), MISSED, dtype=torch.float64)
     for point, edge in _pair_up(owners, offsets):
@@ -117,7 +128,7 @@ def intersect_rays(
         ray = (first[pair] + rank) % num_rays
         distance = _hit_distances(ends[pair].double(), directions[ray])
         hits.scatter_reduce_(0, point[pair] * num_rays + ray, distance, "amax")
-    return hits.view(len(points), num_rays).float()
+    return hits.view(len(points), num_rays).float().to(target)
 
 
 def fill_missed_rays(distances: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ METHOD = Method(
     name="Mask R-CNN",
     registry_names=("GeneralizedRCNN", "GeneralizedRCNNCompactMasks"),
     layouts=LAYOUTS,
+    candidate_limits=("MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.RPN.PRE_NMS_TOPK_TEST"),
     score_keys=("MODEL.ROI_HEADS.SCORE_THRESH_TEST",),
     set_score_thresh=set_score_thresh,
     constant_parts=("backbone", "proposal_generator"),

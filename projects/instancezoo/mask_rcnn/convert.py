@@ -9,7 +9,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from instancezoo.checkpoint.layouts import COUNTERS, ZOO_LICENCE, resnet_rows
-from instancezoo.checkpoint.rename import Layout, Row
+from instancezoo.checkpoint.rename import Layout, Row, TrainedOn
 
 _NUM_COCO_OUTPUTS = 91
 _DETECTRON2_EPS = 1e-5  # of FrozenBatchNorm2d
@@ -78,6 +78,7 @@ _ZOO_LAYOUTS = tuple(
         must=(*_ZOO_SIGNATURE, predictor, *((_RES4_7TH_BLOCK,) if is_deep else ())),
         must_not=() if is_deep else (_RES4_7TH_BLOCK,),
         shapes={"backbone.bottom_up.res2.0.conv1.weight": (width, 64, 1, 1)},
+        trained_on=TrainedOn.coco("roi_heads.mask_head.predictor.bias"),
     )
     for folder, method, predictor in _FAMILIES
     for backbone, (is_deep, width) in _BACKBONES.items()
@@ -112,6 +113,7 @@ TORCHVISION_MASK_RCNN = Layout(
     method="Mask R-CNN",
     config="mask_rcnn/mask_rcnn_R_50_FPN_torchvision",
     licence="BSD-3-Clause (torchvision), trained on COCO",
+    trained_on=TrainedOn.coco("roi_heads.mask_predictor.mask_fcn_logits.bias", _NUM_COCO_OUTPUTS),
     must=(
         "backbone.body.layer4.2.conv3.weight",
         "rpn.head.conv.0.0.weight",

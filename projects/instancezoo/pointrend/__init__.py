@@ -17,6 +17,8 @@ METHOD = Method(
     layouts=LAYOUTS,
     doctor_checks=SOLOV2.doctor_checks,
     detection_limit=SOLOV2.detection_limit,
+    score_keys=SOLOV2.score_keys,
+    candidate_limits=SOLOV2.candidate_limits,
 )
 
 __all__ = [

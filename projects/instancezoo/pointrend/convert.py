@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instancezoo.checkpoint.mmdetection import BACKBONES, UNUSED, pyramid_rows
-from instancezoo.checkpoint.rename import Layout, Row
+from instancezoo.checkpoint.rename import Layout, Row, TrainedOn
 
 _DETECTRON2_LICENCE = "CC BY-SA 3.0 (Detectron2's PointRend project)"
 _MMDET_LICENCE = "Apache-2.0 (MMDetection)"
@@ -11,6 +11,8 @@ _RES4_7TH_BLOCK = "backbone.bottom_up.res4.6.conv1.weight"  # R-50 has six, R-10
 _WIDTH = "backbone.bottom_up.res2.0.conv1.weight"
 _OUTPUT = "roi_heads.**coarse_head.prediction.weight"
 _COARSE, _POINT = "roi_heads.mask_head.coarse_head", "roi_heads.mask_head.point_head"
+_POINT_OUTPUT = "roi_heads.**point_head.predictor.bias"
+_CITYSCAPES = TrainedOn("cityscapes_fine_instance_seg_train", _POINT_OUTPUT, 8)
 # 8 classes of Cityscapes, 7 x 7 cells each
 _CITYSCAPES_OUTPUT = (8 * 7 * 7, 1024)
 
@@ -55,6 +57,7 @@ def _make_layout(config: str, is_deep: bool, width: int) -> Layout:
             **({_OUTPUT: _CITYSCAPES_OUTPUT} if is_cityscapes else {}),
         },
         other_shapes={} if is_cityscapes or is_deep else {_OUTPUT: _CITYSCAPES_OUTPUT},
+        trained_on=_CITYSCAPES if is_cityscapes else TrainedOn.coco(_POINT_OUTPUT),
     )
 
 
@@ -71,6 +74,7 @@ _MMDET_LAYOUT = Layout(
     ),
     must_not=BACKBONES["R_50"].must_not,
     unused=UNUSED,
+    trained_on=TrainedOn.coco("roi_head.point_head.fc_logits.bias"),
     rows=(
         *pyramid_rows(finest_level=2),
         ("rpn_head.rpn_conv.*", "proposal_generator.rpn_head.conv.*"),

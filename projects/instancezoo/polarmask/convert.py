@@ -11,7 +11,7 @@ from instancezoo.checkpoint.mmdetection import (
     conv_rows,
     pyramid_rows,
 )
-from instancezoo.checkpoint.rename import Layout, Row
+from instancezoo.checkpoint.rename import Layout, Row, TrainedOn
 
 
 def make_vector(scalar: Tensor) -> Tensor:
@@ -66,6 +66,7 @@ def _make_layout(backbone: str) -> Layout:
         licence=_LICENCE,
         rows=(*_ROWS, *(_FLAT_ROWS if is_deformable else _PLAIN_ROWS)),
         unused=UNUSED,
+        trained_on=TrainedOn.coco("bbox_head.polar_cls.bias"),
         **vars(signature),
     )
 

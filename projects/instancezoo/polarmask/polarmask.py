@@ -7,6 +7,7 @@ V rays.
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
 from typing import Any
 
@@ -112,6 +113,7 @@ class PolarMask(DenseSegmenter[PolarMaskOutputs, PolarTargets]):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         arguments = super().from_config(cfg)
         backbone, node = arguments["backbone"], cfg.MODEL.POLARMASK
+        limit = cfg.TEST.DETECTIONS_PER_IMAGE  # as in Detectron2, a negative one is none
         shapes = backbone.output_shape()
         check_polarmask_config(cfg, shapes)
         return {
@@ -138,7 +140,7 @@ class PolarMask(DenseSegmenter[PolarMaskOutputs, PolarTargets]):
                 centerness_offset=node.CENTERNESS_OFFSET,
                 nms_box=node.NMS_BOX,
                 nms_thresh=node.NMS_THRESH_TEST,
-                max_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+                max_per_image=limit if limit >= 0 else sys.maxsize,
                 plus_one=node.LEGACY_PLUS_ONE,
                 output_plus_one=node.OUTPUT_PLUS_ONE,
             ),

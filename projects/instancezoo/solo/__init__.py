@@ -18,6 +18,7 @@ METHOD = Method(
     layouts=LAYOUTS,
     doctor_checks={"grids": partial(check_grids, key="MODEL.SOLO")},
     detection_limit="MODEL.SOLO.MAX_PER_IMG",
+    candidate_limits=("MODEL.SOLO.NMS_PRE",),
     score_keys=("MODEL.SOLO.SCORE_THR", "MODEL.SOLO.UPDATE_THR"),
     prepare_untrained=partial(lower_mask_threshold, name="SOLO"),
     stages={predict_masks: "mask channels", matrix_nms: "Matrix NMS"},

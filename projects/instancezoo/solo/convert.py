@@ -11,7 +11,7 @@ from instancezoo.checkpoint.mmdetection import (
     conv_rows,
     pyramid_rows,
 )
-from instancezoo.checkpoint.rename import Layout, Row
+from instancezoo.checkpoint.rename import Layout, Row, TrainedOn
 
 LICENCES = {
     "WXinlong/SOLO": "2-clause BSD for non-commercial purposes (WXinlong/SOLO)",
@@ -20,7 +20,12 @@ LICENCES = {
 
 
 def make_family(
-    source: str, method: str, configs: Mapping[str, str], head: Signature, rows: tuple[Row, ...]
+    source: str,
+    method: str,
+    configs: Mapping[str, str],
+    head: Signature,
+    rows: tuple[Row, ...],
+    category: str,
 ) -> list[Layout]:
     """Make one layout per backbone.
 
@@ -30,6 +35,7 @@ def make_family(
         configs: key of `BACKBONES` -> config.
         head: signature of the head.
         rows: of the head.
+        category: published name of the layer with one output per class.
     """
     return [
         Layout(
@@ -39,6 +45,7 @@ def make_family(
             licence=LICENCES[source],
             rows=(*pyramid_rows(finest_level=2), *rows),  # with the same names in both sources
             unused=UNUSED,
+            trained_on=TrainedOn.coco(f"{category}.bias"),
             **vars(BACKBONES[backbone] + head),
         )
         for backbone, config in configs.items()
@@ -88,14 +95,14 @@ def _make_layouts(source: str) -> list[Layout]:
     )
     first = f"{output_2}_x.0.weight"
     heads = (
-        ("SOLO", _SOLO, (f"{output}.0.weight",), solo),
-        ("Decoupled SOLO", _DECOUPLED, (first, f"{masks}_x.0.conv.weight"), decoupled),
-        ("Decoupled SOLO light", _LIGHT, (first, f"{masks}.0.conv.weight"), decoupled),
+        ("SOLO", _SOLO, (f"{output}.0.weight",), solo, category),
+        ("Decoupled SOLO", _DECOUPLED, (first, f"{masks}_x.0.conv.weight"), decoupled, category_2),
+        ("Decoupled SOLO light", _LIGHT, (first, f"{masks}.0.conv.weight"), decoupled, category_2),
     )
     return [
         layout
-        for method, configs, must, rows in heads
-        for layout in make_family(source, method, configs, Signature(must), rows)
+        for method, configs, must, rows, classes in heads
+        for layout in make_family(source, method, configs, Signature(must), rows, classes)
     ]
 
 

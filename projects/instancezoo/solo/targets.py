@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor
 
+from instancezoo.layers.double import find_double_device
 from instancezoo.layers.mass_centers import find_mass_centers
 from instancezoo.modeling.levels import level_offsets, match_scale_ranges
 from instancezoo.modeling.objects import Objects, join_objects
@@ -233,8 +234,9 @@ def reduce_as_opencv(masks: Tensor, stride: int) -> Tensor:
 def _list_opencv_taps(size: int, stride: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Source positions and integer weights of each output position, both (2, n)."""
     num_out = int(size / stride + 0.5)
-    positions = torch.arange(num_out, device=device, dtype=torch.float64)
-    source = ((positions + 0.5) * (size / max(num_out, 1)) - 0.5).float().clamp(0, size - 1)
+    positions = torch.arange(num_out, device=find_double_device(device), dtype=torch.float64)
+    source = ((positions + 0.5) * (size / max(num_out, 1)) - 0.5).float().to(device)
+    source = source.clamp(0, size - 1)
     first = source.long()
     share = source - first
     weights = torch.stack([1 - share, share]).mul(_OPENCV_ONE).round().int()

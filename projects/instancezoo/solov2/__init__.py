@@ -19,6 +19,7 @@ METHOD = Method(
     layouts=LAYOUTS,
     doctor_checks={"grids": partial(check_grids, key="MODEL.SOLOV2")},
     detection_limit="MODEL.SOLOV2.MAX_PER_IMG",
+    candidate_limits=("MODEL.SOLOV2.NMS_PRE",),
     score_keys=("MODEL.SOLOV2.SCORE_THR", "MODEL.SOLOV2.UPDATE_THR"),
     prepare_untrained=partial(lower_mask_threshold, name="SOLOV2"),
     stages={dynamic_conv: "dynamic convolution", matrix_nms: "Matrix NMS"},

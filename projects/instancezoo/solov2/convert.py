@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instancezoo.checkpoint.mmdetection import Signature, conv_rows
-from instancezoo.checkpoint.rename import Layout, Row
+from instancezoo.checkpoint.rename import Layout, Row, TrainedOn
 from instancezoo.solo.convert import make_family
 
 _FULL = {
@@ -41,7 +41,7 @@ def _make_layouts(source: str) -> list[Layout]:
     layouts = []
     for configs, width in ((_FULL, _FULL_WIDTH), (_LIGHT, _LIGHT_WIDTH)):
         signature = Signature((weight,), (), {weight: (None, width, None, None)})
-        layouts += make_family(source, "SOLOv2", configs, signature, rows)
+        layouts += make_family(source, "SOLOv2", configs, signature, rows, f"{head}.{cate}")
     return layouts
 
 
@@ -75,6 +75,7 @@ _ADELAIDET_LAYOUTS = tuple(
         must_not=must_not,
         unused=("pixel_mean", "pixel_std"),
         rows=_ADELAIDET_ROWS,
+        trained_on=TrainedOn.coco("ins_head.cate_pred.bias"),
     )
     for depth, must, must_not in ((50, (), (_7TH_BLOCK,)), (101, (_7TH_BLOCK,), ()))
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.contour_tiles import TileAxis, compute_tiles, find_sides, split_axis
+from instancezoo.layers.double import find_double_device
 from instancezoo.layers.resize_chain import Crop, Resize, Step, resize_at_points, weigh_samples
 from instancezoo.layers.rle import encode_ends
 
@@ -93,7 +94,7 @@ class ImageMasks(MaskForm):
 
     def _tile(self, height: int, width: int) -> _Tiling:
         """Cut the image into tiles and find those whose pixels need not be computed."""
-        scores = self.scores.detach().float()
+        scores = self.scores.detach().float().to(find_double_device(self.scores.device))
         steps = (*self.steps, Resize(height, width))
         grid = scores.shape[1], scores.shape[2]
         by_rows, by_columns = weigh_samples(grid, steps, scores.device)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from instancezoo.layers.double import find_double_device
 from instancezoo.layers.polygons import encode_polygons, fill_polygons
 
 from .form import MaskForm
@@ -51,6 +52,6 @@ class VertexMasks(MaskForm):
         Returns:
             M lists with one list `[x0, y0, x1, y1, ...]` each, in hundredths of a pixel.
         """
-        limit = self.vertices.new_tensor([width, height], dtype=torch.float64)
-        inside = torch.minimum(self.vertices.double().clamp(min=0), limit)
+        vertices = self.vertices.to(find_double_device(self.vertices.device)).double()
+        inside = torch.minimum(vertices.clamp(min=0), vertices.new_tensor([width, height]))
         return [[outline] for outline in inside.round(decimals=2).flatten(1).tolist()]

@@ -1,0 +1,143 @@
+"""Reads the polygons of one object in the forms that people write, and cuts off what is far away.
+
+pycocotools walks along every edge in fifths of a pixel, also outside the image: a polygon with a
+distant vertex exhausts its memory. V vertices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from numpy.typing import NDArray
+
+from instancezoo.data.coco_values import BadEntry, Problem, missing_key, read_numbers
+
+MIN_VERTICES = 3
+MAX_COORDINATE = 2**31 / 5  # pycocotools holds five times a coordinate in 32 bits
+# A polygon of area A and perimeter P holds a disc of radius A / P, and a disc of two pixels holds
+# the centre of a pixel.
+SAFE_RADIUS = 2.0
+MAX_LENGTH = 2**18  # pixels of edges that pycocotools walks in about ten milliseconds
+
+Vertices = NDArray[np.float64]  # (V, 2) xy in pixels
+
+
+def check_polygons(
+    polygons: list[Any], height: int, width: int
+) -> tuple[list[list[float]], list[Problem]]:
+    """Check the polygons of one object.
+
+    Args:
+        polygons: lists `[x1, y1, x2, y2, ...]`; also one such list alone, points as pairs
+            `[[x1, y1], ...]`, and numbers as texts.
+        height, width: pixels of the image.
+
+    Returns:
+        Lists of 6 numbers or more, within one image size of the border, that cover the same pixels
+        as the given ones; and the repairs made.
+
+    Raises:
+        BadEntry: they cannot be used, or cover no pixel.
+    """
+    arrays, repairs = _read_polygons(polygons)
+    usable = [xy.reshape(-1, 2) for xy in arrays if len(xy) >= 2 * MIN_VERTICES and not len(xy) % 2]
+    if not usable:
+        raise BadEntry(Problem.FEW_POINTS)
+    if len(usable) < len(arrays):
+        repairs.append(Problem.POLYGON_LEFT_OUT)
+    vertices = np.concatenate(usable)
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    size = np.array([width, height], dtype=np.float64)
+    if (low >= size).any() or (high <= 0).any() or max(-low.min(), high.max()) > MAX_COORDINATE:
+        raise BadEntry(Problem.POLYGON_OUTSIDE)
+    margin = max(height, width)
+    if (low < -margin).any() or (high > size + margin).any():
+        clipped = [clip_polygon(xy, -margin, size + margin) for xy in usable]
+        clipped = [xy for xy in clipped if len(xy) >= MIN_VERTICES]
+        if not clipped:
+            raise BadEntry(Problem.POLYGON_OUTSIDE)
+        # A clipped edge may be rounded otherwise; only then, and if it can be walked, it stays.
+        if sum(map(_measure_length, usable)) > MAX_LENGTH or _encode(
+            usable, height, width
+        ) == _encode(clipped, height, width):
+            usable = clipped
+            repairs.append(Problem.POLYGON_CLIPPED)
+    is_visible = any(_surely_covers_pixels(xy, size) for xy in usable)
+    if not is_visible and not mask_util.area(_encode(usable, height, width)):
+        raise BadEntry(Problem.ZERO_AREA)
+    return [xy.reshape(-1).tolist() for xy in usable], repairs
+
+
+def clip_polygon(vertices: Vertices, low: Any, high: Any) -> Vertices:
+    """Cut a polygon to a rectangle (Sutherland and Hodgman, 1974).
+
+    A polygon that leaves the rectangle and enters it elsewhere gets edges along the border.
+
+    Args:
+        vertices: (V, 2).
+        low, high: lowest and highest x and y of the rectangle, a number or (2,).
+
+    Returns:
+        (V', 2); V' is 0 if nothing is inside.
+    """
+    for sign, limits in ((1.0, low), (-1.0, high)):
+        for axis, limit in enumerate(np.broadcast_to(limits, 2)):
+            if not len(vertices):
+                return vertices
+            inside = sign * (vertices[:, axis] - limit)  # >= 0 inside
+            following, inside_next = np.roll(vertices, -1, axis=0), np.roll(inside, -1)
+            crosses = (inside < 0) != (inside_next < 0)
+            steps = np.where(crosses, inside - inside_next, 1.0)
+            shares = (inside / steps)[:, None]
+            crossings = vertices + shares * (following - vertices)
+            crossings[:, axis] = limit
+            points = np.stack([vertices, crossings], axis=1)  # (V, 2, 2)
+            vertices = points[np.stack([inside >= 0, crosses], axis=1)]
+    return vertices
+
+
+def _read_polygons(polygons: list[Any]) -> tuple[list[NDArray[np.float64]], list[Problem]]:
+    if not polygons:
+        raise missing_key("segmentation")
+    rewritten = True
+    if all(isinstance(item, int | float | str) for item in polygons):
+        polygons = [polygons]  # one polygon without its list
+    elif len(polygons) >= MIN_VERTICES and all(map(_is_pair, polygons)):
+        polygons = [_join_pairs(polygons)]  # one polygon of points
+    elif all(isinstance(item, list) and item and all(map(_is_pair, item)) for item in polygons):
+        polygons = [_join_pairs(item) for item in polygons]
+    else:
+        rewritten = any(isinstance(item, list) and str in map(type, item) for item in polygons)
+    arrays = [read_numbers(polygon, "segmentation") for polygon in polygons]
+    return arrays, [Problem.POLYGON_REWRITTEN] if rewritten else []
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list)
+
+
+def _join_pairs(points: list[list[Any]]) -> list[Any]:
+    return [number for point in points for number in point]
+
+
+def _surely_covers_pixels(vertices: Vertices, size: Vertices) -> bool:
+    """True if a polygon lies in the image and holds a disc of two pixels; False is not sure."""
+    if (vertices < 0).any() or (vertices > size).any():
+        return False
+    closed = np.concatenate([vertices, vertices[:1]])
+    x, y = closed.T
+    doubled_area = abs(np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]))
+    return bool(doubled_area > 2 * SAFE_RADIUS * _measure_length(vertices))
+
+
+def _measure_length(vertices: Vertices) -> float:
+    edges = np.diff(vertices, axis=0, append=vertices[:1])
+    return float(np.sqrt(np.einsum("vc,vc->v", edges, edges)).sum())
+
+
+def _encode(polygons: list[Vertices], height: int, width: int) -> dict[str, Any]:
+    lists = [xy.reshape(-1).tolist() for xy in polygons]
+    rle: dict[str, Any] = mask_util.merge(mask_util.frPyObjects(lists, height, width))
+    return rle
