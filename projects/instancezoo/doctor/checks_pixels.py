@@ -22,6 +22,7 @@ NUM_IMAGES = 16
 MIN_RANGE_SHARE = 0.05
 MIN_LEVELS = 64
 MAX_VALUES = 2**20  # of an image, whose levels are counted
+MIN_SHARE_IN_USE = 0.1  # largest value below which (0, 1) would be too wide
 _MAX_FAILURES_SHOWN = 3
 
 
@@ -119,8 +120,11 @@ def _judge_range(name: str, measured: list[PixelFacts], pixel_range: str) -> Fin
 def suggest_range(low: float, high: float) -> str:
     """A pair for INPUT.PIXEL_RANGE that holds values from `low` to `high`.
 
-    Whole numbers from 0 on get the range of the smallest number of bits, as cameras have it.
+    Whole numbers from 0 on get the range of the smallest number of bits, as cameras have it, and
+    shares get (0, 1).
     """
+    if low >= 0 and MIN_SHARE_IN_USE <= high <= 1:
+        return "(0, 1)"
     if low >= 0 and low == int(low) and high == int(high) and high >= 1:
         return f"(0, {2 ** int(high).bit_length() - 1})"
     return f"({low:g}, {high:g})"
