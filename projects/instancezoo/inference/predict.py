@@ -61,8 +61,8 @@ def predict_inputs(
         The files that could not be read, predicted or drawn, for whatever reason.
 
     Raises:
-        ZooError: a picture would overwrite an input; a class or score is invalid; polygons are
-            wanted from a model without polygons.
+        ZooError: a picture would overwrite an input, or polygons are wanted from a model without
+            polygons.
     """
     targets = name_pictures(inputs, output)
     if metadata is None:
