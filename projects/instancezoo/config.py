@@ -79,6 +79,11 @@ class CfgNode(_CfgNode):
 
     def merge_from_list(self, cfg_list: list[Any]) -> Any:
         """Merge `[KEY, VALUE, ...]`, with whole numbers as in files. Raises `ConfigError`."""
+        if options := [str(word) for word in cfg_list if str(word).startswith("--")]:
+            raise ConfigError(
+                f"option {options[0]} comes after the overrides; all options go before the first "
+                "KEY"
+            )
         if len(cfg_list) % 2:
             raise ConfigError(
                 f"overrides come in pairs KEY VALUE, but {len(cfg_list)} words were given: "
@@ -335,8 +340,6 @@ def _list_values(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _explain_unknown(key: str, known: Iterable[str], where: str) -> str:
-    if key.startswith("--"):
-        return f"option {key} comes after the overrides; all options go before the first KEY"
     # Users misspell the last part, or put an existing name into a wrong group.
     same_leaf = [k for k in sorted(known) if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = suggest(key, sorted(known), cutoff=0.5) or suggest(key, same_leaf, cutoff=0)

@@ -459,3 +459,28 @@ def test_coco(shared_data):
     assert [f for f in found if f.severity is Severity.ERROR] == []
     assert "80 categories, ids 1 to 90 with gaps" in pick(found, "category ids")[0].message
     assert "80 classes" in pick(found, "classes")[0].message
+
+
+def test_nothing_to_train_on_is_an_error_whatever_was_dropped(tmp_path):
+    train = make_dataset(tmp_path / "train")
+    _change_annotations(tmp_path / "train", lambda a: a.update(iscrowd=1))
+    _change_annotations(tmp_path / "train", lambda a: a["id"] == 1 and a.update(category_id=77))
+    first, second = pick(examine(train, None), "annotations")
+    assert (first.severity, second.severity) == (Severity.ERROR, Severity.WARNING)
+    assert "1 entries dropped" in second.message
+
+
+def test_boxes_without_masks_that_reach_beyond_the_image(tmp_path):
+    train = make_dataset(tmp_path / "train", box=(60, 60, 100, 100))
+    _change_annotations(tmp_path / "train", lambda a: a.pop("segmentation"))
+    (finding,) = pick(examine(train, None, ["MODEL.MASK_ON", False]), "boxes")
+    assert finding.severity is Severity.WARNING and "48 of 48 boxes" in finding.message
+
+
+def test_a_picture_under_two_ids_is_told(tmp_path):
+    train = make_dataset(tmp_path / "train")
+    content = json.loads((tmp_path / "train" / "truth.json").read_text())
+    content["images"].append({**content["images"][0], "id": 99, "file_name": "./0.png"})
+    (tmp_path / "train" / "truth.json").write_text(json.dumps(content))
+    (finding,) = pick(examine(train, None), "pictures")
+    assert "1 pictures" in finding.message and "0.png" in finding.message

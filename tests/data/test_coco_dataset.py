@@ -102,7 +102,16 @@ BAD_ANNOTATIONS = {
     ],
     "polygon under 3 points": [
         {"segmentation": [[4, 4, 14, 14]]},
+    ],
+    "polygon with an odd number of coordinates, not [x1, y1, x2, y2, ...]": [
         {"segmentation": [[4, 4, 14, 4, 14, 14, 4]]},
+        {"segmentation": [[4, 4, 0], [14, 4, 0], [14, 14, 0]]},
+    ],
+    "RLE whose 'size' is not [height, width] of its image": [
+        make_rle([AREA // 2, AREA // 2], size=[WIDTH, HEIGHT]),
+        make_rle([AREA // 2, AREA // 2], size="24 32"),
+        make_rle([1, 10**9 - 1], size=[10**5, 10**4]),
+        {"segmentation": {"counts": [AREA]}},
     ],
     "malformed RLE": [
         make_rle(None),
@@ -118,15 +127,10 @@ BAD_ANNOTATIONS = {
         make_rle([10, -5, AREA - 5]),
         make_rle([0, 2**32, AREA - 2**32]),
         make_rle([1.5, AREA - 1.5]),
-        make_rle([9.0, AREA - 9.0]),
         make_rle([True, AREA - 1]),
         make_rle([10**30]),
         make_rle([math.inf]),
-        make_rle(["1", str(AREA - 1)]),
-        make_rle([AREA // 2, AREA // 2], size=[WIDTH, HEIGHT]),
-        make_rle([AREA // 2, AREA // 2], size="24 32"),
-        make_rle([1, 10**9 - 1], size=[10**5, 10**4]),
-        {"segmentation": {"counts": [AREA]}},
+        make_rle(["1", "x"]),
     ],
 }
 CASES = [(problem, change) for problem, changes in BAD_ANNOTATIONS.items() for change in changes]

@@ -323,3 +323,57 @@ def test_a_mask_without_a_pixel_is_dropped_in_spite_of_its_area(coco_folder: Pat
     coco["annotations"][0] |= {"segmentation": sliver, "bbox": [5.1, 5.1, 0.2, 0.2], "area": 0.02}
     _, report = check(coco, coco_folder)
     assert report.dropped == {Problem.ZERO_AREA: [10]}
+
+
+@pytest.mark.parametrize(("written", "used"), [("0001", 1), (1, "0001"), ("1.0", 1)])
+def test_image_ids_that_are_the_same_number(written: Any, used: Any, coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["images"][1]["id"] = written
+    for annotation in coco["annotations"][:3]:
+        annotation["image_id"] = used
+    _, report = check(coco, coco_folder)
+    assert not report.dropped and report.num_annotations == 6
+
+
+def test_texts_that_are_one_number_are_different_categories(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["categories"] = [{"id": "1", "name": "cat"}, {"id": "01", "name": 2}]
+    for annotation in coco["annotations"]:
+        annotation["category_id"] = "1" if annotation["category_id"] == 3 else "01"
+    clean, report = check(coco, coco_folder)
+    assert not report.dropped
+    assert list_classes(clean) == (["cat", "2"], {1: 0, 2: 1})
+
+
+def test_an_object_as_large_as_the_image_is_among_the_shares(coco_folder: Path) -> None:
+    coco = make_coco()
+    for annotation in coco["annotations"]:
+        annotation |= {"bbox": [0.1, 0.2, 0.5, 0.51], "segmentation": None}
+    coco["annotations"][0]["bbox"] = [0, 0, 1, 1]
+    coco["annotations"][1]["bbox"] = [0, 0.2, 0.5, 1.004]
+    clean, report = check(coco, coco_folder)
+    assert report.repaired[Problem.SHARES] == [10, 11, 12, 20, 21, 22]
+    assert clean["annotations"][0]["bbox"] == [0, 0, WIDTH, HEIGHT]
+
+
+def test_polygons_as_shares_under_boxes_in_pixels_are_told(coco_folder: Path) -> None:
+    coco = make_coco()
+    for annotation in coco["annotations"]:
+        x, y, w, h = 1, 2, 26, 20
+        annotation |= {"bbox": [x, y, w, h], "iscrowd": 0}
+        corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+        annotation["segmentation"] = [[_as_share(v, i) for i, v in enumerate(corners)]]
+    _, report = check(coco, coco_folder)
+    assert report.misfit_cause == "the polygons are shares of the image (0 to 1), not pixels"
+
+
+def test_reports_show_what_was_found_first(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["images"][0]["file_name"] = "a\\2.png"
+    coco["images"][1] |= {"height": WIDTH, "width": HEIGHT}
+    with pytest.raises(DatasetError) as error:
+        check(coco, coco_folder)
+    summary = str(error.value)
+    assert f"missing image file (id 2; first: {coco_folder / 'a'}" in summary
+    assert f"1.png is {WIDTH} x {HEIGHT}, its entry {HEIGHT} x {WIDTH}" in summary
+    assert "repaired" not in summary

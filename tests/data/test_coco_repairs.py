@@ -87,7 +87,7 @@ def test_only_an_entry_equal_in_every_key_is_dropped(coco_folder: Path) -> None:
         ({"area": HEIGHT * WIDTH + 1}, Problem.AREA_MEASURED, {"area": 60}),
         (
             {"segmentation": [[1, 1, 2, 2], SQUARE]},
-            "polygon under 3 points left out",
+            Problem.POLYGON_LEFT_OUT,
             {"segmentation": [SQUARE]},
         ),
         (

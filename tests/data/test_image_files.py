@@ -308,3 +308,23 @@ def test_white_is_zero_where_the_file_says_so(tmp_path: Path) -> None:
         values = (255 - QUARTERS).astype(dtype) * scale
         tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
         np.testing.assert_array_equal(read_image(tmp_path / "a.tif", "L")[:, :, 0], QUARTERS)
+
+
+@pytest.mark.parametrize("planar", ["separate", "contig"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_deep_colours_of_any_layout_keep_their_high_bytes(
+    planar: str, byteorder: str, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (20, 30, 3), dtype=np.uint16)
+    planes = np.moveaxis(values, 2, 0) if planar == "separate" else values
+    tifffile.imwrite(
+        tmp_path / "a.tif", planes, photometric="rgb", planarconfig=planar, byteorder=byteorder
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", "RGB"), values >> 8)
+
+
+def test_complex_values_are_an_error(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30), np.complex64))
+    for pixel_range in (PixelRange(), PixelRange("minmax")):
+        with pytest.raises(ImageError, match="complex64"):
+            ImageReader("L", 1, pixel_range)(tmp_path / "a.tif")

@@ -70,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict. Returns 1 if a file failed, else 0."""
+    if args.output.exists() and not args.output.is_dir():
+        raise ZooError(f"--output {args.output} is a file: name a folder")
     inputs = gather_inputs(args.inputs)
     if args.config_file:
         cfg, metadata, classes = _load_given(args)

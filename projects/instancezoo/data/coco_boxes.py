@@ -111,17 +111,24 @@ def find_misfits(boxes: Boxes, extents: Boxes, sizes: Boxes) -> tuple[NDArray[np
     boxes, extents, sizes = boxes[misfits], extents[misfits], sizes[misfits]
     sides = np.tile(sizes, 2)
     another_size = "the boxes or the masks belong to pictures of another size"
+    corners = _to_corners(boxes)
+    # What is wrong, the boxes as they were meant, and the extents of the masks as they were meant.
     meanings = (
-        ("the boxes are [x1, y1, x2, y2], not [x, y, width, height]", boxes),
-        ("the boxes are [centre x, centre y, width, height]", _from_centres(boxes)),
-        ("x and y are swapped in the boxes or in the masks", _to_corners(boxes[:, [1, 0, 3, 2]])),
-        ("the boxes are shares of the image (0 to 1), not pixels", _to_corners(boxes * sides)),
-        (another_size, _rescale(_to_corners(boxes), extents)),
+        ("the boxes are [x1, y1, x2, y2], not [x, y, width, height]", boxes, extents),
+        ("the boxes are [centre x, centre y, width, height]", _from_centres(boxes), extents),
+        (
+            "x and y are swapped in the boxes or in the masks",
+            _to_corners(boxes[:, [1, 0, 3, 2]]),
+            extents,
+        ),
+        ("the boxes are shares of the image (0 to 1), not pixels", corners * sides, extents),
+        ("the polygons are shares of the image (0 to 1), not pixels", corners, extents * sides),
+        (another_size, _rescale(corners, extents), extents),
         # Images of several sizes that were stretched to one.
-        (another_size, _rescale(_to_corners(boxes) * sides, extents)),
+        (another_size, _rescale(corners * sides, extents), extents),
     )
-    for cause, corners in meanings:
-        if _fits(corners, extents, sizes).mean() >= MIN_CAUSE_SHARE:
+    for cause, meant_boxes, meant_extents in meanings:
+        if _fits(meant_boxes, meant_extents, sizes).mean() >= MIN_CAUSE_SHARE:
             return misfits, cause
     return misfits, ""
 

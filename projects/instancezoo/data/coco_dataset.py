@@ -19,6 +19,7 @@ from instancezoo.data.coco_entries import (
     check_annotation,
     check_category,
     check_image,
+    describe_file,
     find_file_problem,
 )
 from instancezoo.data.coco_report import AnnotationReport
@@ -28,7 +29,8 @@ from instancezoo.data.coco_values import (
     Entry,
     Id,
     Problem,
-    find_id,
+    add_aliases,
+    find_entry,
     order_ids,
     read_id,
 )
@@ -252,8 +254,9 @@ def _check_files(
         raise DatasetError(f"image folder '{image_root}' of {report.source} does not exist")
     for image_id, image in images.items():
         name = image["file_name"]
-        if "\\" in name and not os.path.isfile(os.path.join(image_root, name)):
-            image["file_name"] = os.path.normpath(name.replace("\\", "/"))
+        other = os.path.normpath(name.replace("\\", "/"))
+        if "\\" in name and os.path.isfile(os.path.join(image_root, other)):
+            image["file_name"] = other
             report.repaired[Problem.BACKSLASHES].append(image_id)
     # Threads, since the wait is for the disk.
     with ThreadPoolExecutor() as pool:
@@ -263,7 +266,9 @@ def _check_files(
     for image_id, problem in zip(list(images), problems, strict=True):
         if problem is not None:
             report.dropped[problem].append(image_id)
-            del images[image_id]
+            image = images.pop(image_id)
+            if problem not in report.examples:
+                report.examples[problem] = describe_file(image_root, image, max_pixels)
 
 
 def _check_annotations(
@@ -273,8 +278,10 @@ def _check_annotations(
     report: AnnotationReport,
 ) -> list[Entry]:
     entries = content["annotations"]
-    listed = {_label(entry, position) for position, entry in enumerate(content["images"])}
-    shares, numbering, fit = find_shares(entries, images), _Numbering(), BoxFit()
+    known_images, known_categories = add_aliases(images), add_aliases(categories)
+    labels = [_label(entry, position) for position, entry in enumerate(content["images"])]
+    listed = add_aliases({label: {} for label in labels})
+    shares, numbering, fit = find_shares(entries, known_images), _Numbering(), BoxFit()
     clean: list[Entry] = []
     for position, entry in enumerate(entries):
         label = _label(entry, position)
@@ -282,13 +289,13 @@ def _check_annotations(
             entry = multiply_shares(entry, image)
             report.repaired[Problem.SHARES].append(label)
         try:
-            annotation, mask, repairs = check_annotation(entry, images, categories)
+            annotation, mask, repairs = check_annotation(entry, known_images, known_categories)
             numbering.add(label, annotation, entry)
         except BadEntry as bad:
             problem = str(bad)
             if (
                 problem == Problem.UNKNOWN_IMAGE
-                and find_id(read_id(entry, "image_id"), listed) is not None
+                and find_entry(read_id(entry, "image_id"), listed) is not None
             ):
                 problem = Problem.DROPPED_IMAGE
             report.dropped[problem].append(label)
@@ -296,6 +303,7 @@ def _check_annotations(
         clean.append(annotation)
         if mask and not annotation["iscrowd"] and Problem.BOX_MEASURED not in repairs:
             fit.add(label, entry["bbox"], mask.extent, images[annotation["image_id"]])
+        report.num_boxes_beyond += mask is None and Problem.CLIPPED in repairs
         for repair in repairs:
             report.repaired[repair].append(label)
     if renumbered := numbering.renumber():

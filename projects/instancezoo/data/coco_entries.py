@@ -20,10 +20,11 @@ from instancezoo.data.coco_values import (
     Entry,
     Id,
     Problem,
-    find_id,
+    find_entry,
     is_printable,
     missing_key,
     need,
+    parse_whole,
     read_id,
     read_int,
     read_text,
@@ -40,11 +41,16 @@ MAX_PIXELS = 2**31  # run lengths are 32 bits
 def check_category(entry: Any) -> Entry:
     """A category's id and name."""
     need(entry, "id", "name")
-    try:
-        category_id: Id = read_int(entry, "id")  # "10" as a text would come before "2"
-    except BadEntry:
-        category_id = read_text(entry, "id")
-    return {"id": category_id, "name": read_text(entry, "name")}
+    category_id = read_id(entry, "id")
+    # As a text "10" would come before "2".
+    if isinstance(category_id, str):
+        number = parse_whole(category_id)
+        category_id = number if number is not None and str(number) == category_id else category_id
+    is_number = type(entry["name"]) in (int, float)
+    return {
+        "id": category_id,
+        "name": str(entry["name"]) if is_number else read_text(entry, "name"),
+    }
 
 
 def check_image(entry: Any) -> Entry:
@@ -79,6 +85,18 @@ def find_file_problem(
     return None if size == expected else Problem.WRONG_SIZE
 
 
+def describe_file(image_root: str, entry: Entry, max_pixels: int | None) -> str:
+    """Path of the file of a clean image entry, with both sizes if they differ."""
+    path = os.path.join(image_root, entry["file_name"])
+    try:
+        width, height = read_size(path, max_pixels)
+    except ImageError:
+        return path
+    if (width, height) == (entry["width"], entry["height"]):
+        return path
+    return f"{path} is {width} x {height}, its entry {entry['width']} x {entry['height']}"
+
+
 def check_annotation(
     entry: Any, images: Mapping[Id, Entry], categories: Mapping[Id, Entry]
 ) -> tuple[Entry, CheckedMask | None, list[Problem]]:
@@ -88,8 +106,8 @@ def check_annotation(
 
     Args:
         entry: what the JSON holds.
-        images: clean images by id.
-        categories: clean categories by their id in the file.
+        images: clean images, from `add_aliases`.
+        categories: clean categories by their ids in the file, from `add_aliases`.
 
     Returns:
         The clean annotation, its mask if it has one, and the repairs made.
@@ -149,10 +167,10 @@ def _read_own_number(entry: Any) -> int:
 
 
 def _look_up(entry: Entry, key: str, known: Mapping[Id, Entry], unknown: Problem) -> Entry:
-    found = find_id(read_id(entry, key), known)
+    found = find_entry(read_id(entry, key), known)
     if found is None:
         raise BadEntry(unknown)
-    return known[found]
+    return found
 
 
 def _read_flag(entry: Entry) -> int:

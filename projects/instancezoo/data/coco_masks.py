@@ -33,8 +33,9 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> CheckedMas
     if isinstance(segmentation, dict):
         rle = _check_rle(segmentation, height, width)
         x, y, w, h = mask_util.toBbox(rle).tolist()
-        is_whole = set(map(type, segmentation["size"])) == {int}
-        repairs = [] if is_whole else [Problem.NORMALISED]
+        counts = segmentation["counts"]
+        numbers = [*segmentation["size"], *(counts if isinstance(counts, list) else ())]
+        repairs = [] if set(map(type, numbers)) == {int} else [Problem.NORMALISED]
         return CheckedMask(rle, rle, [x, y, x + w, y + h], repairs)
     if isinstance(segmentation, list):
         return check_polygons(segmentation, height, width)
@@ -90,9 +91,9 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     try:
         size = read_numbers(rle.get("size"), "segmentation").tolist()
     except BadEntry as error:
-        raise BadEntry(Problem.BAD_RLE) from error
+        raise BadEntry(Problem.RLE_SIZE) from error
     if size != [height, width]:
-        raise BadEntry(Problem.BAD_RLE)
+        raise BadEntry(Problem.RLE_SIZE)
     counts = rle.get("counts")
     runs = decode_runs(counts) if isinstance(counts, str) else _read_runs(counts)
     num_pixels = height * width
@@ -108,9 +109,10 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
 
 
 def _read_runs(counts: Any) -> NDArray[np.int64]:
-    if not isinstance(counts, list) or not set(map(type, counts)) <= {int}:
-        raise BadEntry(Problem.BAD_RLE)
     try:
-        return np.array(counts, dtype=np.int64)
-    except OverflowError as error:
+        numbers = read_numbers(counts, "segmentation")
+    except BadEntry as error:
         raise BadEntry(Problem.BAD_RLE) from error
+    if (np.abs(numbers) >= 2**53).any() or (numbers % 1).any():
+        raise BadEntry(Problem.BAD_RLE)
+    return numbers.astype(np.int64)

@@ -59,7 +59,9 @@ def check_polygons(polygons: list[Any], height: int, width: int) -> CheckedMask:
     arrays, repairs = _read_polygons(polygons)
     usable = [xy.reshape(-1, 2) for xy in arrays if len(xy) >= 2 * MIN_VERTICES and not len(xy) % 2]
     if not usable:
-        raise BadEntry(Problem.FEW_POINTS)
+        raise BadEntry(
+            Problem.ODD_NUMBERS if any(len(xy) % 2 for xy in arrays) else Problem.FEW_POINTS
+        )
     if len(usable) < len(arrays):
         repairs.append(Problem.POLYGON_LEFT_OUT)
     vertices = np.concatenate(usable)

@@ -23,24 +23,28 @@ class AnnotationReport:
         encoding: text encoding of the file.
         dropped: dropped entries by problem.
         repaired: entries that were repaired and kept, by repair.
+        examples: what was found in the first entry of a problem, for some problems.
         misfits: annotations, kept as they are, whose box does not lie around their mask.
         misfit_cause: what the boxes of `misfits` look like; "" if that is unknown.
         num_images: images kept.
         num_annotations: annotations kept.
         num_crowds: annotations kept that have iscrowd 1.
         num_boxes_only: annotations kept that have no mask.
+        num_boxes_beyond: those of them whose box reached beyond the image.
     """
 
     source: str
     encoding: str = "utf-8"
     dropped: Listing = field(default_factory=partial(defaultdict, list))
     repaired: Listing = field(default_factory=partial(defaultdict, list))
+    examples: dict[str, str] = field(default_factory=dict)
     misfits: list[Id] = field(default_factory=list)
     misfit_cause: str = ""
     num_images: int = 0
     num_annotations: int = 0
     num_crowds: int = 0
     num_boxes_only: int = 0
+    num_boxes_beyond: int = 0
 
     @property
     def num_dropped(self) -> int:
@@ -68,7 +72,8 @@ class AnnotationReport:
             lines.append(f"  {self.describe_misfits()} (id {_list_ids(self.misfits)})")
         for verb, listing in (("dropped", self.dropped), ("repaired", self.repaired)):
             for problem, ids in sorted(listing.items()):
-                lines.append(f"  {verb} {len(ids)}: {problem} (id {_list_ids(ids)})")
+                example = f"; first: {self.examples[problem]}" if problem in self.examples else ""
+                lines.append(f"  {verb} {len(ids)}: {problem} (id {_list_ids(ids)}{example})")
         return "\n".join(lines)
 
     def describe_misfits(self) -> str:

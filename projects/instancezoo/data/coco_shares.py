@@ -5,34 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from instancezoo.data.coco_values import BadEntry, Entry, Id, find_id, read_id, read_number
+from instancezoo.data.coco_values import BadEntry, Entry, Id, find_entry, read_id, read_number
 
-LARGEST_SHARE = 1.001  # rounding may push a share over 1
+LARGEST_SHARE = 1.05  # rounding, and boxes around their masks, push shares over 1
 MIN_IMAGE_SIDE = 8  # pixels; in smaller images such an object could be real
 
 
 def find_shares(entries: list[Any], images: Mapping[Id, Entry]) -> dict[int, Entry]:
     """Find the annotations whose coordinates are shares: position -> image.
 
-    Empty if that is not certain: it is if no coordinate is over 1, some are fractions, and this
-    holds for most of the file. A real object of under one pixel in the first corner is rare.
+    Empty if that is not certain: it is if most annotations of the file have fractions and no
+    coordinate over 1. A real object of under one pixel in the first corner is rare.
 
     Args:
         entries: annotations as in the file, each of any form.
-        images: clean images by id.
+        images: clean images, from `add_aliases`.
     """
-    found, num_measured = {}, 0
+    found, num_measured, num_certain = {}, 0, 0
     for position, entry in enumerate(entries):
         image = _find_image(entry, images)
         if image is None or min(image["height"], image["width"]) < MIN_IMAGE_SIDE:
             continue
         # Most annotations are left at their first number.
         large = next((n for n in _list_numbers(entry) if abs(n) > LARGEST_SHARE), None)
-        has_fractions = large is None and any(n % 1 for n in _list_numbers(entry))
-        num_measured += large is not None or has_fractions
-        if has_fractions:
+        num_measured += 1
+        if large is None:
             found[position] = image
-    return found if 2 * len(found) > num_measured else {}
+            num_certain += any(n % 1 for n in _list_numbers(entry))
+    return found if 2 * num_certain > num_measured else {}
 
 
 def multiply_shares(entry: Entry, image: Entry) -> Entry:
@@ -49,10 +49,9 @@ def multiply_shares(entry: Entry, image: Entry) -> Entry:
 
 def _find_image(entry: Any, images: Mapping[Id, Entry]) -> Entry | None:
     try:
-        image_id = find_id(read_id(entry, "image_id"), images)
+        return find_entry(read_id(entry, "image_id"), images)
     except (BadEntry, KeyError, TypeError):
         return None
-    return None if image_id is None else images[image_id]
 
 
 def _list_numbers(entry: Entry) -> Iterator[float]:

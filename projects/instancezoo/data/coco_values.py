@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -49,7 +50,9 @@ class Problem(StrEnum):
     OUTSIDE = "box outside the image"
     POLYGON_OUTSIDE = "polygon outside the image"
     FEW_POINTS = "polygon under 3 points"
+    ODD_NUMBERS = "polygon with an odd number of coordinates, not [x1, y1, x2, y2, ...]"
     BAD_RLE = "malformed RLE"
+    RLE_SIZE = "RLE whose 'size' is not [height, width] of its image"
     # Repaired rather than dropped:
     CLIPPED = "box clipped to the image"
     AREA_MEASURED = "area missing or impossible: measured from the mask or the box"
@@ -58,7 +61,7 @@ class Problem(StrEnum):
     NORMALISED = "numbers given as texts, ids or sizes not as whole numbers, or no iscrowd"
     NO_NUMBER = "an id that is not a whole number from 0 to 2^53: renumbered"
     ATTRIBUTES_LEFT_OUT = "attributes that are not a dictionary with printable names left out"
-    POLYGON_LEFT_OUT = "polygon under 3 points left out"
+    POLYGON_LEFT_OUT = "polygon under 3 points or with an odd number of coordinates left out"
     POLYGON_CLIPPED = "polygon far outside the image clipped near its border"
     POLYGON_REWRITTEN = "polygon given as points, as texts or without its list: rewritten"
     SHARES = "coordinates given as shares of the image (0 to 1) multiplied by its size"
@@ -120,12 +123,29 @@ def read_id(entry: Entry, key: str) -> Id:
     return read_text(entry, key) if isinstance(entry[key], str) else read_int(entry, key)
 
 
-def find_id(wanted: Id, known: Container[Id]) -> Id | None:
-    """The id among `known` that is meant: `wanted`, or the same number as text or as a number."""
+def add_aliases(entries: Mapping[Id, Entry]) -> dict[Id, Entry]:
+    """Entries by id, and also by the whole number that a text stands for, if that is unique."""
+    numbers = [
+        (number, entry)
+        for key, entry in entries.items()
+        if isinstance(key, str) and (number := parse_whole(key)) is not None
+    ]
+    counts = Counter(number for number, _ in numbers)
+    unique: dict[Id, Entry] = {n: entry for n, entry in numbers if counts[n] == 1}
+    return {**unique, **entries}
+
+
+def find_entry(wanted: Id, known: Mapping[Id, Entry]) -> Entry | None:
+    """The entry that an id stands for, also as a text for a number.
+
+    Args:
+        wanted: id of a category or image in an annotation.
+        known: entries by id, from `add_aliases`.
+    """
     if wanted in known:
-        return wanted
-    other = str(wanted) if isinstance(wanted, int) else _parse_whole(wanted)
-    return other if other is not None and other in known else None
+        return known[wanted]
+    number = parse_whole(wanted) if isinstance(wanted, str) else None
+    return None if number is None else known.get(number)
 
 
 def order_ids(value: Id) -> tuple[bool, Id]:
@@ -160,7 +180,8 @@ def read_number(value: Any) -> int | float | None:
     return value if type(value) in (int, float) else None
 
 
-def _parse_whole(text: str) -> int | None:
+def parse_whole(text: str) -> int | None:
+    """The whole number that a text is, or None."""
     number = _parse_number(text)
     if isinstance(number, float):  # infinity and NaN are no whole numbers
         return int(number) if number.is_integer() else None
@@ -168,6 +189,8 @@ def _parse_whole(text: str) -> int | None:
 
 
 def _parse_number(text: str) -> int | float | None:
+    if "_" in text:  # a number in Python only
+        return None
     try:
         return int(text)
     except ValueError:

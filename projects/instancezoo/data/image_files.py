@@ -132,7 +132,7 @@ def read_content(
             values = np.array(array, dtype=array.dtype.newbyteorder("="))
             return Content(Pixels(values, 8 * values.itemsize, values.shape[2]), 1)
         if magic.startswith(TIFF_MAGIC):
-            return _read_tiff(file, num_channels, keep_depth, max_pixels)
+            return _read_tiff(file, num_channels, max_pixels)
         with open_with_pillow(file, max_pixels) as image:
             orientation = find_orientation(image, file)
             if keep_depth and has_hidden_depth(image):
@@ -184,12 +184,20 @@ def _read_tiff_header(file: IO[bytes], max_pixels: int | None) -> TiffHeader:
             num_pages, bands = getattr(image, "n_frames", 1), image.getbands()
             is_plain = not is_deep(image)
             has_palette = image.mode == "P"
-            return TiffHeader(width, height, 1, len(bands), num_pages, 8, is_plain, has_palette)
+            return TiffHeader(
+                width,
+                height,
+                orientation=1,
+                num_channels=len(bands),
+                num_pages=num_pages,
+                bits=8,
+                is_plain=is_plain,
+                is_planar=False,
+                has_palette=has_palette,
+            )
 
 
-def _read_tiff(
-    file: IO[bytes], num_channels: int | None, keep_depth: bool, max_pixels: int | None
-) -> Content:
+def _read_tiff(file: IO[bytes], num_channels: int | None, max_pixels: int | None) -> Content:
     header = _read_tiff_header(file, max_pixels)
     check_num_pixels(header.width, header.height, max_pixels)
     if header.num_pages > 1 and header.num_pages != num_channels:
@@ -198,7 +206,8 @@ def _read_tiff(
             f"it has {header.num_pages} pages, not {wanted}: save each page as a file of its own, "
             "or give MODEL.PIXEL_MEAN and MODEL.PIXEL_STD an entry for each page"
         )
-    is_converted = num_channels in (None, 1, 3) and (header.is_plain or not keep_depth)
+    # Pillow mixes up the bytes of deep colours that are stored plane by plane.
+    is_converted = num_channels in (None, 1, 3) and header.is_plain
     if header.num_pages == 1 and (is_converted or header.has_palette):
         image = _try_pillow(file, max_pixels, deep=False)
         if image is not None:
@@ -207,7 +216,7 @@ def _read_tiff(
         values, num_colors = read_tiff_pixels(file)
     except MissingCodecError:
         image = _try_pillow(file, max_pixels, deep=True) if header.num_pages == 1 else None
-        if image is None or len(image.getbands()) != header.num_channels:
+        if image is None or header.is_planar or len(image.getbands()) != header.num_channels:
             raise
         return Content(_split_off_deep(image, header.bits), 1)
     return Content(Pixels(values, header.bits, num_colors), header.orientation)

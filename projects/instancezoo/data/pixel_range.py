@@ -89,9 +89,11 @@ class PixelRange:
             uint8 for "type", else float32 with all levels kept.
 
         Raises:
-            ImageError: no value is finite; or "type" and floats beyond [0, 1] that are no 8-bit
-                values either. It does not name the file.
+            ImageError: no value is finite, or values are complex; or "type" and floats beyond
+                [0, 1] that are no 8-bit values either. It does not name the file.
         """
+        if values.dtype.kind not in "buif":
+            raise ImageError(f"its values are {values.dtype}, not whole numbers or floats")
         if self.kind == TYPE:
             return reduce_to_8_bit(values, bits)
         values = values.astype(np.uint8) if values.dtype == bool else values

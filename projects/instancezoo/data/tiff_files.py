@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
-from tifffile import COMPRESSION, PHOTOMETRIC
+from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
 from instancezoo.data.pillow_files import ORIENTATION_TAG, SWAPS_SIDES
 from instancezoo.data.pixel_range import ImageError
@@ -44,6 +44,7 @@ class TiffHeader:
         num_pages: images in the file, without thumbnails, masks and the levels of a pyramid.
         bits: of a sample.
         is_plain: samples are whole numbers without a sign, of 8 bits at most.
+        is_planar: each channel is stored by itself.
         has_palette: samples are places in a table of colours.
     """
 
@@ -54,6 +55,7 @@ class TiffHeader:
     num_pages: int
     bits: int
     is_plain: bool
+    is_planar: bool
     has_palette: bool
 
 
@@ -76,6 +78,7 @@ def read_tiff_header(file: IO[bytes]) -> TiffHeader:
             num_pages=_count_pages(tiff),
             bits=page.bitspersample,
             has_palette=page.photometric == PHOTOMETRIC.PALETTE,
+            is_planar=page.planarconfig == PLANARCONFIG.SEPARATE,
             is_plain=is_whole and page.bitspersample <= 8 and axes == series.axes,
         )
 

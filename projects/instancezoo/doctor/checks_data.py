@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from .findings import Finding, error, ok, register_check, warning
 RARE_CLASS_OBJECTS = 10
 MAX_NAMES_SHOWN = 8
 MAX_CROWD_SHARE = 0.1
+MAX_BEYOND_SHARE = 0.05
 
 
 @register_check("annotations")
@@ -28,24 +30,23 @@ def check_annotations(context: Context) -> Iterator[Finding]:
         if facts.report.num_crowds:
             crowds, total = facts.report.num_crowds, facts.report.num_annotations
             message += f"; {crowds} of {total} annotations have iscrowd 1 and are not trained on"
-        if facts.report.num_dropped:
-            yield warning(
-                f"{message}; {facts.report.num_dropped} entries dropped\n{facts.report.summary()}",
-                "correct the listed ids, or set DATASETS.STRICT True to refuse such files",
-            )
-        elif not facts.objects and facts.report.num_boxes_only:
+        if not facts.objects and facts.report.num_boxes_only:
             yield error(
                 f"{message}; {facts.report.num_boxes_only} annotations have no segmentation",
                 "add masks, or train on boxes alone with a config that has MODEL.MASK_ON False",
             )
         elif not facts.objects:
-            yield error(message, "add annotations to the JSON file: there is nothing to train on")
+            yield error(message, "add annotations of objects: there is nothing to train on")
         elif facts.report.num_crowds > MAX_CROWD_SHARE * facts.report.num_annotations:
             yield warning(message, "set iscrowd 0 for annotations of single objects")
-        elif facts.report.repaired:
-            yield ok(f"{message}\n{facts.report.summary()}")
-        else:
-            yield ok(message)
+        elif not facts.report.num_dropped:
+            text = f"{message}\n{facts.report.summary()}" if facts.report.repaired else message
+            yield ok(text)
+        if facts.report.num_dropped:
+            yield warning(
+                f"{message}; {facts.report.num_dropped} entries dropped\n{facts.report.summary()}",
+                "correct the listed ids, or set DATASETS.STRICT True to refuse such files",
+            )
 
 
 @register_check("boxes")
@@ -59,11 +60,32 @@ def check_boxes(context: Context) -> Iterator[Finding]:
                 "write boxes as [x, y, width, height] in pixels of the image, polygons as "
                 "[x1, y1, x2, y2, ...]; boxes that are left out are measured from the masks",
             )
+        if report.num_boxes_beyond > MAX_BEYOND_SHARE * report.num_boxes_only:
+            yield warning(
+                f"{facts.name}: {report.num_boxes_beyond} of {report.num_boxes_only} boxes without "
+                "masks reach beyond the image",
+                "if they are [x1, y1, x2, y2] or belong to pictures of another size, write them as "
+                "[x, y, width, height] in pixels of the image",
+            )
         if facts.with_masks and report.num_boxes_only:
             yield warning(
                 f"{facts.name}: {report.num_boxes_only} of {report.num_annotations} annotations "
                 "have no segmentation and are not trained on",
                 "add masks, or train on boxes alone with a config that has MODEL.MASK_ON False",
+            )
+
+
+@register_check("pictures")
+def check_pictures(context: Context) -> Iterator[Finding]:
+    """Pictures that are listed under several ids, each of which has only some of the objects."""
+    for facts in context.datasets:
+        counts = Counter(os.path.normpath(path) for path in facts.image_paths)
+        repeated = [path for path, count in counts.items() if count > 1]
+        if repeated:
+            yield warning(
+                f"{facts.name}: {len(repeated)} pictures are listed under several image ids, first "
+                f"{repeated[0]}: what is annotated under one id is background under the others",
+                "list each picture once, with the annotations of all its ids",
             )
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from instancezoo.errors import ZooError
 
+_logger = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".npy"]
-    + [".avif", ".jp2"]
+    + [".avif", ".jp2", ".jfif", ".jpe"]
 )
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"]
@@ -94,9 +98,28 @@ def name_pictures(inputs: Iterable[Input], folder: Path) -> list[Path]:
 def _expand_word(word: str) -> list[Path]:
     path = Path(word).expanduser()
     if path.is_dir():
-        known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-        return sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in known)
+        return _search_folder(path)
     if not path.exists() and glob.has_magic(word):
         matches = map(Path, glob.glob(str(path), recursive=True))
         return sorted(p for p in matches if p.is_file())
     return [path]
+
+
+def _search_folder(folder: Path) -> list[Path]:
+    """Images and videos in a folder and its sub-folders, links included; others are counted."""
+    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    found, others, visited = [], Counter[str](), set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(parent))
+        folders[:] = [f for f in folders if os.path.realpath(Path(parent, f)) not in visited]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in known:
+                found.append(path)
+            else:
+                others[path.suffix.lower() or "no suffix"] += 1
+    if others:
+        _logger.warning(
+            "%s: %d files of other kinds are left out (%s)",
+            folder, others.total(), ", ".join(sorted(others)),
+        )  # fmt: skip
+    return sorted(found)
