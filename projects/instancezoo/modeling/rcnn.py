@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_postprocess
 from detectron2.structures import ImageList, Instances
@@ -72,7 +73,8 @@ class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
     def _postprocess_image(self, result: Instances, image: dict[str, Any]) -> Instances:
         height = image.get("height", result.image_size[0])
         width = image.get("width", result.image_size[1])
-        if not result.has("pred_masks"):
+        # Detectron2's paste keeps the number of detections variable in a trace; masks are equal.
+        if torch.jit.is_tracing() or not result.has("pred_masks"):
             return detector_postprocess(result, height, width)
         # Under another name, Detectron2 selects the scores with the boxes and does not paste them.
         result.mask_scores = result.pred_masks[:, 0]  # (M, h, w)
