@@ -12,7 +12,7 @@ from detectron2.data.catalog import Metadata
 from instancezoo.checkpoint.classes import UNKNOWN, ClassList
 from instancezoo.checkpoint.description import read_description
 from instancezoo.cli.arguments import add_dataset_argument, read_share
-from instancezoo.config import CfgNode, follow_dataset, load_cfg
+from instancezoo.config import ZooConfig, follow_dataset, load_cfg
 from instancezoo.data import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ConfigError, ZooError
 from instancezoo.inference import ImagePredictor, gather_inputs, predict_inputs
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _load_trained(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]:
+def _load_trained(args: argparse.Namespace) -> tuple[ZooConfig, Metadata, ClassList]:
     """Take config and classes from the weights. Returns them and the classes to compare with."""
     cfg = get_trained_config(args.weights, _list_overrides(args))
     for argument in args.dataset:
@@ -109,7 +109,7 @@ def _load_trained(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassLis
     return cfg, metadata, ClassList.from_metadata(metadata)
 
 
-def _load_given(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]:
+def _load_given(args: argparse.Namespace) -> tuple[ZooConfig, Metadata, ClassList]:
     """Take the config from --config-file, and classes from the weights if no data set is named."""
     overrides = _list_overrides(args)
     without_sets = [*overrides, "DATASETS.TEST", "()"]
@@ -149,7 +149,7 @@ def _names_dataset(args: argparse.Namespace) -> bool:
     return bool(args.dataset) or by_hand.get("DATASETS.TEST", "()") != "()"
 
 
-def _choose_confidence(args: argparse.Namespace, cfg: CfgNode) -> float | None:
+def _choose_confidence(args: argparse.Namespace, cfg: ZooConfig) -> float | None:
     """Return the smallest score to keep; None if --opts set the method's own threshold."""
     by_hand = [key for key in list_score_keys(cfg) if key in args.opts[0::2]]
     if not by_hand:
