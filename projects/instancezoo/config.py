@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.config import (
-    CfgNode as CfgNode,  # also for `cfg.MODEL.MINE = CfgNode()` in users' code
-)
+from detectron2.config import CfgNode as CfgNode  # re-exported for the keys of users
 from detectron2.config import get_cfg as _get_detectron2_cfg
 from detectron2.utils.file_io import PathManager
 from yacs.config import CfgNode as YacsNode
@@ -188,13 +186,13 @@ def _add_shared_keys(cfg: CfgNode) -> None:
     cfg.MODEL.FPN.TOP_LEVELS = 2
 
     # Exponential moving average of the weights: evaluated, and saved beside the model.
-    cfg.MODEL.EMA = CfgNode()
+    cfg.MODEL.setdefault("EMA", CfgNode())
     cfg.MODEL.EMA.ENABLED = False
     # Decay per iteration, in [0, 1); lower it for short trainings.
     cfg.MODEL.EMA.DECAY = 0.9998
 
     # timm feature extractor under an FPN, for MODEL.BACKBONE.NAME "build_timm_fpn_backbone".
-    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.setdefault("TIMM", CfgNode())
     cfg.MODEL.TIMM.NAME = "resnet18"
     # Its weights: "" random, "hub" timm's own, "package:NAME" of an installed package, or a file.
     cfg.MODEL.TIMM.WEIGHTS = ""

@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"form of the masks in {PREDICTIONS_NAME}: rle (default) for every model, or polygon "
         "for models that predict polygons (PolarMask)",
     )
+    parser.add_argument(
+        "--relative-to",
+        type=Path,
+        metavar="DIR",
+        help=f"write file names in {PREDICTIONS_NAME} relative to this folder (default: as given)",
+    )
     parser.add_argument("--no-pictures", action="store_true", help=f"only {PREDICTIONS_NAME}")
     add_dataset_argument(parser)
     parser.add_argument(
@@ -87,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         metadata=metadata,
         with_pictures=not args.no_pictures,
         mask_form=args.masks,
+        relative_to=args.relative_to,
     )
     print(f"{len(inputs) - len(failures)} of {len(inputs)} files done: {args.output}")
     for failure in failures:

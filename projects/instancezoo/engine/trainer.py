@@ -8,6 +8,7 @@ import math
 import os
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -39,6 +40,7 @@ from instancezoo.errors import ConfigError, check_choice
 from instancezoo.evaluation.average_precision import BACKENDS
 from instancezoo.evaluation.evaluator import InstanceEvaluator
 from instancezoo.files import open_atomically
+from instancezoo.modeling.masks import mask_output_set
 
 logger = logging.getLogger(__name__)
 WRITE_PERIOD = 20  # iterations between two lines of metrics
@@ -220,6 +222,25 @@ class Trainer(DefaultTrainer):
             num_pictures=cfg.TEST.NUM_PICTURES if num_pictures is None else num_pictures,
             reader=ImageReader.from_config(cfg),
         )
+
+    @classmethod
+    def test(
+        cls,
+        cfg: Any,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate a model on `DATASETS.TEST`, as `DefaultTrainer.test`.
+
+        For our evaluators the model returns RLE, whatever MODEL.MASK_OUTPUT says: full-size masks
+        are never built. Others get what the config asks for.
+        """
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        listed = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        is_ours = all(isinstance(evaluator, InstanceEvaluator) for evaluator in listed)
+        with mask_output_set(model, "rle") if is_ours else nullcontext():
+            return cast(dict[str, Any], super().test(cfg, model, listed))
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
