@@ -5,6 +5,7 @@ import torch
 from detectron2.export import TracingAdapter
 from detectron2.utils.analysis import FlopCountAnalysis
 
+from instancezoo.methods import METHODS
 from instancezoo.testing import (
     build_seeded_model,
     get_tiny_config,
@@ -23,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", params=TINY)
 def model(request):
-    few = ["MODEL.RPN.POST_NMS_TOPK_TEST", 8, "TEST.DETECTIONS_PER_IMAGE", 8]
+    few = [word for method in METHODS for word in (method.detection_limit, 8)]
     cfg = keep_everything(get_tiny_config(request.param, few))
     return build_seeded_model(cfg).eval()
 
