@@ -82,8 +82,9 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
     def _postprocess_image(self, result: Instances, image: dict[str, Any]) -> Instances:
         height = image.get("height", result.image_size[0])
         width = image.get("width", result.image_size[1])
-        # Detectron2's paste keeps the number of detections variable in a trace; masks are equal.
-        if torch.jit.is_tracing() or not result.has("pred_masks"):
+        is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        # Detectron2's paste gives the same masks, and leaves their number open in a trace.
+        if is_tracing or not result.has("pred_masks"):
             return detector_postprocess(result, height, width)
         # Under another name, Detectron2 selects the scores with the boxes and does not paste them.
         result.mask_scores = result.pred_masks[:, 0]  # (M, h, w)
