@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, is_whole, use_average
-from instancezoo.checkpoint.classes import UNKNOWN, ClassList
+from instancezoo.checkpoint.classes import UNKNOWN, ClassList, show_classes
 from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.data import DatasetError, load_metadata
 from instancezoo.data.images import ImageReader
@@ -82,6 +82,7 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         classes = find_classes(cfg.DATASETS.TRAIN)
+        _check_room_for(classes, model)
         self.checkpointer = ZooCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -307,6 +308,18 @@ class Trainer(DefaultTrainer):
             "with `instancezoo doctor`; use FrozenBN only with pretrained weights.",
         )
         return error
+
+
+def _check_room_for(classes: ClassList, model: nn.Module) -> None:
+    """Raise `ConfigError` if no part of a model has as many classes as its training data."""
+    numbers = [getattr(part, "num_classes", None) for part in model.modules()]
+    most = max((number for number in numbers if isinstance(number, int)), default=None)
+    if most is not None and most < len(classes.names):
+        raise ConfigError(
+            f"the model has {most} classes, but DATASETS.TRAIN has {show_classes(classes.names)}: "
+            "read the config by instancezoo.config.load_cfg, as train_net.py does, or set "
+            "DATASETS.NUM_CLASSES"
+        )
 
 
 def find_classes(dataset_names: Sequence[str]) -> ClassList:
