@@ -272,8 +272,7 @@ def load_cfg(
         paths = parse_dataset_argument(argument)
         register_dataset(*paths, strict=cfg.DATASETS.STRICT, max_pixels=cfg.INPUT.MAX_PIXELS)
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
-    if training:
-        check_datasets_are_used(cfg, datasets or [])
+    check_datasets_are_used(cfg, datasets or [])
     names = train + test if training else test
     classes = {name: list(load_metadata(name).thing_classes) for name in names}
     for name in names[1:]:

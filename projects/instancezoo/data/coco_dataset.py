@@ -278,11 +278,11 @@ def _check_annotations(
     clean: list[Entry] = []
     for position, entry in enumerate(entries):
         label = _label(entry, position)
-        if position in shares:
-            entry = multiply_shares(entry, images[entry["image_id"]])
+        if image := shares.get(position):
+            entry = multiply_shares(entry, image)
             report.repaired[Problem.SHARES].append(label)
         try:
-            annotation, repairs = check_annotation(entry, images, categories)
+            annotation, mask, repairs = check_annotation(entry, images, categories)
             numbering.add(label, annotation, entry)
         except BadEntry as bad:
             problem = str(bad)
@@ -294,8 +294,8 @@ def _check_annotations(
             report.dropped[problem].append(label)
             continue
         clean.append(annotation)
-        if Problem.BOX_MEASURED not in repairs:
-            fit.add(label, annotation, entry["bbox"], images[annotation["image_id"]])
+        if mask and not annotation["iscrowd"] and Problem.BOX_MEASURED not in repairs:
+            fit.add(label, entry["bbox"], mask.extent, images[annotation["image_id"]])
         for repair in repairs:
             report.repaired[repair].append(label)
     if renumbered := numbering.renumber():

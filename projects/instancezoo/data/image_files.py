@@ -118,7 +118,7 @@ def read_content(
         path: image file.
         num_channels: of the result; None for any. A TIFF may have this number of pages.
         keep_depth: if True, colours of over 8 bits keep them; else Pillow takes their high byte.
-        max_pixels: as of `read_size`.
+        max_pixels: as in `read_size`.
 
     Raises:
         ImageError: the file cannot be used.

@@ -56,15 +56,22 @@ class SkippingMapper:
 
     Args:
         mapper: data set record -> model input, or None to take another image.
+        max_failures: number of records in a row that may fail before it is an error; at most that
+            of the data set.
     """
 
-    def __init__(self, mapper: Callable[[Record], Record | None]) -> None:
+    def __init__(
+        self,
+        mapper: Callable[[Record], Record | None],
+        max_failures: int = MAX_FAILURES_IN_A_ROW,
+    ) -> None:
         self.mapper = mapper
+        self.max_failures = max_failures
         self.unreadable_paths: set[str] = set()
         self._failures_in_a_row = 0
 
     def __call__(self, dataset_dict: Record) -> Record | None:
-        """Map one record. Raises `ImageError` if ten in a row could not be mapped."""
+        """Map one record. Raises `ImageError` if `max_failures` in a row failed."""
         try:
             mapped = self.mapper(dataset_dict)
         except Exception as error:
@@ -80,7 +87,7 @@ class SkippingMapper:
             number = len(self.unreadable_paths)
             _logger.warning("%s; training goes on without it (%d left out so far)", reason, number)
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+        if self._failures_in_a_row >= self.max_failures:
             raise ImageError(
                 f"{self._failures_in_a_row} images in a row could not be used (last: {reason}): "
                 f"check the image folder and its files"
@@ -162,7 +169,7 @@ class InstanceMapper(DatasetMapper):
             dataset_dict: record in Detectron2's format; not changed.
 
         Returns:
-            The record with `image` (C, H, W) as of `ImageReader`, and in training `instances` in
+            The record with `image` (C, H, W) from `ImageReader`, and in training `instances` in
             place of `annotations`.
 
         Raises:

@@ -64,7 +64,7 @@ def check_num_pixels(width: int, height: int, max_pixels: int | None) -> None:
 
     Args:
         width, height: in pixels.
-        max_pixels: as of `open_with_pillow`.
+        max_pixels: as in `open_with_pillow`.
 
     Raises:
         TooManyPixelsError: it has more pixels.

@@ -157,6 +157,6 @@ def _reduce_floats(values: NDArray[Any]) -> NDArray[np.uint8]:
     if low >= 0 and _MIN_PEAK_OF_8_BIT_FLOATS <= high <= MAX_8_BIT:
         return cleaned.astype(np.uint8)
     raise ImageError(
-        f"its floats, from {low:g} to {high:g}, are neither in [0, 1] nor 8-bit values: set "
-        f'INPUT.PIXEL_RANGE "({low:g}, {high:g})" or another range, or minmax'
+        f"its floats, from {low:.9g} to {high:.9g}, are neither in [0, 1] nor 8-bit values: set "
+        f'INPUT.PIXEL_RANGE "({low:.9g}, {high:.9g})" or another range, or minmax'
     )

@@ -21,6 +21,7 @@ from .findings import Finding, error, ok, register_check, warning
 NUM_IMAGES = 16
 MIN_RANGE_SHARE = 0.05
 MIN_LEVELS = 64
+MAX_SHARE_OF_FEW_LEVELS = 0.5  # of the range: images of few levels that use more are drawings
 MAX_VALUES = 2**20  # of an image, whose levels are counted
 MIN_SHARE_IN_USE = 0.1  # largest value below which (0, 1) would be too wide
 _MAX_FAILURES_SHOWN = 3
@@ -96,25 +97,29 @@ def _check_dataset(facts: DatasetFacts, reader: ImageReader, pixel_range: str) -
 
 
 def _judge_range(name: str, measured: list[PixelFacts], pixel_range: str) -> Finding:
-    low, high = min(m.low for m in measured), max(m.high for m in measured)
-    share = max(m.seen_high for m in measured) - min(m.seen_low for m in measured)
-    share /= MAX_8_BIT
-    richest = max(measured, key=lambda m: m.num_levels)
-    num_seen = max(m.num_seen_levels for m in measured)
     dtypes = ", ".join(sorted({m.dtype for m in measured}))
-    message = (
-        f"{name}: {len(measured)} images of {dtypes}, values {low:g} to {high:g}, use "
-        f"{100 * share:.0f} % of the range with up to {num_seen} levels"
-    )
-    loses_levels = num_seen < min(MIN_LEVELS, richest.num_levels)
-    if not loses_levels and (share >= MIN_RANGE_SHARE or low == high):
-        return ok(message)
-    if loses_levels:
-        message += f" of the {richest.num_levels} in a file"
+    low, high = min(m.low for m in measured), max(m.high for m in measured)
+    message = f"{name}: {len(measured)} images of {dtypes}, values {low:g} to {high:g}"
+    poor = [m for m in measured if _has_little_contrast(m)]
+    if not poor:
+        return ok(f"{message}, up to {max(m.num_seen_levels for m in measured)} levels")
+    low, high = min(m.low for m in poor), max(m.high for m in poor)
+    share = (max(m.seen_high for m in poor) - min(m.seen_low for m in poor)) / MAX_8_BIT
     return warning(
-        f"{message}: the network sees little contrast under INPUT.PIXEL_RANGE {pixel_range}",
+        f"{message}. The network sees little contrast in {len(poor)} of them under "
+        f"INPUT.PIXEL_RANGE {pixel_range}: values {low:g} to {high:g} use {100 * share:.0f} % of "
+        f"the range with up to {max(m.num_seen_levels for m in poor)} levels of the "
+        f"{max(m.num_levels for m in poor)} in a file",
         f'set INPUT.PIXEL_RANGE "{suggest_range(low, high)}", or minmax to stretch each image',
     )
+
+
+def _has_little_contrast(facts: PixelFacts) -> bool:
+    """True if another range would show more; a drawing of few colours over all of it is fine."""
+    share = (facts.seen_high - facts.seen_low) / MAX_8_BIT
+    is_narrow = facts.low < facts.high and share < MIN_RANGE_SHARE
+    has_more = facts.num_levels > facts.num_seen_levels or share < MAX_SHARE_OF_FEW_LEVELS
+    return is_narrow or (facts.num_levels > 1 and facts.num_seen_levels < MIN_LEVELS and has_more)
 
 
 def suggest_range(low: float, high: float) -> str:
@@ -126,8 +131,10 @@ def suggest_range(low: float, high: float) -> str:
     if low >= 0 and MIN_SHARE_IN_USE <= high <= 1:
         return "(0, 1)"
     if low >= 0 and low == int(low) and high == int(high) and high >= 1:
-        return f"(0, {2 ** int(high).bit_length() - 1})"
-    return f"({low:g}, {high:g})"
+        largest = 2 ** int(high).bit_length() - 1
+        if high - low > 2 * MIN_RANGE_SHARE * largest:
+            return f"(0, {largest})"
+    return f"({low:.9g}, {high:.9g})"
 
 
 def _sample(paths: list[Path]) -> list[Path]:

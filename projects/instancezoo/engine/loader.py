@@ -27,9 +27,15 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from instancezoo.data.mappers import SkippingMapper, explain_failure, is_trained_on
+from instancezoo.data.mappers import (
+    MAX_FAILURES_IN_A_ROW,
+    SkippingMapper,
+    explain_failure,
+    is_trained_on,
+)
 from instancezoo.errors import ConfigError, check_choice
 
+Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 _logger = logging.getLogger(__name__)
@@ -120,9 +126,7 @@ def isolated_rng(*key: int) -> Iterator[None]:
         torch.set_rng_state(saved[2])
 
 
-def build_train_loader(
-    cfg: Any, mapper: Callable[[dict[str, Any]], dict[str, Any] | None], seed: int
-) -> DataLoader[Any]:
+def build_train_loader(cfg: Any, mapper: Mapper, seed: int) -> DataLoader[Any]:
     """Build the endless, resumable loader of `DATASETS.TRAIN`.
 
     Args:
@@ -153,8 +157,8 @@ def build_train_loader(
         state,
         [r["width"] > r["height"] for r in records] if grouping else None,
     )
-    if not isinstance(mapper, SkippingMapper):
-        mapper = SkippingMapper(mapper)
+    max_failures = min(MAX_FAILURES_IN_A_ROW, len(records))
+    mapper = SkippingMapper(_unwrap(mapper), max_failures)
     dataset = MapDataset(DatasetFromList(records, copy=False), mapper)
     return DataLoader(
         SeededDataset(dataset, state),
@@ -169,7 +173,7 @@ def build_train_loader(
 def build_test_loader(
     cfg: Any,
     dataset_names: list[str],
-    mapper: Callable[[dict[str, Any]], dict[str, Any] | None],
+    mapper: Mapper,
     batch_size: int = 1,
 ) -> TestLoader:
     """Build a loader of test sets: each image once, split among the processes.
@@ -181,7 +185,7 @@ def build_test_loader(
         batch_size: images per batch.
     """
     records = get_detection_dataset_dicts(dataset_names, filter_empty=False)
-    dataset = _TestDataset(DatasetFromList(records, copy=False), mapper)
+    dataset = _TestDataset(DatasetFromList(records, copy=False), _unwrap(mapper))
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
@@ -190,6 +194,10 @@ def build_test_loader(
         collate_fn=trivial_batch_collator,
     )
     return TestLoader(loader)
+
+
+def _unwrap(mapper: Mapper) -> Mapper:
+    return mapper.mapper if isinstance(mapper, SkippingMapper) else mapper
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def predict_inputs(
         The files that could not be read, predicted or drawn, for whatever reason.
 
     Raises:
-        ZooError: a picture would overwrite an input; a class or score is invalid; polygons are
-            wanted from a model without polygons; an input is not in `relative_to`.
+        ZooError: a picture would overwrite an input, an input is not in `relative_to`, or polygons
+            are wanted from a model without polygons.
     """
     targets = name_pictures(inputs, output)
     names = {item.path: _name_file(item.path, relative_to) for item in inputs}
