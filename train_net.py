@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from instancezoo.cli.arguments import add_dataset_argument
-from instancezoo.config import CfgNode, load_cfg
+from instancezoo.config import ZooConfig, load_cfg
 from instancezoo.engine import Trainer, launch
 from instancezoo.errors import ZooError
 
@@ -37,14 +37,15 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def setup(args: Namespace) -> CfgNode:
-    """Read and freeze the config of a run, register its data sets and start logging."""
+def setup(args: Namespace) -> ZooConfig:
+    """Read and freeze the config of a run, register its data sets and start logging.
+
+    `OUTPUT_DIR/config.yaml` is this config: any client of Detectron2 can build the model from it.
+    """
     overrides = list(args.opts)
     if args.allow_partial:
         overrides += ["MODEL.WEIGHTS_ALLOW_PARTIAL", True]
     cfg = load_cfg(args.config_file, overrides, args.dataset, training=not args.eval_only)
-    if not cfg.was_set("MODEL.MASK_OUTPUT"):
-        cfg.MODEL.MASK_OUTPUT = "rle"  # evaluation never needs full-size masks
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instancezoo")

@@ -255,6 +255,12 @@ def test_a_record_names_keys_that_exist_and_all_that_its_folder_registers(folder
     assert own - dict(POINT_HEAD_REGISTRY).keys() <= set(record.registry_names)
 
 
+def test_the_readme_lists_all_names_in_detectron2s_registries():
+    text = (PACKAGE.parent.parent / "README.md").read_text(encoding="utf-8")
+    names = _registered_modules().keys() - dict(POINT_HEAD_REGISTRY).keys()  # which is ours
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
 def test_importing_the_top_package_is_cheap():
     code = "import sys, instancezoo; sys.exit('torch' in sys.modules)"
     assert _run_python(code).returncode == 0

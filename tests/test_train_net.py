@@ -78,7 +78,9 @@ def test_trains_and_evaluates_on_an_own_json(arguments, whole_run, tmp_path):
     metrics = _read_metrics(whole_run)
     assert metrics["num_images"] == 6
     assert len(list((whole_run / "inference" / "mine" / "pictures").glob("*.png"))) == 4
-    assert "MASK_OUTPUT: rle" in (whole_run / "config.yaml").read_text()
+    config = (whole_run / "config.yaml").read_text()
+    assert "MASK_OUTPUT: bitmask" in config, "the user's, not that of the evaluation"
+    assert read_checkpoint(str(whole_run / "model_final.pth"))["cfg"] == config
     weights = ("MODEL.WEIGHTS", whole_run / "model_final.pth", "OUTPUT_DIR", tmp_path)
     impossible = ("TEST.EXPECTED_RESULTS", "[['segm', 'AP', 200.0, 1.0]]")
     again = _run("--eval-only", *arguments, *weights, *impossible)

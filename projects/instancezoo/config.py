@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.config import CfgNode as _CfgNode
+from detectron2.config import CfgNode as CfgNode  # re-exported for the keys of users
 from detectron2.config import get_cfg as _get_detectron2_cfg
 from detectron2.utils.file_io import PathManager
+from yacs.config import CfgNode as YacsNode
 
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
 from instancezoo.config_values import (
@@ -29,12 +30,21 @@ from instancezoo.modeling.masks import MASK_OUTPUTS
 _PAIR_OR_TEXT = "PIXEL_RANGE"  # below INPUT
 
 
-class CfgNode(_CfgNode):
-    """Detectron2's config node with helpful errors and a record of the keys that were set.
+class ZooConfig(CfgNode):
+    """Detectron2's config with helpful errors and a record of the keys that were set.
 
     A misspelt key raises a `ConfigError` that names the nearest existing one. Only plain YAML is
-    read: a file with Python tags is refused, not executed.
+    read: a file with Python tags is refused, not executed. The groups of keys are Detectron2's own
+    `CfgNode`, so that they mix with those of any other extension.
     """
+
+    @classmethod
+    def _create_config_tree_from_dict(cls, dic: dict[str, Any], key_list: list[str]) -> Any:
+        return CfgNode._create_config_tree_from_dict(dic, key_list)
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        return CfgNode._decode_cfg_value(value)
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merge a YAML file. Raises `ConfigError`."""
@@ -69,12 +79,13 @@ class CfgNode(_CfgNode):
             raise ConfigError(f"{problem} (in {cfg_filename})") from error
 
     def merge_from_other_cfg(self, cfg_other: Any) -> Any:
-        """Merge a config of the same class; whole numbers are accepted for fractions."""
+        """Merge another config; whole numbers are accepted for fractions."""
+        _use_one_class(self)
         _widen_integers(cfg_other, self)
         if "INPUT" in cfg_other and _PAIR_OR_TEXT in cfg_other.INPUT:
             cfg_other.INPUT[_PAIR_OR_TEXT] = self._pair_to_text(cfg_other.INPUT[_PAIR_OR_TEXT])
         merged = super().merge_from_other_cfg(cfg_other)
-        self._translate_names()
+        self._follow({key for key, _ in _list_values(cfg_other)})
         return merged
 
     def merge_from_list(self, cfg_list: list[Any]) -> Any:
@@ -89,6 +100,7 @@ class CfgNode(_CfgNode):
                 f"overrides come in pairs KEY VALUE, but {len(cfg_list)} words were given: "
                 f"{' '.join(map(str, cfg_list))}"
             )
+        _use_one_class(self)
         known = dict(_list_values(self))
         overrides: list[Any] = []
         for key, text in zip(map(str, cfg_list[0::2]), cfg_list[1::2], strict=True):
@@ -106,7 +118,7 @@ class CfgNode(_CfgNode):
             pairs = zip(overrides[0::2], overrides[1::2], strict=True)
             problem = self._explain_type(pairs) or error.args[0]
             raise ConfigError(f"{problem} (on the command line)") from error
-        self._translate_names()
+        self._follow(set(overrides[0::2]))
         return merged
 
     def was_set(self, key: str) -> bool:
@@ -126,32 +138,46 @@ class CfgNode(_CfgNode):
             is_whole = type(value) is int and isinstance(known.get(key), float)
             try:
                 if key in known and not is_whole:
-                    _CfgNode.merge_from_list(self.clone(), [key, value])
+                    CfgNode.merge_from_list(self.clone(), [key, value])
             except ValueError:
                 return explain_type(key, value, known[key])
         return ""
 
-    def _translate_names(self) -> None:
-        if "MODEL" in self and "MASK_OUTPUT" in self.MODEL:  # a whole config, not a node of it
-            for method in METHODS:
-                method.translate(self)
+    def _follow(self, merged: set[str]) -> None:
+        """Adjust the keys that follow from others, after a merge that named the keys `merged`."""
+        if "MODEL" not in self or "MASK_OUTPUT" not in self.MODEL:  # not a whole config
+            return
+        for method in METHODS:
+            method.translate(self)
+        if self.DATASETS.NUM_CLASSES and "DATASETS.NUM_CLASSES" in merged:
+            for key, node in _list_heads(self):
+                if key not in merged and not self.was_set(key):
+                    node.NUM_CLASSES = self.DATASETS.NUM_CLASSES
 
 
-def get_cfg() -> CfgNode:
+def get_cfg() -> ZooConfig:
     """Return Detectron2's defaults with every key of InstanceZoo and its methods.
 
     `MODEL.DEVICE` is "cuda" on a machine with a GPU, else "cpu". "mps" must be asked for: torch
     lacks some operators there, and no method here was tried on it.
     """
-    cfg = CfgNode(_get_detectron2_cfg())
+    cfg = ZooConfig(_get_detectron2_cfg())
     add_instancezoo_config(cfg)
-    for method in METHODS:
-        method.add_config(cfg)
     return cfg
 
 
 def add_instancezoo_config(cfg: CfgNode) -> None:
-    """Add the keys that all methods share."""
+    """Add every key of InstanceZoo and its methods to Detectron2's config, in place.
+
+    Prefer `get_cfg`: a stock config does not translate the names in published config files and does
+    not follow `DATASETS.NUM_CLASSES`; it merges `OUTPUT_DIR/config.yaml`, where both is done.
+    """
+    _add_shared_keys(cfg)
+    for method in METHODS:
+        method.add_config(cfg)
+
+
+def _add_shared_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     # Form of `pred_masks` after inference: "bitmask" (bool tensor, as in Detectron2) or "rle" (list
     # of COCO RLE dicts; full-size masks are never built). Evaluation always uses "rle".
@@ -165,13 +191,13 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN.TOP_LEVELS = 2
 
     # Exponential moving average of the weights: evaluated, and saved beside the model.
-    cfg.MODEL.EMA = CfgNode()
+    cfg.MODEL.setdefault("EMA", CfgNode())
     cfg.MODEL.EMA.ENABLED = False
     # Decay per iteration, in [0, 1); lower it for short trainings.
     cfg.MODEL.EMA.DECAY = 0.9998
 
     # timm feature extractor under an FPN, for MODEL.BACKBONE.NAME "build_timm_fpn_backbone".
-    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.setdefault("TIMM", CfgNode())
     cfg.MODEL.TIMM.NAME = "resnet18"
     # Its weights: "" random, "hub" timm's own, "package:NAME" of an installed package, or a file.
     cfg.MODEL.TIMM.WEIGHTS = ""
@@ -205,6 +231,9 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     cfg.INPUT.MAPPER = "instance"
     # Refuse a data set with bad annotations. False drops them, and reports counts and ids.
     cfg.DATASETS.STRICT = False
+    # Number of classes of the data sets that a config file names, for every NUM_CLASSES that was
+    # not set itself; 0 leaves them as they are. train_net.py replaces it by the data set's own.
+    cfg.DATASETS.NUM_CLASSES = 0
 
     # Library that matches detections: "hotcoco", or the slower "pycocotools" (same numbers). AP
     # counts all detections of the model: raise TEST.DETECTIONS_PER_IMAGE, or the method's own key,
@@ -226,7 +255,7 @@ def load_cfg(
     datasets: list[str] | None = None,
     *,
     training: bool = True,
-) -> CfgNode:
+) -> ZooConfig:
     """Read the config of a command: file, data sets and overrides, with `NUM_CLASSES` resolved.
 
     Args:
@@ -296,7 +325,7 @@ def check_values(cfg: CfgNode) -> None:
         raise ConfigError("MODEL.LOAD_PROPOSALS: not supported; set it to False")
 
 
-def follow_dataset(cfg: CfgNode, num_classes: int, dataset_name: str) -> None:
+def follow_dataset(cfg: ZooConfig, num_classes: int, dataset_name: str) -> None:
     """Set every `NUM_CLASSES` of instance heads to the data set's number, in place.
 
     Args:
@@ -308,18 +337,35 @@ def follow_dataset(cfg: CfgNode, num_classes: int, dataset_name: str) -> None:
         ConfigError: a `NUM_CLASSES` was set by hand to another number.
     """
     defaults = dict(_list_values(get_cfg()))
-    for name, node in cfg.MODEL.items():
-        # SEM_SEG_HEAD counts stuff, not things
-        if not isinstance(node, dict) or "NUM_CLASSES" not in node or name == "SEM_SEG_HEAD":
-            continue
-        key = f"MODEL.{name}.NUM_CLASSES"
-        by_hand = cfg.was_set(key) or node["NUM_CLASSES"] != defaults.get(key)
-        if by_hand and node["NUM_CLASSES"] != num_classes:
+    for key, node in _list_heads(cfg):
+        own = node.NUM_CLASSES
+        by_hand = cfg.was_set(key) or own not in (defaults.get(key), cfg.DATASETS.NUM_CLASSES)
+        if by_hand and own != num_classes:
             raise ConfigError(
-                f"{key} is {node['NUM_CLASSES']}, but data set '{dataset_name}' has {num_classes} "
+                f"{key} is {own}, but data set '{dataset_name}' has {num_classes} "
                 f"classes. Leave {key} out to follow the data set, or name another data set"
             )
-        node["NUM_CLASSES"] = num_classes
+        node.NUM_CLASSES = num_classes
+    cfg.DATASETS.NUM_CLASSES = num_classes
+
+
+def _list_heads(cfg: CfgNode) -> Iterator[tuple[str, CfgNode]]:
+    """Yield (key, its group) for every `NUM_CLASSES` of things; SEM_SEG_HEAD counts stuff."""
+    for name, node in cfg.MODEL.items():
+        if isinstance(node, CfgNode) and "NUM_CLASSES" in node and name != "SEM_SEG_HEAD":
+            yield f"MODEL.{name}.NUM_CLASSES", node
+
+
+def _use_one_class(node: CfgNode) -> None:
+    """Make all groups of keys Detectron2's `CfgNode`, in place, since yacs merges no other class.
+
+    Extensions also add nodes of yacs, fvcore, or `type(cfg)()`.
+    """
+    for child in node.values():
+        if isinstance(child, YacsNode):
+            if type(child) is not CfgNode:
+                object.__setattr__(child, "__class__", CfgNode)  # as references to it stay valid
+            _use_one_class(child)
 
 
 def _widen_integers(values: dict[str, Any], defaults: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from instancezoo.checkpoint.description import read_description
-from instancezoo.config import CfgNode, check_values, get_cfg
+from instancezoo.config import ZooConfig, check_values, get_cfg
 from instancezoo.errors import ConfigError, suggest
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def get_config_file(name: str) -> str:
     return str(path)
 
 
-def get_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
+def get_config(name: str, overrides: list[Any] | None = None) -> ZooConfig:
     """Read a shipped config.
 
     Args:
@@ -50,7 +50,7 @@ def get_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
     return cfg
 
 
-def get_trained_config(weights: str, overrides: list[Any] | None = None) -> CfgNode:
+def get_trained_config(weights: str, overrides: list[Any] | None = None) -> ZooConfig:
     """Read the config of a checkpoint's model, to predict or evaluate with it.
 
     It is the config that training saved in the file; for published and converted files the shipped
@@ -99,7 +99,7 @@ def _config_folder() -> Path:
     return inside if inside.is_dir() else package.parent.parent / "configs"
 
 
-def _merge_saved(cfg: CfgNode, text: str, source: str) -> None:
+def _merge_saved(cfg: ZooConfig, text: str, source: str) -> None:
     """Merge the config that training saved in the checkpoint `source`, in place."""
     try:
         saved = yaml.safe_load(text)
@@ -113,12 +113,12 @@ def _merge_saved(cfg: CfgNode, text: str, source: str) -> None:
             f"{', '.join(unknown)}"
         )
     try:
-        cfg.merge_from_other_cfg(CfgNode(saved))
+        cfg.merge_from_other_cfg(ZooConfig(saved))
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(f"{error} (in the config of {source})") from error
 
 
-def _drop_unusable(saved: dict[str, Any], cfg: CfgNode, prefix: str = "") -> list[str]:
+def _drop_unusable(saved: dict[str, Any], cfg: ZooConfig, prefix: str = "") -> list[str]:
     """Drop keys that are unknown or of the training machine, in place. Returns the unknown ones."""
     unknown = []
     for name in list(saved):

@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor, nn
 
 from instancezoo import model_zoo
-from instancezoo.config import CfgNode, follow_dataset
+from instancezoo.config import ZooConfig, follow_dataset
 from instancezoo.methods import METHODS
 
 NUM_CLASSES = 4
@@ -22,7 +22,7 @@ def list_tiny_configs() -> list[str]:
     return [name for name in model_zoo.list_configs() if name.endswith("_tiny")]
 
 
-def get_tiny_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
+def get_tiny_config(name: str, overrides: list[Any] | None = None) -> ZooConfig:
     """A tiny config without pretrained weights, on the CPU, for `NUM_CLASSES` classes.
 
     Args:
@@ -37,7 +37,7 @@ def get_tiny_config(name: str, overrides: list[Any] | None = None) -> CfgNode:
     return cfg
 
 
-def keep_everything(cfg: CfgNode) -> CfgNode:
+def keep_everything(cfg: ZooConfig) -> ZooConfig:
     """Lower the thresholds so that a model with random weights finds something, in place."""
     _set_score_thresholds(cfg, -1.0)
     for method in METHODS:
@@ -45,18 +45,18 @@ def keep_everything(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def keep_nothing(cfg: CfgNode) -> CfgNode:
+def keep_nothing(cfg: ZooConfig) -> ZooConfig:
     """Raise the score thresholds above all scores, in place."""
     _set_score_thresholds(cfg, 2.0)
     return cfg
 
 
-def _set_score_thresholds(cfg: CfgNode, value: float) -> None:
+def _set_score_thresholds(cfg: ZooConfig, value: float) -> None:
     keys = [key for method in METHODS for key in method.score_keys]
     cfg.merge_from_list([word for key in keys for word in (key, value)])
 
 
-def build_seeded_model(cfg: CfgNode, seed: int = 0) -> nn.Module:
+def build_seeded_model(cfg: ZooConfig, seed: int = 0) -> nn.Module:
     """The config's model with random weights from a seed, in training mode."""
     torch.manual_seed(seed)
     return build_model(cfg)

@@ -107,6 +107,27 @@ def test_image_gives_picture_and_loadable_coco_file(predict, tmp_path):
     assert sorted(p.name for p in output.iterdir()) == ["a.jpg", "predictions.json"]
 
 
+def test_names_relative_to_a_folder(predict, tmp_path, monkeypatch):
+    save_image(tmp_path / "photos" / "deep" / "a.png")
+    save_video(tmp_path / "photos" / "b.mp4", num_frames=1)
+    monkeypatch.chdir(tmp_path)
+    extra = ["--no-pictures", "--relative-to"]
+    for inputs, folder in (("photos", tmp_path / "photos"), (tmp_path / "photos", "photos/")):
+        code, _, found = predict(inputs, extra=[*extra, str(folder)])
+        assert code == 0
+        names = {image["file_name"]: image.get("video") for image in found["images"]}
+        assert names == {"deep/a.png": None, "b.mp4#0": "b.mp4"}
+
+
+def test_an_input_outside_the_folder_of_names_is_told(predict, tmp_path, capsys):
+    image = save_image(tmp_path / "a.png")
+    extra = ["--no-pictures", "--relative-to", str(tmp_path / "elsewhere")]
+    code, output, found = predict(image, extra=extra)
+    assert code != 0 and found is None
+    message = capsys.readouterr().err
+    assert "a.png" in message and "elsewhere" in message and "--relative-to" in message
+
+
 def test_picture_shows_the_predictions(predict, tmp_path):
     path = tmp_path / "grey.png"
     Image.new("RGB", (64, 48), (128, 128, 128)).save(path)

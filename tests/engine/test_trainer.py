@@ -250,3 +250,9 @@ def test_weights_of_other_classes(small_cfg, few_shapes, renamed_shapes, caplog)
     caplog.clear()
     use(other, resume=False, train=True)
     assert caplog.text.count("and 'spiral' here") == 1
+
+
+def test_a_model_with_too_few_classes_for_the_data_is_refused(small_cfg):
+    small_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    with pytest.raises(ConfigError, match=r"model has 3 classes.*4 classes \(.*load_cfg"):
+        Trainer(small_cfg)

@@ -185,7 +185,7 @@ class ZooCheckpointer(DetectionCheckpointer):
         if difference is not None and not is_told and not backbone_only:
             self._report_classes(difference)
         fitting = {name: tensor for name, tensor in state.items() if name not in mismatch.shapes}
-        self.model.load_state_dict(fitting, strict=False)
+        self.model.load_state_dict({**wanted, **fitting}, strict=False)
 
     def _adapt(
         self, checkpoint: dict[str, Any], wanted: dict[str, Tensor]

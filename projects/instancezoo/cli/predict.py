@@ -12,7 +12,7 @@ from detectron2.data.catalog import Metadata
 from instancezoo.checkpoint.classes import UNKNOWN, ClassList
 from instancezoo.checkpoint.description import read_description
 from instancezoo.cli.arguments import add_dataset_argument, read_share
-from instancezoo.config import CfgNode, follow_dataset, load_cfg
+from instancezoo.config import ZooConfig, follow_dataset, load_cfg
 from instancezoo.data import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.errors import ConfigError, ZooError
 from instancezoo.inference import ImagePredictor, gather_inputs, predict_inputs
@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"form of the masks in {PREDICTIONS_NAME}: rle (default) for every model, or polygon "
         "for models that predict polygons (PolarMask)",
     )
+    parser.add_argument(
+        "--relative-to",
+        type=Path,
+        metavar="DIR",
+        help=f"write file names in {PREDICTIONS_NAME} relative to this folder (default: as given)",
+    )
     parser.add_argument("--no-pictures", action="store_true", help=f"only {PREDICTIONS_NAME}")
     add_dataset_argument(parser)
     parser.add_argument(
@@ -89,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         metadata=metadata,
         with_pictures=not args.no_pictures,
         mask_form=args.masks,
+        relative_to=args.relative_to,
     )
     print(f"{len(inputs) - len(failures)} of {len(inputs)} files done: {args.output}")
     for failure in failures:
@@ -96,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _load_trained(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]:
+def _load_trained(args: argparse.Namespace) -> tuple[ZooConfig, Metadata, ClassList]:
     """Take config and classes from the weights. Returns them and the classes to compare with."""
     cfg = get_trained_config(args.weights, _list_overrides(args))
     for argument in args.dataset:
@@ -111,7 +118,7 @@ def _load_trained(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassLis
     return cfg, metadata, ClassList.from_metadata(metadata)
 
 
-def _load_given(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]:
+def _load_given(args: argparse.Namespace) -> tuple[ZooConfig, Metadata, ClassList]:
     """Take the config from --config-file, and classes from the weights if no data set is named."""
     overrides = _list_overrides(args)
     without_sets = [*overrides, "DATASETS.TEST", "()"]
@@ -153,7 +160,7 @@ def _names_dataset(args: argparse.Namespace) -> bool:
     return bool(args.dataset) or "DATASETS.TEST" in args.opts[0::2]
 
 
-def _choose_confidence(args: argparse.Namespace, cfg: CfgNode) -> float | None:
+def _choose_confidence(args: argparse.Namespace, cfg: ZooConfig) -> float | None:
     """Return the smallest score to keep; None if --opts set the method's own threshold."""
     by_hand = [key for key in list_score_keys(cfg) if key in args.opts[0::2]]
     if not by_hand:

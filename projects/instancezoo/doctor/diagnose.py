@@ -8,7 +8,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from instancezoo.config import (
-    CfgNode,
+    ZooConfig,
     check_datasets_are_used,
     check_values,
     follow_dataset,
@@ -93,7 +93,7 @@ def read_dataset(
     return DatasetFacts(name, is_train, Path(image_root), clean, report, with_masks)
 
 
-def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> CfgNode:
+def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> ZooConfig:
     cfg = get_cfg()
     if config_file:
         cfg.merge_from_file(config_file)
@@ -105,7 +105,7 @@ def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> Cf
     return cfg
 
 
-def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
+def _read_datasets(cfg: ZooConfig) -> tuple[list[DatasetFacts], list[Finding]]:
     facts, failures = [], []
     remedy = "register it by --dataset NAME=json:images and name it in DATASETS"
     for names, is_train in ((cfg.DATASETS.TRAIN, True), (cfg.DATASETS.TEST, False)):

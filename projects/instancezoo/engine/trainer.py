@@ -8,6 +8,7 @@ import math
 import os
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -21,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, is_whole, use_average
-from instancezoo.checkpoint.classes import UNKNOWN, ClassList
+from instancezoo.checkpoint.classes import UNKNOWN, ClassList, show_classes
 from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.data import DatasetError, load_metadata
 from instancezoo.data.images import ImageReader
@@ -39,6 +40,7 @@ from instancezoo.errors import ConfigError, check_choice
 from instancezoo.evaluation.average_precision import BACKENDS
 from instancezoo.evaluation.evaluator import InstanceEvaluator
 from instancezoo.files import open_atomically
+from instancezoo.modeling.masks import mask_output_set
 
 logger = logging.getLogger(__name__)
 WRITE_PERIOD = 20  # iterations between two lines of metrics
@@ -80,6 +82,7 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         classes = find_classes(cfg.DATASETS.TRAIN)
+        _check_room_for(classes, model)
         self.checkpointer = ZooCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -222,6 +225,25 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
+    def test(
+        cls,
+        cfg: Any,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate a model on `DATASETS.TEST`, as `DefaultTrainer.test`.
+
+        For our evaluators the model returns RLE, whatever MODEL.MASK_OUTPUT says: full-size masks
+        are never built. Others get what the config asks for.
+        """
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        listed = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        is_ours = all(isinstance(evaluator, InstanceEvaluator) for evaluator in listed)
+        with mask_output_set(model, "rle") if is_ours else nullcontext():
+            return cast(dict[str, Any], super().test(cfg, model, listed))
+
+    @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         """Build `SOLVER.OPTIMIZER` with gradient clipping; see `engine/optimizer.py`."""
         return build_optimizer(cfg, model)
@@ -286,6 +308,18 @@ class Trainer(DefaultTrainer):
             "with `instancezoo doctor`; use FrozenBN only with pretrained weights.",
         )
         return error
+
+
+def _check_room_for(classes: ClassList, model: nn.Module) -> None:
+    """Raise `ConfigError` if no part of a model has as many classes as its training data."""
+    numbers = [getattr(part, "num_classes", None) for part in model.modules()]
+    most = max((number for number in numbers if isinstance(number, int)), default=None)
+    if most is not None and most < len(classes.names):
+        raise ConfigError(
+            f"the model has {most} classes, but DATASETS.TRAIN has {show_classes(classes.names)}: "
+            "read the config by instancezoo.config.load_cfg, as train_net.py does, or set "
+            "DATASETS.NUM_CLASSES"
+        )
 
 
 def find_classes(dataset_names: Sequence[str]) -> ClassList:

@@ -42,7 +42,7 @@ _LIMITS = {
 
 def add_fcos_config(cfg: CfgNode) -> None:
     """Add `cfg.MODEL.FCOS`."""
-    node = cfg.MODEL.FCOS = type(cfg)()  # a config merges only with nodes of its own class
+    node = cfg.MODEL.setdefault("FCOS", CfgNode())
     _add_network_keys(node)
     _add_training_keys(node)
     _add_inference_keys(node)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -39,7 +38,6 @@ class DecodeSettings:
     max_per_image: int = 100
 
 
-@torch.no_grad()
 def detect(
     outputs: FCOSOutputs,
     image_sizes: Sequence[tuple[int, int]],

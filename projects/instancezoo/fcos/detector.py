@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork
 
 from instancezoo.modeling.objects import check_ground_truth
+from instancezoo.modeling.whole_weights import WholeWeights
 
 from .config import translate_fcos_keys
 
 
 @META_ARCH_REGISTRY.register()
-class OneStageDetector(ProposalNetwork):
+class OneStageDetector(WholeWeights, ProposalNetwork):
     """Detectron2's `ProposalNetwork` with its results as "instances"; the name is AdelaiDet's.
 
     `MODEL.PROPOSAL_GENERATOR.NAME` chooses the detector.
+
+    Args:
+        allow_partial: see `WholeWeights`.
+        kwargs: those of `ProposalNetwork`.
     """
+
+    @configurable
+    def __init__(self, *, allow_partial: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.allow_partial = allow_partial
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Train or infer on a batch in Detectron2's format.
@@ -42,7 +52,8 @@ class OneStageDetector(ProposalNetwork):
         cfg = cfg.clone()
         cfg.defrost()
         translate_fcos_keys(cfg)  # keys that were assigned after the last merge
-        return super().from_config(cfg)
+        arguments: dict[str, Any] = super().from_config(cfg)
+        return {**arguments, "allow_partial": cfg.MODEL.WEIGHTS_ALLOW_PARTIAL}
 
 
 @META_ARCH_REGISTRY.register()

@@ -188,9 +188,10 @@ class FCOSProposals(DenseMethod[FCOSOutputs, FCOSTargets]):
         return num_positive
 
     def decode(self, outputs: FCOSOutputs, images: ImageList) -> list[Instances]:
-        """Detections after NMS, see `detect`; training has thresholds of its own."""
+        """Detections after NMS, see `detect`; training has thresholds of its own, no gradients."""
         settings = self.decode_settings_train if self.training else self.decode_settings
-        return detect(outputs, images.image_sizes, self.points.strides, settings)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
+            return detect(outputs, images.image_sizes, self.points.strides, settings)
 
     def postprocess(self, candidates: Instances, height: int, width: int) -> Instances:
         """Scale the boxes to the original image, clip them and leave out empty ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 
 from instancezoo.data.images import ImageError, ImageReader
-from instancezoo.errors import first_line
+from instancezoo.errors import ZooError, first_line
 from instancezoo.evaluation.results import PredictionError
 from instancezoo.progress import track
 
@@ -45,6 +46,7 @@ def predict_inputs(
     metadata: Any = None,
     with_pictures: bool = True,
     mask_form: str = "rle",
+    relative_to: Path | None = None,
 ) -> list[Failure]:
     """Predict on every file; write a picture or video for each, and one COCO file for all.
 
@@ -56,25 +58,27 @@ def predict_inputs(
         metadata: Detectron2's, for class names and ids; by default that of DATASETS.TEST.
         with_pictures: if False, only the COCO file is written.
         mask_form: "rle" or "polygon" in the COCO file, see `open_predictions`.
+        relative_to: folder that file names in the COCO file start from; None keeps the given paths.
 
     Returns:
         The files that could not be read, predicted or drawn, for whatever reason.
 
     Raises:
-        ZooError: a picture would overwrite an input, or polygons are wanted from a model without
-            polygons.
+        ZooError: a picture would overwrite an input, an input is not in `relative_to`, or polygons
+            are wanted from a model without polygons.
     """
     targets = name_pictures(inputs, output)
+    names = {item.path: _name_file(item.path, relative_to) for item in inputs}
     if metadata is None:
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
     heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
     # no predicted class exceeds the largest number
     num_classes = max(head["NUM_CLASSES"] for head in heads if "NUM_CLASSES" in head)
-    names, category_ids = name_classes(metadata, num_classes)
+    class_names, category_ids = name_classes(metadata, num_classes)
     failures = []
     file = output / PREDICTIONS_NAME
-    with open_predictions(file, names, category_ids, mask_form) as predictions:
-        run = _Run(predictor, metadata, ImageReader.from_config(cfg), predictions)
+    with open_predictions(file, class_names, category_ids, mask_form) as predictions:
+        run = _Run(predictor, names, metadata, ImageReader.from_config(cfg), predictions)
         for item, target in track(list(zip(inputs, targets, strict=True)), "Predicting"):
             predict = run.predict_video if item.is_video else run.predict_image
             try:
@@ -94,6 +98,20 @@ def name_classes(metadata: Any, num_classes: int) -> tuple[list[str], list[int]]
     return names, [ids.get(index, index) for index in range(len(names))]
 
 
+def _name_file(path: Path, folder: Path | None) -> str:
+    """Name of a file in the COCO file; below `folder` with "/" on every system."""
+    if folder is None:
+        return str(path)
+    # Not resolved: a link keeps the name that the user knows.
+    whole, start = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    if not whole.is_relative_to(start):
+        raise ZooError(
+            f"{path} is not in {folder}: names relative to it (--relative-to) cannot be written. "
+            "Name a folder that holds all inputs"
+        )
+    return whole.relative_to(start).as_posix()
+
+
 class _FileError(Exception):
     """This file is left out or done in part; the run continues."""
 
@@ -103,6 +121,7 @@ class _Run:
     """The settings that all files of a run share."""
 
     predictor: Callable[[np.ndarray], Instances]
+    names: dict[Path, str]  # in the COCO file
     metadata: Any
     reader: ImageReader
     predictions: PredictionsFile
@@ -114,7 +133,7 @@ class _Run:
             raise _FileError(str(error)) from error
         instances = self._predict(image)
         try:
-            self.predictions.add(str(path), instances)
+            self.predictions.add(self.names[path], instances)
         except PredictionError as error:
             raise _FileError(first_line(error)) from error
         if target is None:
@@ -135,7 +154,8 @@ class _Run:
         try:
             for frame in track(_decode_frames(video), path.name, total=total or None):
                 instances = self._predict(self.reader.convert_rgb(frame))
-                self.predictions.add(f"{path}#{done}", instances, video=str(path), frame=done)
+                name = self.names[path]
+                self.predictions.add(f"{name}#{done}", instances, video=name, frame=done)
                 done += 1
                 if drawing is not None:
                     drawing.add(frame, instances)

@@ -13,8 +13,6 @@ from torchvision.ops import batched_nms
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.double import find_double_device
 
-_GATHER_BITS = sum(1 << (56 - 7 * bit) for bit in range(8))
-
 
 def nms_per_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
     """Greedy NMS among the boxes of each class.
@@ -107,9 +105,9 @@ def pack_masks(masks: Tensor) -> Tensor:
     Returns:
         (M, H, B) uint8, B = ceil(W / 8), first pixel in the lowest bit.
     """
-    # Eight bool bytes read as one integer: the product moves their lowest bits into its top byte.
-    eights = F.pad(masks, (0, -masks.shape[2] % 8)).contiguous().view(torch.int64)
-    return (eights * _GATHER_BITS >> 56).to(torch.uint8)
+    eights = F.pad(masks, (0, -masks.shape[2] % 8)).unflatten(2, (-1, 8))  # (M, H, B, 8)
+    bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=masks.device)
+    return (eights * bits).sum(dim=3, dtype=torch.uint8)
 
 
 def unpack_masks(packed_masks: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from instancezoo.modeling.input_size import read_pair, stretch_image
 from instancezoo.modeling.masks import boxes_from_masks, masks_for_output, select_rows
 from instancezoo.modeling.objects import collect_ground_truth
+from instancezoo.modeling.whole_weights import WholeWeights
 
 Outputs = TypeVar("Outputs")  # what a method's head returns
 Targets = TypeVar("Targets")  # what its outputs are compared with
@@ -68,7 +69,7 @@ class DenseMethod(nn.Module, Generic[Outputs, Targets]):
         raise NotImplementedError
 
 
-class DenseSegmenter(DenseMethod[Outputs, Targets]):
+class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
     """Stretch, normalise and pad images, run backbone and head; a method adds the four verbs.
 
     Args:
@@ -81,6 +82,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         input_size: height and width in pixels that every image is stretched to in inference; None
             leaves images as they come (the mapper has resized those of training).
         size_divisibility: padded sides are multiples of this; None takes what the backbone needs.
+        allow_partial: see `WholeWeights`.
     """
 
     pixel_mean: Tensor
@@ -98,6 +100,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         keep_empty_masks: bool = False,
         input_size: tuple[int, int] | None = None,
         size_divisibility: int | None = None,
+        allow_partial: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -105,6 +108,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
         self.in_features = list(in_features)
         self.mask_output = mask_output
         self.keep_empty_masks = keep_empty_masks
+        self.allow_partial = allow_partial
         self.input_size = input_size
         self.size_divisibility = size_divisibility or backbone.size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -119,6 +123,7 @@ class DenseSegmenter(DenseMethod[Outputs, Targets]):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mask_output": cfg.MODEL.MASK_OUTPUT,
             "input_size": read_pair(cfg, "FIXED_SIZE"),
+            "allow_partial": cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
         }
 
     @property

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from instancezoo.modeling.masks import BoxMasks, masks_for_output
+from instancezoo.modeling.whole_weights import WholeWeights
 
 
 class BatchImages(ImageList):
@@ -32,22 +34,30 @@ class BatchImages(ImageList):
 
 
 @META_ARCH_REGISTRY.register()
-class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
+class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
     """`GeneralizedRCNN` whose masks end as `BoxMasks`, and whose ROI heads see the whole batch.
 
     Args:
         mask_output: "bitmask" (bool tensor, as Detectron2 gives) or "rle" (COCO RLE dicts).
+        allow_partial: see `WholeWeights`.
         kwargs: those of `GeneralizedRCNN`.
     """
 
     @configurable
-    def __init__(self, *, mask_output: str = "bitmask", **kwargs: Any) -> None:
+    def __init__(
+        self, *, mask_output: str = "bitmask", allow_partial: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.mask_output = mask_output
+        self.allow_partial = allow_partial
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        return {**super().from_config(cfg), "mask_output": cfg.MODEL.MASK_OUTPUT}
+        return {
+            **super().from_config(cfg),
+            "mask_output": cfg.MODEL.MASK_OUTPUT,
+            "allow_partial": cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+        }
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> BatchImages:
         """Normalise and pad the images; the result goes to the ROI heads."""
@@ -72,7 +82,9 @@ class GeneralizedRCNNCompactMasks(GeneralizedRCNN):
     def _postprocess_image(self, result: Instances, image: dict[str, Any]) -> Instances:
         height = image.get("height", result.image_size[0])
         width = image.get("width", result.image_size[1])
-        if not result.has("pred_masks"):
+        is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        # Detectron2's paste gives the same masks, and leaves their number open in a trace.
+        if is_tracing or not result.has("pred_masks"):
             return detector_postprocess(result, height, width)
         # Under another name, Detectron2 selects the scores with the boxes and does not paste them.
         result.mask_scores = result.pred_masks[:, 0]  # (M, h, w)

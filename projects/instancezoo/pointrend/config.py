@@ -40,7 +40,7 @@ def add_pointrend_config(cfg: CfgNode) -> None:
     # Refine masks at points; if False, the coarse mask is the result.
     coarse.POINT_HEAD_ON = False
 
-    cfg.MODEL.POINT_HEAD = type(cfg)()  # a config merges only with nodes of its own class
+    cfg.MODEL.setdefault("POINT_HEAD", CfgNode())
     point = cfg.MODEL.POINT_HEAD
     # Point head in `POINT_HEAD_REGISTRY`.
     point.NAME = "StandardPointHead"

@@ -33,7 +33,7 @@ _LIMITS = {
 
 def add_polarmask_config(cfg: CfgNode) -> None:
     """Add `cfg.MODEL.POLARMASK`, and one key to `cfg.INPUT`."""
-    node = cfg.MODEL.POLARMASK = type(cfg)()  # a config merges only with nodes of its own class
+    node = cfg.MODEL.setdefault("POLARMASK", CfgNode())
     _add_network_keys(node)
     _add_training_keys(node)
     _add_inference_keys(node)

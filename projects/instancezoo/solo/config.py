@@ -35,7 +35,7 @@ _ONE_PER_LEVEL = ("INSTANCE_IN_FEATURES", "NUM_GRIDS", "FPN_SCALE_RANGES")
 
 def add_solo_config(cfg: CfgNode) -> None:
     """Add `cfg.MODEL.SOLO`."""
-    cfg.MODEL.SOLO = type(cfg)()  # a config merges only with nodes of its own class
+    cfg.MODEL.setdefault("SOLO", CfgNode())
     add_grid_keys(cfg.MODEL.SOLO)
     # Channels and number of the convolutions in the category and mask towers.
     cfg.MODEL.SOLO.INSTANCE_CHANNELS = 256
@@ -89,7 +89,7 @@ def add_grid_keys(node: CfgNode) -> None:
     node.KEEP_EMPTY_MASKS = False
 
     # Focal loss of the categories, and lambda, the weight of the masks' Dice loss.
-    node.LOSS = type(node)()
+    node.setdefault("LOSS", CfgNode())
     node.LOSS.FOCAL_ALPHA = 0.25
     node.LOSS.FOCAL_GAMMA = 2.0
     node.LOSS.FOCAL_WEIGHT = 1.0

@@ -101,7 +101,8 @@ def rank_candidates(
     cells, owner = position.unique(return_inverse=True)
     packed, areas, totals = _pack_soft_masks(cell_masks, image, cells, settings.mask_thresh, budget)
     is_large = areas > strides[cells]
-    maskness = totals / areas  # mean probability inside the mask; NaN for an empty one
+    # Mean probability inside the mask. Empty ones are too small; NaN would reach every gradient.
+    maskness = totals / areas.clamp(min=1)
     scores = probs[position, classes] * maskness[owner]
     order = scores.argsort(descending=True, stable=True)
     order = order[is_large[owner[order]]][: settings.num_candidates]
@@ -156,5 +157,7 @@ def _pack_soft_masks(
         masks = probs > threshold
         packed[some] = pack_masks(masks)
         areas[some] = count_pixels(masks)[1].sum(dim=1)
-        totals[some] = probs.mul_(masks).sum(dim=(1, 2))
+        # Masks are large: a copy is made only where gradients need the factors.
+        inside = probs * masks if probs.requires_grad else probs.mul_(masks)
+        totals[some] = inside.sum(dim=(1, 2))
     return packed, areas, totals

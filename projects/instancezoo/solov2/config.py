@@ -26,7 +26,7 @@ IGNORED_KEYS = {
 
 def add_solov2_config(cfg: CfgNode) -> None:
     """Add `cfg.MODEL.SOLOV2`."""
-    cfg.MODEL.SOLOV2 = type(cfg)()  # a config merges only with nodes of its own class
+    cfg.MODEL.setdefault("SOLOV2", CfgNode())
     add_grid_keys(cfg.MODEL.SOLOV2)
     # Channels and number of the convolutions in the category and kernel towers.
     cfg.MODEL.SOLOV2.INSTANCE_CHANNELS = 512

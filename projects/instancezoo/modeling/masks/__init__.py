@@ -5,12 +5,14 @@ Legend: M masks, H W image size, R rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from pycocotools.mask import toBbox
-from torch import Tensor
+from torch import Tensor, nn
 
 from instancezoo.errors import check_choice
 from instancezoo.layers.mass_centers import count_pixels
@@ -27,6 +29,7 @@ __all__ = [
     "MaskForm",
     "VertexMasks",
     "boxes_from_masks",
+    "mask_output_set",
     "masks_for_output",
     "remove_padding",
     "select_rows",
@@ -42,6 +45,20 @@ def masks_for_output(
     """The form of `pred_masks` that `MODEL.MASK_OUTPUT` asks for ("bitmask" or "rle")."""
     check_choice("MODEL.MASK_OUTPUT", mask_output, MASK_OUTPUTS)
     return masks.rle(height, width) if mask_output == "rle" else masks.bitmasks(height, width)
+
+
+@contextmanager
+def mask_output_set(model: nn.Module, mask_output: str) -> Iterator[None]:
+    """Within the block, a built model gives `pred_masks` in this form; wrappers are no matter."""
+    parts: list[Any] = [part for part in model.modules() if hasattr(part, "mask_output")]
+    before = [part.mask_output for part in parts]
+    for part in parts:
+        part.mask_output = mask_output
+    try:
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.mask_output = value
 
 
 def select_rows(values: Rows, rows: Tensor) -> Rows:
