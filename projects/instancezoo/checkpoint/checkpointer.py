@@ -31,7 +31,7 @@ from .reader import (
     read_facts,
 )
 from .rename import Layout
-from .safe_pickle import is_archive
+from .torch_file import check_archive, is_archive
 
 _TAG = "last_checkpoint"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
