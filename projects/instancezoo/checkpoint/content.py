@@ -112,9 +112,9 @@ class Resolver:
             size, depth = self.check_size(size + item_size), max(depth, item_depth + 1)
         return type(node)(values), size, depth
 
-    def _build_dict(self, node: Mapping[Any, Any]) -> tuple[Any, int, int]:
+    def _build_dict(self, node: dict[Any, Any]) -> tuple[Any, int, int]:
         values, size, depth = {}, _OBJECT_SIZE, 0
-        for key, item in dict.items(node):  # type: ignore[arg-type]
+        for key, item in node.items():
             if is_foreign(key) or is_foreign(item):
                 continue
             key, key_size, _ = self.visit(key)

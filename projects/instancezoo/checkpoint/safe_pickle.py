@@ -152,6 +152,11 @@ class RecordingUnpickler(pickle._Unpickler):
         load_persistent: makes an object of a persistent id; None if the format has none.
     """
 
+    # of the base class, while it loads
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    stack: list[Any]
+
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(

@@ -95,9 +95,7 @@ class _Storages:
             raise RefusedContent("a tensor has an impossible shape, stride or offset")
         offset += storage.start
         end = offset + 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        needed = max(
-            storage.size * storage.dtype.itemsize, end * dtype.itemsize * (prod(size) > 0)
-        )
+        needed = max(storage.size * storage.dtype.itemsize, end * dtype.itemsize * (prod(size) > 0))
         if storage.key not in self.places:
             raise RefusedContent("the bytes of a tensor are not in the file")
         if needed > self.places[storage.key][1]:
