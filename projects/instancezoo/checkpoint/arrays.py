@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .content import Resolver
+from .content import Resolver, Unsupported
 from .display import show_text
-from .safe_pickle import Record, Recorder, RefusedContent, RefusedGlobal, make_foreign
+from .safe_pickle import Record, Recorder, RefusedContent, make_foreign
 
 _NUMBER_CODE = re.compile(r"[<>|=]?(\?|[biufcSU]\d{1,6})")
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -20,10 +20,10 @@ def _build_dtype(resolver: Resolver, record: Record) -> tuple[Any, int]:
     """A `numpy.dtype`: a code such as "f4", and a byte order as state."""
     code = _read_text(record.arguments[0])
     if not _NUMBER_CODE.fullmatch(code):
-        raise RefusedGlobal(f"the file holds an array of type '{show_text(code)}', not of numbers")
+        return Unsupported(f"an array of type '{show_text(code)}'"), 0
     order = "=" if record.state is None else _read_text(record.state[1])
     if order not in ("<", ">", "|", "="):
-        raise RefusedGlobal(f"the file holds an array with byte order '{show_text(order)}'")
+        raise RefusedContent(f"it holds an array with byte order '{show_text(order)}'")
     dtype = np.dtype(code.lstrip("<>|="))
     return dtype.newbyteorder(order), 0  # type: ignore[arg-type]
 
@@ -51,18 +51,20 @@ def _build_from_buffer(resolver: Resolver, record: Record) -> tuple[Any, int]:
 def _build_scalar(resolver: Resolver, record: Record) -> tuple[Any, int]:
     dtype, data = record.arguments
     array, size = _make_array(resolver, (), dtype, data, "C")
-    return array.item(), size
+    return (array.item() if isinstance(array, np.ndarray) else None), size
 
 
 def _make_array(
     resolver: Resolver, shape: Any, dtype: Any, data: Any, order: Any
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray | Unsupported, int]:
     """Rebuild an array. Raises `ValueError` if bytes and shape disagree."""
     kind, content = resolver.resolve(dtype), resolver.resolve(data)
     if isinstance(content, str):  # a Python 2 byte string, read as latin1
         content = content.encode("latin1")
+    if isinstance(kind, Unsupported):
+        return kind, 0
     if not isinstance(kind, np.dtype) or not isinstance(content, bytes | bytearray):
-        raise RefusedGlobal("the file holds an array of objects, not of numbers")
+        raise RefusedContent("it holds an array whose numbers are no bytes")
     flat = np.frombuffer(content, kind) if content else np.empty(0, kind)
     array = flat.reshape(tuple(int(n) for n in shape), order=order)
     # a writable copy in this machine's byte order, as torch requires

