@@ -138,8 +138,8 @@ def _load_pickle(path: Path) -> Any:
         return f"it names {name}, but a .pkl may hold only arrays, containers and numbers"
 
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        tree = RecordingUnpickler(content, {**PLAIN_NAMES, **ARRAY_NAMES}, refuse).load()
-        data = Resolver(len(content)).resolve(tree)
+        size, names = len(content), {**PLAIN_NAMES, **ARRAY_NAMES}
+        data = Resolver(size).resolve(RecordingUnpickler(content, size, names, refuse).load())
     if not isinstance(data, dict) or "model" in data:
         return data
     # Caffe2 and Detectron 1: Detectron2's heuristics match their names to ours

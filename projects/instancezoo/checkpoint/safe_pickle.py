@@ -18,8 +18,10 @@ _HARMLESS_CALLS = frozenset(
     for module in ("pathlib", "pathlib._local")
     for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 ) | {"datetime.datetime", "datetime.date", "datetime.timedelta"}
-# A million tensors take about six million objects; an object takes up to 216 bytes.
-_MAX_OBJECTS = 8_000_000
+# A tensor takes seven objects in more than 100 bytes. An object takes up to 216 bytes of memory.
+_MAX_OBJECTS = 4_000_000
+_SMALLEST_OBJECT = 4  # bytes in a file, on average
+_ALLOWANCE = 100_000  # objects, for small files
 _MAX_FOREIGN_NAMES = 10_000
 
 
@@ -147,6 +149,7 @@ class RecordingUnpickler(pickle._Unpickler):
 
     Args:
         file: has `read` and `readline`; `read` must not allocate more than the file holds.
+        file_size: of the whole file, in bytes.
         names: "module.name" -> what a pickle finds there.
         refuse_foreign: the names that are neither in `names` nor dropped. Returns the reason or "".
         load_persistent: makes an object of a persistent id; None if the format has none.
@@ -162,6 +165,7 @@ class RecordingUnpickler(pickle._Unpickler):
     def __init__(
         self,
         file: Any,
+        file_size: int,
         names: Mapping[str, Any],
         refuse_foreign: Callable[[str], str],
         load_persistent: Callable[[Any], Any] | None = None,
@@ -170,7 +174,7 @@ class RecordingUnpickler(pickle._Unpickler):
         super().__init__(file, encoding="latin1")
         self._names, self._refuse, self._load = names, refuse_foreign, load_persistent
         self._foreign: dict[str, Any] = {}
-        self._num_objects = 0
+        self._objects_left = min(_ALLOWANCE + file_size // _SMALLEST_OBJECT, _MAX_OBJECTS)
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -190,10 +194,10 @@ class RecordingUnpickler(pickle._Unpickler):
         return self._load(pid)
 
     def count_object(self) -> None:
-        """Raise `RefusedContent` for far more objects than a checkpoint has."""
-        self._num_objects += 1
-        if self._num_objects > _MAX_OBJECTS:
-            raise RefusedContent(f"it holds more than {_MAX_OBJECTS // 10**6} million objects")
+        """Raise `RefusedContent` for far more objects than a checkpoint of this size has."""
+        self._objects_left -= 1
+        if self._objects_left < 0:
+            raise RefusedContent("it holds far more objects than a checkpoint of its size")
 
     def load_bytearray8(self) -> None:
         """Read before memory is taken, which the standard step does the other way round."""

@@ -180,7 +180,7 @@ def _open_archive(file: BinaryIO, file_size: int) -> tuple[Any, _Storages]:
 
     order = f"{folder}byteorder"
     big_endian = order in entries and read(order) == b"big"
-    tree = _unpickle(io.BytesIO(read(pickles[0])), _make_storage)
+    tree = _unpickle(io.BytesIO(read(pickles[0])), file_size, _make_storage)
     return tree, _Storages(file, places, big_endian)
 
 
@@ -206,11 +206,12 @@ def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, _Storages]:
         return storage
 
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if _unpickle(content) != _LEGACY_MAGIC or _unpickle(content) != _LEGACY_VERSION:
+        magic, version = _unpickle(content, file_size), _unpickle(content, file_size)
+        if (type(magic), magic, version) != (int, _LEGACY_MAGIC, _LEGACY_VERSION):
             raise RefusedContent("torch.save did not write it")
-        _unpickle(content)  # the sizes of the writer's C types
-        tree = _unpickle(content, make_storage)
-        keys = _unpickle(content)
+        _unpickle(content, file_size)  # the sizes of the writer's C types
+        tree = _unpickle(content, file_size, make_storage)
+        keys = _unpickle(content, file_size)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise RefusedContent("its list of storages is damaged")
         places: dict[str, tuple[int, int]] = {}
@@ -226,8 +227,11 @@ def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, _Storages]:
     return tree, _Storages(file, places)
 
 
-def _unpickle(file: Any, load_persistent: Callable[[Any], Any] | None = None) -> Any:
-    return RecordingUnpickler(file, TORCH_NAMES, _refuse_name, load_persistent).load()
+def _unpickle(
+    file: Any, file_size: int, load_persistent: Callable[[Any], Any] | None = None
+) -> Any:
+    reader = RecordingUnpickler(file, file_size, TORCH_NAMES, _refuse_name, load_persistent)
+    return reader.load()
 
 
 def _refuse_name(name: str) -> str:
