@@ -231,6 +231,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
                 read(path)
             assert path.removeprefix("published://") in str(error.value)
             assert "\n" not in str(error.value) and ". " in str(error.value)
+    assert not any(is_whole(path) for path in paths)
 
 
 class Model(nn.Module):

@@ -335,6 +335,7 @@ def is_whole(path: str | Path) -> bool:
     """Return True if a checkpoint is complete: every record in it matches its checksum."""
     path = Path(path)
     try:
+        check_file(path)
         if not is_archive(path):
             read_checkpoint(path)  # torch's old format has no checksums
             return True

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from instancezoo.checkpoint.display import show_names
 from instancezoo.checkpoint.finite import check_finite
 from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.errors import ZooError
@@ -79,7 +78,7 @@ def load_timm_weights(net: nn.Module, name: str, weights: str) -> None:
         len(used),
         weights,
         len(unused),
-        show_names(unused) or "none",
+        ", ".join(unused) or "none",
     )
 
 
