@@ -185,6 +185,9 @@ def _add_shared_keys(cfg: CfgNode) -> None:
     # Load what fits of MODEL.WEIGHTS and leave the other tensors as initialised. Set it to
     # fine-tune on other classes.
     cfg.MODEL.WEIGHTS_ALLOW_PARTIAL = False
+    # Load weights that are NaN or infinite, or that overflow float32, instead of an error that
+    # names them. Set it to look into a training that diverged.
+    cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE = False
 
     # Number of pyramid levels above P5 made by convolutions: 2 (P6 and P7), 1 or 0; read by
     # MODEL.BACKBONE.NAME "build_resnet_fpn_top_levels_backbone".

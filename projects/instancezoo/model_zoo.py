@@ -8,15 +8,18 @@ from typing import Any
 
 import yaml
 
+from instancezoo.checkpoint.content import measure
 from instancezoo.checkpoint.description import read_description
+from instancezoo.checkpoint.display import show_names, show_text
 from instancezoo.config import ZooConfig, check_values, get_cfg
-from instancezoo.errors import ConfigError, suggest
+from instancezoo.errors import ConfigError, first_line, suggest
 
 logger = logging.getLogger(__name__)
 # Keys of a training that do not belong to its model.
 _NOT_OF_THE_MODEL = (
     *("MODEL.DEVICE", "MODEL.MASK_OUTPUT", "OUTPUT_DIR"),
-    *("MODEL.WEIGHTS", "MODEL.WEIGHTS_ALLOW_PARTIAL", "MODEL.TIMM.WEIGHTS"),
+    *("MODEL.WEIGHTS", "MODEL.WEIGHTS_ALLOW_PARTIAL", "MODEL.WEIGHTS_ALLOW_NON_FINITE"),
+    "MODEL.TIMM.WEIGHTS",
 )
 
 
@@ -75,7 +78,7 @@ def get_trained_config(weights: str, overrides: list[Any] | None = None) -> ZooC
     else:
         holds = "holds no config"
         if name:
-            holds = f"names the config '{name}', which does not exist in this version"
+            holds = f"names the config '{show_text(name)}', which does not exist in this version"
         if description.is_backbone:
             holds = "holds only a backbone, to start training from"
         raise ConfigError(f"{weights} {holds}: name the config of its model by --config-file")
@@ -103,19 +106,22 @@ def _merge_saved(cfg: ZooConfig, text: str, source: str) -> None:
     """Merge the config that training saved in the checkpoint `source`, in place."""
     try:
         saved = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the config in {source} is not plain YAML: {error}") from error
+        measure(saved, len(text))  # a few aliases can stand for billions of values
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(
+            f"the config in {source} is not plain YAML: {first_line(error)}"
+        ) from error
     if not isinstance(saved, dict):
         raise ConfigError(f"the config in {source} holds no KEY: VALUE lines")
     if unknown := _drop_unusable(saved, cfg):
         logger.warning(
             f"the config in {source} has keys that this version does not know, which are ignored: "
-            f"{', '.join(unknown)}"
+            f"{show_names(unknown)}"
         )
     try:
-        cfg.merge_from_other_cfg(ZooConfig(saved))
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"{error} (in the config of {source})") from error
+        cfg.merge_from_other_cfg(CfgNode(saved))
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"{first_line(error)} (in the config of {source})") from error
 
 
 def _drop_unusable(saved: dict[str, Any], cfg: ZooConfig, prefix: str = "") -> list[str]:

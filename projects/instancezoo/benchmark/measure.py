@@ -108,8 +108,12 @@ def _build(
         model, threshold = build_untrained(cfg, [model_input], num_detections)
         return model, f"random weights (seed {seed}), score threshold {threshold:.3g}"
     model = build_model(cfg).eval()
-    partial = cfg.MODEL.WEIGHTS_ALLOW_PARTIAL
-    ZooCheckpointer(model, allow_partial=partial).load(cfg.MODEL.WEIGHTS)
+    checkpointer = ZooCheckpointer(
+        model,
+        allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+        allow_non_finite=cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE,
+    )
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return model, cfg.MODEL.WEIGHTS
 
 

@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -16,22 +15,26 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from safetensors.torch import save as serialize_safetensors
 from torch import Tensor, nn
 
+from instancezoo.errors import first_line
 from instancezoo.files import open_atomically, remove_leftovers
 
 from .classes import UNKNOWN, ClassDifference, ClassList, compare_classes
-from .convert import apply_layout, describe_nearest, find_layout
-from .description import Description, describe_checkpoint
+from .convert import MAX_TENSORS, apply_layout, describe_nearest, find_layout
+from .description import Description, describe_checkpoint, fetch_checkpoint, remove_query
+from .display import show_names, show_text
+from .finite import check_finite
 from .mismatch import Mismatch, compare_tensors, find_backbone_prefix, is_lenient
 from .reader import (
     AUTHOR,
     CheckpointError,
+    check_file,
     is_ours,
     read_average,
     read_checkpoint,
     read_facts,
 )
 from .rename import Layout
-from .safe_pickle import is_archive
+from .torch_file import check_archive, is_archive
 
 _TAG = "last_checkpoint"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
@@ -40,6 +43,7 @@ _REMEDY = (
     "MODEL.WEIGHTS_ALLOW_PARTIAL True (behind --opts of `instancezoo predict`; train_net.py also "
     "has --allow-partial)"
 )
+_AS_THEY_ARE = ", or load them as they are: MODEL.WEIGHTS_ALLOW_NON_FINITE True"
 _IN_THE_FILE = " (the file holds it: leave --config-file of `instancezoo predict` out)"
 
 
@@ -51,6 +55,7 @@ class ZooCheckpointer(DetectionCheckpointer):
         save_dir: folder of a training run.
         save_to_disk: if True, this process writes; None lets only the main process write.
         allow_partial: load the tensors that fit and log the others, instead of raising an error.
+        allow_non_finite: load NaN and infinity, too, instead of raising an error.
         classes: of the data set that the model is for, to be compared with a file's classes; a file
             that does not name its classes is not compared.
         facts: entries of every saved file: "cfg", "class_names" ..., see `description.py`.
@@ -65,12 +70,14 @@ class ZooCheckpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         allow_partial: bool = False,
+        allow_non_finite: bool = False,
         classes: ClassList = UNKNOWN,
         facts: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_partial = allow_partial
+        self.allow_non_finite = allow_non_finite
         self.classes = classes
         self.facts = dict(facts or {})
         self._loading = ""
@@ -94,18 +101,15 @@ class ZooCheckpointer(DetectionCheckpointer):
         """
         self._starts_training = checkpointables is not None and not checkpointables
         self._loading = path = os.fspath(path) if path else ""
-        is_local = path and "://" not in path and not urlparse(path).query
-        if is_local and not os.path.exists(self.path_manager.get_local_path(path)):
-            raise CheckpointError(f"{path} does not exist. Check the path (MODEL.WEIGHTS)")
+        is_address = "://" in path
         try:
+            if path and not is_address:
+                check_file(fetch_checkpoint(remove_query(path)))
             return super().load(path, checkpointables)
-        except (OSError, AssertionError) as error:  # no network, no such address
-            if "://" not in path:
-                raise
-            raise CheckpointError(
-                f"{path} cannot be fetched: {error}. Check MODEL.WEIGHTS and the network, or name "
-                "a downloaded file"
-            ) from error
+        except Exception:
+            if is_address:  # no network, no such address
+                check_file(fetch_checkpoint(remove_query(path)))
+            raise
         finally:
             self._parsed_url_during_load = None  # after an error Detectron2 does not reset it
 
@@ -174,7 +178,7 @@ class ZooCheckpointer(DetectionCheckpointer):
         except CheckpointError as error:
             raise CheckpointError(f"{self._loading}: {error}") from None
         checkpoint.pop("model")
-        by_names = checkpoint.pop("matching_heuristics", False)
+        by_names = checkpoint.pop("matching_heuristics", False) is True
         fills_backbone = bool(by_names or description.is_backbone)
         backbone_only = fills_backbone and all(name.startswith("backbone.") for name in state)
         difference = compare_classes(description.classes.names, self.classes.names)
@@ -184,7 +188,9 @@ class ZooCheckpointer(DetectionCheckpointer):
         is_told = bool(mismatch) and difference is not None and difference.kind == "number"
         if difference is not None and not is_told and not backbone_only:
             self._report_classes(difference)
-        fitting = {name: tensor for name, tensor in state.items() if name not in mismatch.shapes}
+        fitting = {n: v for n, v in state.items() if n in wanted and n not in mismatch.shapes}
+        if not self.allow_non_finite:
+            check_finite(self._loading, fitting, _AS_THEY_ARE)
         self.model.load_state_dict({**wanted, **fitting}, strict=False)
 
     def _adapt(
@@ -206,13 +212,26 @@ class ZooCheckpointer(DetectionCheckpointer):
             raise CheckpointError(f"{self._loading}: {error}") from None
         if not missing:
             return state, None
-        if checkpoint.get("matching_heuristics"):
-            caffe2 = checkpoint.get("__author__") == "Caffe2"
-            return align_and_update_state_dicts(wanted, state, c2_conversion=caffe2), None
+        if checkpoint.get("matching_heuristics") is True and len(state) <= MAX_TENSORS:
+            return self._match_names(checkpoint, wanted), None
         if not any(name in wanted for name in state):
             remedy = _REMEDY.format(where="")
             raise CheckpointError(f"{self._loading}: {describe_nearest(state)}. {remedy}")
         return state, None
+
+    def _match_names(
+        self, checkpoint: dict[str, Any], wanted: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Match names by their ends, as Detectron2 does."""
+        author = checkpoint.get("__author__")
+        caffe2 = isinstance(author, str) and author == "Caffe2"
+        try:
+            return align_and_update_state_dicts(wanted, checkpoint["model"], c2_conversion=caffe2)
+        except Exception as error:  # its assertions expect the names of Detectron's zoo
+            raise CheckpointError(
+                f"{self._loading}: its names cannot be matched with the model's: "
+                f"{show_text(first_line(error))}. {_REMEDY.format(where='')}"
+            ) from error
 
     def _convert(
         self, layout: Layout, state: dict[str, Tensor], wanted: dict[str, Tensor]
@@ -223,7 +242,7 @@ class ZooCheckpointer(DetectionCheckpointer):
             f"{len(converted.used)} tensors used, {len(converted.unused)} have no place here"
         )
         if converted.unknown:
-            self.logger.warning(f"No rule for, and left out: {', '.join(converted.unknown)}")
+            self.logger.warning(f"No rule for, and left out: {show_names(converted.unknown)}")
         is_backbone = layout.fills == "backbone"
         return _move_backbone(converted.state, wanted) if is_backbone else converted.state
 
@@ -260,7 +279,7 @@ def _describe_origin(description: Description, layout: Layout | None) -> str:
     if layout is not None:
         return f" (recognised as '{layout.name}', whose config is {layout.config})"
     if description.config_name:  # written by `instancezoo convert`
-        return f" (converted, its config is {description.config_name})"
+        return f" (converted, its config is {show_text(description.config_name)})"
     return ""
 
 
@@ -287,25 +306,41 @@ def save_safetensors(
         file.write(serialize_safetensors(whole, metadata=dict(metadata or {})))
 
 
-def use_average(model: nn.Module, rest: dict[str, Any]) -> None:
+def use_average(model: nn.Module, rest: dict[str, Any], *, allow_non_finite: bool = False) -> None:
     """Replace a model's weights by their running average, if its checkpoint holds one.
 
     Args:
         model: loaded from the checkpoint; changed in place.
         rest: the value that `ZooCheckpointer.load` returned.
+        allow_non_finite: use NaN and infinity, too.
+
+    Raises:
+        CheckpointError: the average does not fit the model, or is not finite.
     """
-    if average := read_average(rest):
-        model.load_state_dict(average)
+    if not (average := read_average(rest)):
+        return
+    where = "the running average in MODEL.WEIGHTS ('ema')"
+    mismatch = compare_tensors(model.state_dict(), average)
+    if mismatch:
+        raise CheckpointError(
+            f"{where} does not fit the model: {mismatch.describe()}. Set MODEL.EMA.ENABLED False "
+            "to use the weights themselves"
+        )
+    if not allow_non_finite:
+        check_finite(where, average, _AS_THEY_ARE)
+    model.load_state_dict(average, strict=False)
 
 
 def is_whole(path: str | Path) -> bool:
     """Return True if a checkpoint is complete: every record in it matches its checksum."""
     path = Path(path)
     try:
+        check_file(path)
         if not is_archive(path):
             read_checkpoint(path)  # torch's old format has no checksums
             return True
         with zipfile.ZipFile(path) as archive:
+            check_archive(archive)
             has_data = any(name.endswith("data.pkl") for name in archive.namelist())
             return has_data and archive.testzip() is None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, RuntimeError):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from detectron2.data.catalog import Metadata
 
+from .display import show_text
 from .reader import CheckpointError
 
 _NAMES, _IDS = "class_names", "category_ids"  # entries of a checkpoint
@@ -128,24 +129,28 @@ def show_classes(names: Sequence[str]) -> str:
 def _show_positions(trained: Sequence[str], wanted: Sequence[str]) -> str:
     """Write the first positions at which two lists of one length differ."""
     pairs = enumerate(zip(trained, wanted, strict=True))
-    different = [f"class {i} is '{a}' there and '{b}' here" for i, (a, b) in pairs if a != b]
+    different = [
+        f"class {i} is '{show_text(a)}' there and '{show_text(b)}' here"
+        for i, (a, b) in pairs
+        if a != b
+    ]
     return _shorten(different)
 
 
 def _shorten(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return f"{', '.join(texts[:_SHOWN])}{more}"
+    return f"{', '.join(show_text(text, most=400) for text in texts[:_SHOWN])}{more}"
 
 
 def _read_list(facts: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
     value = facts.get(name, [])
     try:
         values = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(type(item) is kind for item in values):
         raise CheckpointError(
-            f"its '{name}' is not a list of {kind.__name__}: {str(value)[:80]}. Save or convert "
-            "the file again"
+            f"its '{name}' is not a list of {kind.__name__}: {show_text(str(value), most=80)}. "
+            "Save or convert the file again"
         )
     return tuple(values)

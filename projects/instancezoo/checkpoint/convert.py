@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from instancezoo.errors import first_line
+
 from .classes import ClassList
+from .display import show_names, show_text
+from .finite import check_finite
 from .layouts import BACKBONE_LAYOUTS
 from .reader import (
     AUTHOR,
@@ -21,9 +25,14 @@ from .reader import (
     read_checkpoint,
     read_facts,
 )
-from .rename import Layout
+from .rename import Layout, Transform
 
-_SHOWN = 5
+# Published models have some thousands of tensors. A file with far more is not searched for names,
+# which would take minutes.
+MAX_TENSORS = 20_000
+_SAMPLE = 500  # names by which the nearest layout is chosen
+_SHOWN = 3
+_AS_THEY_ARE = ", or convert them as they are: `instancezoo convert --allow-non-finite`"
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,10 @@ def find_layout(state: Mapping[str, Tensor]) -> Layout | None:
     Raises:
         CheckpointError: more than one fits.
     """
+    if len(state) > MAX_TENSORS:
+        return None
     shapes = _list_shapes(state)
-    fitting = [layout for layout in list_layouts() if not layout.list_differences(shapes)]
+    fitting = [layout for layout in list_layouts() if layout.fits(shapes)]
     if len(fitting) > 1:
         names = " and ".join(f"'{layout.name}'" for layout in fitting)
         raise CheckpointError(f"the file's names fit {names}. One signature needs a `must_not`")
@@ -76,13 +87,14 @@ def find_layout(state: Mapping[str, Tensor]) -> Layout | None:
 
 
 def convert_file(
-    path: str | Path, *, allow_unknown: bool = False
+    path: str | Path, *, allow_unknown: bool = False, allow_non_finite: bool = False
 ) -> tuple[dict[str, Any], Converted | None]:
     """Read a published checkpoint file and convert it.
 
     Args:
         path: a local file.
         allow_unknown: leave out names without a row instead of raising an error.
+        allow_non_finite: convert NaN and infinity, too.
 
     Returns:
         A checkpoint: "model" (our name -> tensor), "__author__" and, for a published file, its
@@ -94,30 +106,28 @@ def convert_file(
         CheckpointError: the file cannot be read or converted.
     """
     checkpoint = read_checkpoint(path)
-    if is_ours(checkpoint):
-        return _keep_own(checkpoint, path), None
     try:
-        converted = convert_state_dict(checkpoint["model"], allow_unknown=allow_unknown)
+        result, converted = _convert_checkpoint(checkpoint, allow_unknown)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    if not allow_non_finite:
+        check_finite(path, result["model"], _AS_THEY_ARE)
+    return result, converted
+
+
+def _convert_checkpoint(
+    checkpoint: dict[str, Any], allow_unknown: bool
+) -> tuple[dict[str, Any], Converted | None]:
+    if is_ours(checkpoint):
+        facts = read_facts(checkpoint)
+        facts |= ClassList.from_facts(facts).to_facts()
+        return {"model": {**checkpoint["model"], **read_average(checkpoint)}, **facts}, None
+    converted = convert_state_dict(checkpoint["model"], allow_unknown=allow_unknown)
     layout = converted.layout
-    facts: dict[str, Any] = {
-        "method": layout.method,
-        "config": layout.config,
-        "licence": layout.licence,
-    }
+    facts = {"method": layout.method, "config": layout.config, "licence": layout.licence}
     facts |= layout.find_classes(checkpoint["model"]).to_facts()
     author = f"{AUTHOR}, from {layout.name}"
     return {"model": converted.state, "__author__": author, **facts}, converted
-
-
-def _keep_own(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    facts = read_facts(checkpoint)
-    try:
-        facts |= ClassList.from_facts(facts).to_facts()
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return {"model": {**checkpoint["model"], **read_average(checkpoint)}, **facts}
 
 
 def convert_state_dict(state: Mapping[str, Tensor], *, allow_unknown: bool = False) -> Converted:
@@ -156,11 +166,11 @@ def apply_layout(
         if target in converted.state:
             first = next(source for source, ours in converted.used.items() if ours == target)
             raise CheckpointError(
-                f"'{first}' and '{name}' both become '{target}' by the layout '{layout.name}'. "
-                "Correct its rows"
+                f"'{show_text(first)}' and '{show_text(name)}' both become '{show_text(target)}' "
+                f"by the layout '{layout.name}'. Correct its rows"
             )
         converted.used[name] = target
-        converted.state[target] = tensor if transform is None else transform(tensor)
+        converted.state[target] = _transform(name, tensor, transform)
     if converted.unknown and not allow_unknown:
         raise CheckpointError(
             f"the file looks like '{layout.name}', but {len(converted.unknown)} of its "
@@ -170,20 +180,41 @@ def apply_layout(
     return converted
 
 
+def _transform(name: str, tensor: Tensor, transform: Transform | None) -> Tensor:
+    try:
+        return tensor if transform is None else transform(tensor)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"'{show_text(name)}' has another shape than in published files, "
+            f"{tuple(tensor.shape)}: {first_line(error)}"
+        ) from None
+
+
 def describe_nearest(state: Mapping[str, Tensor]) -> str:
     """Describe, for a file that fits no layout, the nearest one and the first differences."""
+    if len(state) > MAX_TENSORS:
+        return (
+            f"the file's names fit no known layout: it has {len(state)} tensors, published models "
+            f"have some thousands. They begin {show_names(list(state))}"
+        )
     layouts, shapes = list_layouts(), _list_shapes(state)
+    sample = list(state)[:: -(-len(state) // _SAMPLE) or 1]
+    few = {name: shapes[name] for name in sample}
 
-    def list_unknown(layout: Layout) -> list[str]:
-        return [n for n in state if layout.find_row(n) is None and not layout.is_unused(n)]
+    def list_unknown(layout: Layout, names: Iterable[str]) -> list[str]:
+        return [n for n in names if layout.find_row(n) is None and not layout.is_unused(n)]
 
-    nearest = min(layouts, key=lambda x: (len(list_unknown(x)), len(x.list_differences(shapes))))
-    unknown = list_unknown(nearest)
+    def measure(layout: Layout) -> tuple[int, int]:
+        return len(list_unknown(layout, sample)), len(layout.list_differences(few))
+
+    nearest = min(layouts, key=measure)
+    unknown = list_unknown(nearest, state)
     if len(unknown) == len(state):
+        methods = dict.fromkeys(layout.method for layout in layouts)
         return (
             "the file's names fit no known layout, and no single name is known. They begin "
-            f"{show_names(unknown)}. `instancezoo convert` takes: "
-            f"{', '.join(layout.name for layout in layouts)}"
+            f"{show_names(unknown)}. `instancezoo convert` takes {len(layouts)} layouts of: "
+            f"{', '.join(methods)}"
         )
     differences = nearest.list_differences(shapes)[:_SHOWN]
     differences += [f"unknown there: {show_names(unknown)}"] if unknown else []
@@ -196,9 +227,3 @@ def describe_nearest(state: Mapping[str, Tensor]) -> str:
 
 def _list_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def show_names(names: list[str]) -> str:
-    """Write the first names of a list, and the number of further ones."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -7,6 +7,7 @@ published files. In a `.safetensors` file they stand in the header, as texts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,14 @@ from urllib.parse import urlparse
 
 from detectron2.utils.file_io import PathManager
 
+from instancezoo.errors import first_line
+
 from .classes import UNKNOWN, ClassList
 from .convert import find_layout
 from .reader import CheckpointError, is_ours, read_checkpoint, read_facts
 from .rename import Layout
+
+_MAX_TEXT = 200_000  # characters; a config has about 20,000
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,21 @@ def describe_checkpoint(checkpoint: Mapping[str, Any], layout: Layout | None = N
         return Description()
     facts = read_facts(checkpoint)
     return Description(
-        config_text=str(facts.get("cfg", "")),
-        config_name=str(facts.get("config", "")),
+        config_text=_read_text(facts, "cfg"),
+        config_name=_read_text(facts, "config"),
         classes=ClassList.from_facts(facts),
         is_backbone=facts.get("method") == "backbone",
     )
+
+
+def _read_text(facts: Mapping[str, Any], name: str) -> str:
+    value = facts.get(name, "")
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise CheckpointError(
+            f"its '{name}' is not a text of up to {_MAX_TEXT} characters. Save or convert the file "
+            "again"
+        )
+    return value
 
 
 def read_description(path: str) -> Description:
@@ -73,22 +88,36 @@ def read_description(path: str) -> Description:
     Raises:
         CheckpointError: the file cannot be fetched or read.
     """
-    without_query = urlparse(path)._replace(query="").geturl()
-    checkpoint = read_checkpoint(fetch_checkpoint(without_query))
-    layout = None if is_ours(checkpoint) else find_layout(checkpoint["model"])
+    checkpoint = read_checkpoint(fetch_checkpoint(remove_query(path)))
     try:
+        layout = None if is_ours(checkpoint) else find_layout(checkpoint["model"])
         return describe_checkpoint(checkpoint, layout)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def remove_query(path: str) -> str:
+    """Remove `?matching_heuristics=True` from a path or address."""
+    try:
+        return urlparse(path)._replace(query="").geturl()
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no address: {error}. Check MODEL.WEIGHTS") from None
+
+
 def fetch_checkpoint(path: str) -> str:
     """Return the local path of a file or an address. Raises `CheckpointError`."""
     try:
-        return str(PathManager.get_local_path(path))
+        local = str(PathManager.get_local_path(path))
     except CheckpointError:
         raise
     except Exception as error:  # downloads fail in many ways
         raise CheckpointError(
-            f"{path} cannot be fetched: {error}. Check the path (MODEL.WEIGHTS) and the network"
+            f"{path} cannot be fetched: {first_line(error)}. Check MODEL.WEIGHTS and the network, "
+            "or name a downloaded file"
         ) from error
+    if "://" in local and not os.path.exists(local):  # Detectron2 takes it for a path
+        raise CheckpointError(
+            f"{path} is no address that can be fetched. Use a path, or https://, detectron2://, "
+            "catalog:// or published:// (MODEL.WEIGHTS)"
+        )
+    return local

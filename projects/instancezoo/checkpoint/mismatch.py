@@ -8,13 +8,16 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from .convert import show_names
+from .convert import MAX_TENSORS
+from .display import show_names, show_text
 
 Shape = tuple[int, ...]
 # Set by the config or counted anew, so files may have or lack them, as in Detectron2.
 _LENIENT_ENDS = ("pixel_mean", "pixel_std", "num_batches_tracked", "moving_num_foreground")
 _LENIENT_PART = "anchor_generator.cell_anchors"
 _BACKBONE = "backbone."
+_DEPTH = 8  # levels of a name that are compared
+_MAX_LINES = 200
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,14 @@ class Mismatch:
         return ""
 
     def list_lines(self) -> list[str]:
-        """List the tensors that differ, one per line."""
+        """List the first tensors that differ, one per line, and the number of further ones."""
         lines = [
             f"other shape: {n}, {a} in the file, {b} here" for n, (a, b) in self.shapes.items()
         ]
         lines += [f"not in the file: {name}" for name in self.missing]
-        return lines + [f"only in the file: {name}" for name in self.unexpected]
+        lines += [f"only in the file: {name}" for name in self.unexpected]
+        more = [f"and {len(lines) - _MAX_LINES} more"] if len(lines) > _MAX_LINES else []
+        return [show_text(line, most=400) for line in lines[:_MAX_LINES]] + more
 
 
 def compare_tensors(
@@ -120,6 +125,8 @@ def _find_other_method(
     model: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> tuple[list[str], list[str]] | None:
     """Find the parts that differ if at least half of the layers of one are absent in the other."""
+    if len(state) > MAX_TENSORS:  # no method has so many
+        return None
     ours, theirs = _list_head_layers(model), _list_head_layers(state)
     missing = [name for name in ours if name not in state]
     unexpected = [name for name in theirs if name not in model]
@@ -150,7 +157,7 @@ def _name_parts(names: list[str], others: Iterable[str]) -> list[str]:
 
 def _list_prefixes(name: str) -> list[str]:
     """List "a", "a.b", "a.b.c" of the name "a.b.c"."""
-    return list(accumulate(name.split("."), "{}.{}".format))
+    return list(accumulate(name.split(".")[:_DEPTH], "{}.{}".format))
 
 
 def find_backbone_prefix(names: Mapping[str, Tensor]) -> str:

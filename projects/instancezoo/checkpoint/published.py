@@ -18,7 +18,7 @@ from instancezoo import __version__
 from instancezoo.files import get_cache_folder, open_atomically
 
 from .convert import convert_file, list_layouts
-from .reader import FACTS, CheckpointError
+from .reader import FACTS, check_file
 
 
 def _convert_to_cache(source: Path) -> Path:
@@ -33,8 +33,7 @@ def _convert_to_cache(source: Path) -> Path:
 
 def _fingerprint(source: Path) -> str:
     """Hash a file's content and the rules that convert it."""
-    if not source.is_file():
-        raise CheckpointError(f"{source} is not a file. Check the path after published://")
+    check_file(source)
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     rules = sorted(

@@ -13,7 +13,7 @@ must fit a row, and the first row that it fits applies.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
@@ -23,6 +23,7 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from .classes import ClassList
+from .display import show_text
 
 Transform = Callable[[Tensor], Tensor]
 Row = tuple[str, str] | tuple[str, str, Transform]
@@ -147,10 +148,15 @@ class Layout:
         if self.trained_on is None:
             return ClassList()
         pattern, expected = self.trained_on.tensor, self.trained_on.num_rows
-        found = {len(state[name]) for name in state if match_name(pattern, name) is not None}
-        if found != {expected}:
+        found = {tuple(state[n].shape[:1]) for n in state if match_name(pattern, n) is not None}
+        if found != {(expected,)}:
             return ClassList()
         return ClassList.from_metadata(MetadataCatalog.get(self.trained_on.dataset))
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Return True if a file's names and shapes fit the signature; see `list_differences`."""
+        has_all = all(any(_iterate_fitting(text, shapes)) for text in self.must)
+        return has_all and not self.list_differences(shapes)
 
     def list_differences(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """List how a file's names and shapes differ from the signature; empty if they fit it.
@@ -159,21 +165,29 @@ class Layout:
             shapes: name -> shape, for every tensor of the file.
         """
         found = [f"no '{text}'" for text in self.must if not _fitting(text, shapes)]
-        found += [f"has '{_fitting(t, shapes)[0]}'" for t in self.must_not if _fitting(t, shapes)]
+        for text in self.must_not:
+            found += [f"has '{show_text(name)}'" for name in _fitting(text, shapes)[:1]]
         for text, expected in self.shapes.items():
             for name in _fitting(text, shapes):
                 if not _same_shape(shapes[name], expected):
                     wanted = tuple("any" if size is None else size for size in expected)
-                    found.append(f"'{name}' is {shapes[name]}, not {wanted}")
+                    found.append(f"'{show_text(name)}' is {shapes[name]}, not {wanted}")
         for text, excluded in self.other_shapes.items():
             for name in _fitting(text, shapes):
                 if _same_shape(shapes[name], excluded):
-                    found.append(f"'{name}' is {shapes[name]}, as in another network")
+                    found.append(f"'{show_text(name)}' is {shapes[name]}, as in another network")
         return found
 
 
 def _fitting(pattern: str, names: Mapping[str, tuple[int, ...]]) -> list[str]:
-    return [name for name in names if match_name(pattern, name) is not None]
+    return list(_iterate_fitting(pattern, names))
+
+
+def _iterate_fitting(pattern: str, names: Mapping[str, tuple[int, ...]]) -> Iterable[str]:
+    if not _TOKEN.search(pattern):
+        return (pattern,) if pattern in names else ()
+    matches = _compile(pattern).fullmatch
+    return (name for name in names if matches(name))
 
 
 def _same_shape(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

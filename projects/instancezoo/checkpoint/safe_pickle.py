@@ -1,36 +1,42 @@
-"""Stand-ins for the names in a pickle: they carry data and can never run anything.
+"""Unpickling that only records: a pickle's calls are kept with their arguments, none is made.
 
 A pickle is a small program: it looks up globals by name and calls them. Here no name is ever
-looked up. The few names that arrays need are replaced by objects of this file, which rebuild the
-array from its bytes; the name of any other class is replaced by an empty class of the same name
-that keeps nothing, and calling it is an error.
+looked up. The names that arrays and tensors need are replaced by objects that record the call,
+which `content.py` builds later; the name of any other class is replaced by an empty class of the
+same name that keeps nothing, and calling it is an error.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
-import pickletools
-import re
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-import numpy as np
-
-_NUMBER_CODE = re.compile(r"[<>|=]?(\?|[biufcSU]\d+)")
 # Values, not calls with an effect; training scripts save them in a file's metadata.
 _HARMLESS_CALLS = frozenset(
     f"{module}.{name}"
     for module in ("pathlib", "pathlib._local")
     for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 ) | {"datetime.datetime", "datetime.date", "datetime.timedelta"}
+# A tensor takes seven objects in more than 100 bytes. An object takes up to 216 bytes of memory.
+_MAX_OBJECTS = 4_000_000
+_SMALLEST_OBJECT = 4  # bytes in a file, on average
+_ALLOWANCE = 100_000  # objects, for small files
+_MAX_FOREIGN_NAMES = 10_000
 
 
 class RefusedGlobal(pickle.UnpicklingError):
     """A pickle names something that is not data."""
+
+
+class RefusedContent(ValueError):
+    """A file's content is not what a checkpoint holds, or takes far more memory than the file.
+
+    Attributes:
+        name: key under which the content stands, "" if it has none.
+    """
+
+    name = ""
 
 
 class _Sealed(type):
@@ -48,7 +54,7 @@ class _Uncallable(_Sealed):
 
 
 class Foreign(metaclass=_Sealed):
-    """The empty stand-in for an instance of any other class."""
+    """The empty stand-in for an instance of any other class, a container's included."""
 
     __slots__ = ()
 
@@ -61,6 +67,14 @@ class Foreign(metaclass=_Sealed):
     def __setstate__(self, state: Any) -> None:
         pass
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        """Drop what a pickle adds."""
+
+    append = extend
+
 
 def make_foreign(name: str) -> Callable[..., Foreign]:
     """Make the empty class that replaces the class or function called `name`."""
@@ -68,174 +82,172 @@ def make_foreign(name: str) -> Callable[..., Foreign]:
     return metaclass(name, (Foreign,), {"__slots__": (), "__module__": __name__})
 
 
-class InertDtype(metaclass=_Sealed):
-    """A `numpy.dtype` in a pickle: a code such as "f4" and a byte order."""
-
-    __slots__ = ("_code", "_order")
-
-    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
-        code = code.decode("ascii") if isinstance(code, bytes) else code
-        if not isinstance(code, str) or not _NUMBER_CODE.fullmatch(code):
-            raise RefusedGlobal(f"the file holds an array of type {code!r}, not of numbers")
-        self._code, self._order = code.lstrip("<>|="), "="
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
-        if order not in ("<", ">", "|", "="):
-            raise RefusedGlobal(f"the file holds an array with byte order {order!r}")
-        self._order = order
-
-    def build(self) -> np.dtype:
-        return np.dtype(self._code).newbyteorder(self._order)  # type: ignore[arg-type]
+# Builds the result of a recorded call, given a `content.Resolver`. Returns (value, size in bytes).
+Build = Callable[[Any, "Record"], tuple[Any, int]]
 
 
-class InertArray(metaclass=_Sealed):
-    """A `numpy.ndarray` in a pickle."""
+class Record:
+    """A call that a pickle makes, with its arguments and the state that `BUILD` gives it."""
 
-    __slots__ = ("_data", "_dtype", "_fortran", "_shape")
+    __slots__ = ("arguments", "build", "state")
 
-    def __init__(self, *args: Any) -> None:
-        self._fill((0,), InertDtype("f4"), False, b"")
+    def __init__(self, build: Build, arguments: Sequence[Any]) -> None:
+        self.build, self.arguments, self.state = build, arguments, None
 
     def __setstate__(self, state: Any) -> None:
-        shape, dtype, fortran, data = state[-4:]
-        self._fill(shape, dtype, fortran, data)
-
-    def _fill(self, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
-        if isinstance(data, str):  # a Python 2 byte string, read as latin1
-            data = data.encode("latin1")
-        if not isinstance(dtype, InertDtype) or not isinstance(data, bytes | bytearray):
-            raise RefusedGlobal("the file holds an array of objects, not of numbers")
-        self._shape = tuple(int(n) for n in shape)
-        self._dtype, self._fortran, self._data = dtype, bool(fortran), data
-
-    def build(self) -> np.ndarray:
-        """Rebuild the array. Raises `ValueError` if bytes and shape disagree."""
-        dtype = self._dtype.build()
-        flat = np.frombuffer(self._data, dtype) if self._data else np.empty(0, dtype)
-        array = flat.reshape(self._shape, order="F" if self._fortran else "C")
-        # a writable copy in this machine's byte order, as torch requires
-        return np.array(array, dtype=dtype.newbyteorder("="), order="C")
+        self.state = state
 
 
-class _Function(metaclass=_Sealed):
-    """A function of this file under a name that pickles use."""
+class Recorder(metaclass=_Sealed):
+    """What a pickle finds under a known name: calling it records the call."""
 
-    __slots__ = ("_function",)
-    _function: Callable[..., Any]
+    __slots__ = ("build",)
+    build: Build
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
+    def __init__(self, build: Build) -> None:
+        object.__setattr__(self, "build", build)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise RefusedGlobal(f"the file changes attribute {name!r} of a function")
 
+    def __call__(self, *args: Any) -> Record:
+        return Record(self.build, args)
+
+
+class Dict(dict[Any, Any]):
+    """A dict whose attributes, such as torch's `_metadata`, are dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class DictMaker(Recorder):
+    """An ordered or counting dict: empty ones are filled later, others hold their items."""
+
+    __slots__ = ()
+
     def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
+        return super().__call__(*args) if args else Dict()
 
 
-def _build_array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> InertArray:
-    array = InertArray()
-    array.__setstate__((shape, dtype, order == "F", data))
-    return array
+class DefaultDictMaker(Recorder):
+    """A `defaultdict`, whose argument is not data."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any) -> Any:
+        return Dict()
 
 
-def _build_scalar(dtype: Any, data: Any) -> Any:
-    array = InertArray()
-    array.__setstate__(((), dtype, False, data))
-    return array.build().item()
+class RecordingUnpickler(pickle._Unpickler):
+    """Unpickles containers, texts and numbers, and records calls of known names.
 
+    The unpickler in Python, not the one in C: its memo takes no memory for an index that is not
+    used, and its steps can be guarded.
 
-def _encode_latin1(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise RefusedGlobal(f"the file encodes text as {encoding!r}")
-    return text.encode("latin1")
+    Args:
+        file: has `read` and `readline`; `read` must not allocate more than the file holds.
+        file_size: of the whole file, in bytes.
+        names: "module.name" -> what a pickle finds there.
+        refuse_foreign: the names that are neither in `names` nor dropped. Returns the reason or "".
+        load_persistent: makes an object of a persistent id; None if the format has none.
+    """
 
+    # of the base class, while it loads
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    stack: list[Any]
 
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
-ARRAY_GLOBALS: dict[str, Any] = {
-    # shape and bytes come with `__setstate__`
-    **{f"{module}._reconstruct": _Function(InertArray) for module in _MULTIARRAY},
-    **{f"{module}.scalar": _Function(_build_scalar) for module in _MULTIARRAY},
-    **{f"{module}._frombuffer": _Function(_build_array_from_buffer) for module in _NUMERIC},
-    "numpy.ndarray": InertArray,
-    "numpy.dtype": InertDtype,
-}
-_PICKLE_GLOBALS: dict[str, Any] = {
-    **ARRAY_GLOBALS,
-    "_codecs.encode": _Function(_encode_latin1),
-    "builtins.bytes": _Function(lambda: b""),
-    "__builtin__.bytes": _Function(lambda: b""),
-    "collections.OrderedDict": OrderedDict,
-}
+    dispatch = dict(pickle._Unpickler.dispatch)
 
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays, containers and numbers; every other name raises `RefusedGlobal`."""
-
-    def __init__(self, file: io.BufferedIOBase) -> None:
+    def __init__(
+        self,
+        file: Any,
+        file_size: int,
+        names: Mapping[str, Any],
+        refuse_foreign: Callable[[str], str],
+        load_persistent: Callable[[Any], Any] | None = None,
+    ) -> None:
         # Detectron2's zoo files were written by Python 2
         super().__init__(file, encoding="latin1")
+        self._names, self._refuse, self._load = names, refuse_foreign, load_persistent
+        self._foreign: dict[str, Any] = {}
+        self._objects_left = min(_ALLOWANCE + file_size // _SMALLEST_OBJECT, _MAX_OBJECTS)
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _PICKLE_GLOBALS[f"{module}.{name}"]
-        except KeyError:
-            raise RefusedGlobal(
-                f"it names {module}.{name}, but a .pkl may hold only arrays, containers and numbers"
-            ) from None
+        full = f"{module}.{name}"
+        if full in self._names:
+            return self._names[full]
+        if full not in self._foreign:
+            if reason := self._refuse(full):
+                raise RefusedGlobal(reason)
+            if len(self._foreign) >= _MAX_FOREIGN_NAMES:
+                raise RefusedContent(f"it names more than {_MAX_FOREIGN_NAMES} classes")
+            self._foreign[full] = make_foreign(full)
+        return self._foreign[full]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._load is None:
+            raise RefusedContent("it refers to data outside the file")
+        return self._load(pid)
+
+    def count_object(self) -> None:
+        """Raise `RefusedContent` for far more objects than a checkpoint of this size has."""
+        self._objects_left -= 1
+        if self._objects_left < 0:
+            raise RefusedContent("it holds far more objects than a checkpoint of its size")
+
+    def load_bytearray8(self) -> None:
+        """Read before memory is taken, which the standard step does the other way round."""
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
 
-def list_globals(path: Path) -> set[str]:
-    """List the names that a torch file's pickles look up, without running them.
-
-    Returns:
-        Names such as "torch._utils._rebuild_tensor_v2".
-    """
-    if is_archive(path):
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            return {g for name in pickles for g in _scan(io.BytesIO(archive.read(name)))}
-    with path.open("rb") as file:
-        return set(_scan(file))
+def check_key(key: Any) -> None:
+    """Refuse nested keys: hashing a tuple of tuples of tuples may take for ever."""
+    items = key if type(key) is tuple else (key,)
+    if any(isinstance(item, tuple | frozenset) for item in items):
+        raise RefusedContent("a key of it is a tuple of tuples")
 
 
-def is_archive(path: Path) -> bool:
-    """Return True if a file begins as a zip archive, which is torch's own test."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def _count(step: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(unpickler: RecordingUnpickler) -> None:
+        unpickler.count_object()
+        step(unpickler)
+
+    return counted
 
 
-def _scan(file: Any) -> list[str]:
-    # The old format is several pickles in a row, then raw bytes that end the scan.
-    names: list[str] = []
-    try:
-        while True:
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    names.append(str(argument).replace(" ", ".", 1))
-    except Exception:
-        return names
+def _check_keys(
+    step: Callable[[Any], None], list_keys: Callable[[list[Any]], Iterable[Any]]
+) -> Callable[[Any], None]:
+    def checked(unpickler: RecordingUnpickler) -> None:
+        for key in list_keys(unpickler.stack):
+            if type(key) is not str:
+                check_key(key)
+        step(unpickler)
+
+    return checked
 
 
-def resolve(tree: Any, memo: dict[int, Any] | None = None) -> Any:
-    """Replace inert arrays in nested containers by NumPy arrays, and drop foreign objects."""
-    memo = {} if memo is None else memo
-    if id(tree) in memo:
-        return memo[id(tree)]
-    result: Any = tree
-    if isinstance(tree, InertArray | InertDtype):
-        result = tree.build()
-    elif isinstance(tree, Foreign | _Function | _Sealed):
-        result = None
-    elif isinstance(tree, dict):
-        result = {
-            key: resolve(value, memo)
-            for key, value in dict.items(tree)
-            if not isinstance(value, Foreign | _Function | _Sealed)
-        }
-    elif type(tree) in (list, tuple, set):
-        result = type(tree)(resolve(value, memo) for value in tree)
-    memo[id(tree)] = result
-    return result
+def _guard_steps(dispatch: dict[int, Callable[[Any], None]]) -> None:
+    makers = (
+        *(pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.MARK, pickle.REDUCE),
+        *(pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.NEWOBJ, pickle.NEWOBJ_EX),
+    )
+    for opcode in makers:
+        dispatch[opcode[0]] = _count(dispatch[opcode[0]])
+    keys: dict[bytes, Callable[[list[Any]], Iterable[Any]]] = {
+        pickle.SETITEM: lambda stack: stack[-2:-1],
+        pickle.SETITEMS: lambda stack: stack[::2],
+        pickle.DICT: lambda stack: stack[::2],
+        pickle.ADDITEMS: lambda stack: stack,
+        pickle.FROZENSET: lambda stack: stack,
+    }
+    for opcode, list_keys in keys.items():
+        dispatch[opcode[0]] = _check_keys(dispatch[opcode[0]], list_keys)
+    dispatch[pickle.BYTEARRAY8[0]] = RecordingUnpickler.load_bytearray8
+
+
+_guard_steps(RecordingUnpickler.dispatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 from pathlib import Path
 
 import torch
@@ -11,10 +12,12 @@ from instancezoo.checkpoint.checkpointer import save_safetensors
 from instancezoo.checkpoint.classes import ClassList, show_classes, to_texts
 from instancezoo.checkpoint.convert import Converted, convert_file
 from instancezoo.checkpoint.description import fetch_checkpoint
+from instancezoo.checkpoint.display import show_text
 from instancezoo.checkpoint.reader import CheckpointError
-from instancezoo.files import open_atomically
+from instancezoo.files import open_atomically, remove_leftovers
 
 _FORMATS = (".safetensors", ".pth")
+_MAX_LINES = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="convert the tensors that have a rule and list the others, instead of an error",
     )
+    parser.add_argument(
+        "--allow-non-finite",
+        action="store_true",
+        help="convert weights that are NaN or infinite, too, instead of an error",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,8 +45,11 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{target} must end in {' or '.join(_FORMATS)}")
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder. Name the file to write")
+    remove_leftovers(target.parent, glob.escape(target.name))
     checkpoint, converted = convert_file(
-        fetch_checkpoint(args.source), allow_unknown=args.allow_partial
+        fetch_checkpoint(args.source),
+        allow_unknown=args.allow_partial,
+        allow_non_finite=args.allow_non_finite,
     )
     if converted is None:
         print(f"{args.source} is InstanceZoo's own already: {len(checkpoint['model'])} tensors")
@@ -67,7 +78,12 @@ def _print_report(converted: Converted) -> None:
     )
     if layout.fills == "backbone":
         print("note     fills only the backbone, to start training from; config is a base fragment")
-    for name in converted.unused:
-        print(f"  unused: {name}")
-    for name in converted.unknown:
-        print(f"  unknown, left out: {name}")
+    _print_names("unused", converted.unused)
+    _print_names("unknown, left out", converted.unknown)
+
+
+def _print_names(kind: str, names: list[str]) -> None:
+    for name in names[:_MAX_LINES]:
+        print(f"  {kind}: {show_text(name)}")
+    if len(names) > _MAX_LINES:
+        print(f"  {kind}: and {len(names) - _MAX_LINES} more")

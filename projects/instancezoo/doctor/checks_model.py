@@ -88,8 +88,11 @@ def check_weights(context: Context) -> Iterator[Finding]:
     if model is None:
         return
     partial = context.cfg.MODEL.WEIGHTS_ALLOW_PARTIAL
+    checkpointer = ZooCheckpointer(  # what is not finite is told below
+        model, save_to_disk=False, allow_partial=partial, allow_non_finite=True
+    )
     try:
-        ZooCheckpointer(model, save_to_disk=False, allow_partial=partial).load(path)
+        checkpointer.load(path)
     except (CheckpointError, OSError) as problem:
         yield error(str(problem), "set MODEL.WEIGHTS to a file that fits")
         return

@@ -87,6 +87,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+            allow_non_finite=cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE,
             classes=classes,
             facts={"cfg": cfg.dump(), **classes.to_facts()},
             trainer=weakref.proxy(self),
@@ -173,6 +174,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+            allow_non_finite=cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE,
             classes=find_classes(cfg.DATASETS.TEST),
         )
         path = (resume and checkpointer.get_checkpoint_file()) or cfg.MODEL.WEIGHTS
@@ -183,7 +185,7 @@ class Trainer(DefaultTrainer):
             )
         rest = checkpointer.load(path)
         if cfg.MODEL.EMA.ENABLED:
-            use_average(model, rest)
+            use_average(model, rest, allow_non_finite=cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE)
         return cls.test(cfg, model)
 
     def state_dict(self) -> dict[str, Any]:

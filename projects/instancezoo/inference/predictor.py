@@ -50,11 +50,14 @@ class ImagePredictor:
         self.confidence = confidence
         self.model = build_model(cfg).eval()
         checkpointer = ZooCheckpointer(
-            self.model, allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL, classes=classes
+            self.model,
+            allow_partial=cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
+            allow_non_finite=cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE,
+            classes=classes,
         )
         rest = checkpointer.load(cfg.MODEL.WEIGHTS)
         if cfg.MODEL.EMA.ENABLED:  # the weights that were evaluated
-            use_average(self.model, rest)
+            use_average(self.model, rest, allow_non_finite=cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE)
         self._resize = build_resize(cfg, is_train=False)
 
     def __call__(self, image: np.ndarray) -> Instances:

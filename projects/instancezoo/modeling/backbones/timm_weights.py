@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from instancezoo.checkpoint.finite import check_finite
 from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.errors import ZooError
 
@@ -70,7 +71,9 @@ def load_timm_weights(net: nn.Module, name: str, weights: str) -> None:
     used = set(renamed.values())
     unused = [key for key in state if key not in used]
     _check_leftovers(unused, whole_model, name, weights)
-    net.load_state_dict({key: state[source] for key, source in renamed.items() if source})
+    filled = {key: state[source] for key, source in renamed.items() if source}
+    check_finite(weights, filled)
+    net.load_state_dict(filled)
     logger.info(
         "%s: %d tensors filled from %s; %d of its tensors not needed here: %s",
         name,
