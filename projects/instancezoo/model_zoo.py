@@ -11,7 +11,7 @@ import yaml
 from instancezoo.checkpoint.content import measure
 from instancezoo.checkpoint.description import read_description
 from instancezoo.checkpoint.display import show_names, show_text
-from instancezoo.config import ZooConfig, check_values, get_cfg
+from instancezoo.config import CfgNode, ZooConfig, check_values, get_cfg
 from instancezoo.errors import ConfigError, first_line, suggest
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from instancezoo.checkpoint.convert import show_names
+from instancezoo.checkpoint.display import show_names
 from instancezoo.checkpoint.mismatch import compare_tensors
 from instancezoo.checkpoint.reader import CheckpointError
 
