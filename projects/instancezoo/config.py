@@ -12,11 +12,13 @@ from detectron2.config import get_cfg as _get_detectron2_cfg
 from detectron2.utils.file_io import PathManager
 
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
+from instancezoo.config_limits import check_sizes
+from instancezoo.config_trial import check_builds
+from instancezoo.config_types import check_types
 from instancezoo.config_values import (
     check_best_metric,
     check_device,
     check_names,
-    check_sizes,
     explain_type,
     suggest_file,
 )
@@ -216,6 +218,7 @@ def load_cfg(
     cfg = get_cfg()
     if config_file:
         cfg.merge_from_file(config_file)
+    from_file = cfg.clone()
     cfg.merge_from_list(overrides or [])
     check_values(cfg)
     for argument in datasets or []:
@@ -236,6 +239,7 @@ def load_cfg(
         check_best_metric(cfg.TEST.BEST_METRIC, classes[test[0]])
     if names:
         follow_dataset(cfg, len(classes[names[0]]), names[0])
+    check_builds(cfg, [from_file, get_cfg()])
     return cfg
 
 
@@ -258,9 +262,11 @@ def check_datasets_are_used(cfg: CfgNode, arguments: list[str]) -> None:
 
 def check_values(cfg: CfgNode) -> None:
     """Refuse values that would fail later without naming their key, or have no effect."""
-    check_device(str(cfg.MODEL.DEVICE))
+    defaults = get_cfg()
+    check_types(cfg, defaults)
+    check_device(cfg.MODEL.DEVICE)
     check_names(cfg)
-    check_sizes(cfg)
+    check_sizes(cfg, defaults)
     check_best_metric(cfg.TEST.BEST_METRIC)
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     if cfg.TEST.AUG.ENABLED:

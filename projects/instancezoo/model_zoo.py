@@ -10,6 +10,7 @@ import yaml
 
 from instancezoo.checkpoint.description import read_description
 from instancezoo.config import CfgNode, check_values, get_cfg
+from instancezoo.config_trial import check_builds
 from instancezoo.errors import ConfigError, suggest
 
 logger = logging.getLogger(__name__)
@@ -80,8 +81,10 @@ def get_trained_config(weights: str, overrides: list[Any] | None = None) -> CfgN
             holds = "holds only a backbone, to start training from"
         raise ConfigError(f"{weights} {holds}: name the config of its model by --config-file")
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS = weights, ""
+    saved = cfg.clone()
     cfg.merge_from_list(overrides or [])
     check_values(cfg)
+    check_builds(cfg, [saved, get_cfg()])
     return cfg
 
 
