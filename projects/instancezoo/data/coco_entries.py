@@ -10,8 +10,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
-
 from instancezoo.data.coco_boxes import find_box
 from instancezoo.data.coco_masks import check_segmentation, measure_area
 from instancezoo.data.coco_values import (
@@ -28,11 +26,13 @@ from instancezoo.data.coco_values import (
     read_text,
     wrong_type,
 )
+from instancezoo.data.image_files import read_size
+from instancezoo.data.pillow_files import TooManyPixelsError
+from instancezoo.data.pixel_range import ImageError
 
 MAX_ID = 2**53  # a float holds any lower whole number: pycocotools goes through floats
 MAX_PIXELS = 2**31  # run lengths are 32 bits
 _NO_MASKS: tuple[Any, ...] = (None, "", [], {}, [[]])
-_EXIF_ORIENTATION, _EXIF_SWAPS_SIDES = 274, (5, 6, 7, 8)
 
 
 def check_category(entry: Any) -> Entry:
@@ -55,15 +55,24 @@ def check_image(entry: Any) -> Entry:
     return {"id": read_id(entry, "id"), "height": height, "width": width, "file_name": file_name}
 
 
-def find_file_problem(image_root: str, entry: Entry) -> Problem | None:
-    """Check the file of a clean image entry, by its header alone; None if it is good."""
+def find_file_problem(
+    image_root: str, entry: Entry, max_pixels: int | None = None
+) -> Problem | None:
+    """Check the file of a clean image entry, by its header alone; None if it is good.
+
+    Args:
+        image_root: folder that file names are relative to.
+        entry: from `check_image`.
+        max_pixels: largest number of pixels; 0 for any, None for Pillow's limit.
+    """
     path, expected = os.path.join(image_root, entry["file_name"]), (entry["width"], entry["height"])
     if not os.path.isfile(path):
         return Problem.MISSING_FILE
     try:
-        with Image.open(path) as image:
-            size = _read_size(image, expected)
-    except Exception:  # Pillow's readers raise nearly anything on broken files
+        size = read_size(path, max_pixels)
+    except TooManyPixelsError:
+        return Problem.TOO_MANY_PIXELS
+    except ImageError:
         return Problem.UNREADABLE_FILE
     return None if size == expected else Problem.WRONG_SIZE
 
@@ -156,12 +165,3 @@ def _find_area(value: Any, clean: Entry, height: int, width: int) -> tuple[float
         return measure_area(clean["segmentation"], height, width), [Problem.AREA_MEASURED]
     _, _, box_width, box_height = clean["bbox"]
     return float(box_width * box_height), [Problem.AREA_MEASURED]
-
-
-def _read_size(image: Image.Image, expected: tuple[int, int]) -> tuple[int, int]:
-    """Width and height as shown, after the EXIF rotation."""
-    # Reading EXIF decodes a whole PNG, so only do so if the size is in doubt.
-    if image.format == "PNG" and image.size == expected:
-        return image.size
-    rotated = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SWAPS_SIDES
-    return image.size[::-1] if rotated else image.size

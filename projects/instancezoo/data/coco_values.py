@@ -41,6 +41,7 @@ class Problem(StrEnum):
     MISSING_FILE = "missing image file"
     UNREADABLE_FILE = "unreadable image file"
     WRONG_SIZE = "wrong image size"
+    TOO_MANY_PIXELS = "image has more pixels than INPUT.MAX_PIXELS"
     UNKNOWN_IMAGE = "unknown image"
     DROPPED_IMAGE = "image was dropped"
     UNKNOWN_CATEGORY = "unknown category"
