@@ -42,6 +42,7 @@ FLOORS = {
     "model_zoo": 7,
     "testing": 8,
     "doctor.diagnose": 9,
+    "trial": 9,
     "benchmark": 9,
     "cli": 10,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import inf
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class CfgNode(_CfgNode):
                 text = self._pair_to_text(text)
             value = self._decode_cfg_value(text)
             is_whole = type(value) is int and isinstance(known.get(key), float)
-            overrides += [key, float(value) if is_whole else text]
+            overrides += [key, _to_fraction(value) if is_whole else text]
         self.__dict__.setdefault("_keys_set", set()).update(overrides[0::2])
         try:
             merged = super().merge_from_list(overrides)
@@ -330,7 +331,14 @@ def _widen_integers(values: dict[str, Any], defaults: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(default, dict):
             _widen_integers(value, default)
         elif type(value) is int and isinstance(default, float):
-            values[name] = float(value)
+            values[name] = _to_fraction(value)
+
+
+def _to_fraction(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return inf  # refused later, with its key
 
 
 def _list_values(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -139,7 +139,7 @@ def _check_related(cfg: Any) -> None:
             "number per channel, those of PIXEL_STD above 0"
         )
     steps = list(cfg.SOLVER.STEPS)
-    if steps != sorted(set(steps)):
+    if not all(map(is_number, steps)) or steps != sorted(set(steps)):
         raise ConfigError(f"SOLVER.STEPS is {steps}; it must be iterations in ascending order")
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:

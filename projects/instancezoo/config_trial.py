@@ -48,7 +48,7 @@ def check_builds(cfg: Any, origins: Sequence[Any]) -> None:
 
 def build_parts(cfg: Any) -> None:
     """Build mappers, optimizer, schedule and, on the meta device, the model. Raises anything."""
-    cfg = _strip_weights(cfg, "meta")
+    cfg = strip_weights(cfg, "meta")
     for is_train in (True, False):
         build_mapper(cfg, is_train)
     build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
@@ -115,13 +115,14 @@ def _works(cfg: Any, trial: Trial) -> bool:
 def _builds_only_with_values(cfg: Any) -> bool:
     """Return True for a model that computes with its weights while it is built."""
     try:
-        build_model(_strip_weights(cfg, "cpu"))
+        build_model(strip_weights(cfg, "cpu"))
     except Exception:  # as above
         return False
     return True
 
 
-def _strip_weights(cfg: Any, device: str) -> Any:
+def strip_weights(cfg: Any, device: str) -> Any:
+    """Return a copy for a device, without files of weights."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS = device, "", ""

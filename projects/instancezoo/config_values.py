@@ -53,7 +53,6 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
     "SOLVER.AMP.DTYPE": PRECISIONS,
     "DATALOADER.SAMPLER_TRAIN": SAMPLERS,
-    "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "INPUT.MASK_FORMAT": ("bitmask", "polygon"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
