@@ -107,11 +107,13 @@ def check_sizes(cfg: Any, defaults: Any) -> None:
     for key, value in list_values(cfg):
         if value == untouched.get(key):
             continue
-        low, high = next((l for p, l in _LIMITS.items() if fnmatchcase(key, p)), _ANY)
+        low, high = next((_LIMITS[p] for p in _LIMITS if fnmatchcase(key, p)), _ANY)
         items = [item for item in list_items(value) if isinstance(item, int | float)]
         if not all(low <= item <= high for item in items):
             range_ = "one or more numbers, each " if isinstance(value, list | tuple) else ""
-            raise ConfigError(f"{key} is {value!r}; it must be {range_}{describe_limits(low, high)}")
+            raise ConfigError(
+                f"{key} is {value!r}; it must be {range_}{describe_limits(low, high)}"
+            )
         if key in _LENGTHS and len(value) not in _LENGTHS[key]:
             counts = " or ".join(map(str, _LENGTHS[key]))
             raise ConfigError(f"{key} is {value!r}; it must have {counts} values")
@@ -121,11 +123,13 @@ def check_sizes(cfg: Any, defaults: Any) -> None:
 def _check_related(cfg: Any) -> None:
     """Keys whose values depend on each other."""
     if not cfg.INPUT.MIN_SIZE_TRAIN:
-        raise ConfigError("INPUT.MIN_SIZE_TRAIN is (); it must be one or more numbers, such as (800,)")
+        raise ConfigError(
+            "INPUT.MIN_SIZE_TRAIN is (); it must be one or more numbers, such as (800,)"
+        )
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
         raise ConfigError(
-            f"INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}; with MIN_SIZE_TRAIN_SAMPLING "
-            "'range' it must be two numbers, the smallest and the largest"
+            f"INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}; with "
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' it must be two numbers"
         )
     if cfg.INPUT.CROP.TYPE.startswith("relative") and max(cfg.INPUT.CROP.SIZE) > 1:
         raise ConfigError(

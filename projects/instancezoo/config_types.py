@@ -71,15 +71,19 @@ def _check_value(key: str, value: Any, example: Any) -> None:
     if is_list != isinstance(value, list | tuple) or not (is_list or _is_like(value, example)):
         raise ConfigError(explain_type(key, value, example))
     element = next(list_items(example), None)
+    if is_list and element in example and any(isinstance(item, list | tuple) for item in value):
+        raise ConfigError(f"{explain_type(key, value, example)}, without lists in it")
     if is_list and element is not None and isinstance(element, int) and not _is_flag(element):
         element = float(element)  # sizes may be fractions
     for item in list_items(value):
         if element is not None and not _is_like(item, element):
-            raise ConfigError(f"{explain_type(key, value, example)}; {item!r} does not belong there")
+            raise ConfigError(
+                f"{explain_type(key, value, example)}; {item!r} does not belong there"
+            )
         if isinstance(item, int | float) and not _is_in_range(key, item):
             raise ConfigError(
-                f"{key} is {value!r}; a number must be finite, a fraction at most {_LARGEST:.1e}, a "
-                f"whole number at most {_LARGEST_WHOLE}"
+                f"{key} is {value!r}; numbers must be finite, fractions at most {_LARGEST:.1e}, "
+                f"whole numbers at most {_LARGEST_WHOLE}"
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from instancezoo.errors import ZooError
 
@@ -49,7 +50,7 @@ def tell_non_finite(
         floats = (tensor for tensor in _list_tensors(values) if tensor.is_floating_point())
         sums.extend(_sum(tensor) for tensor in floats)
 
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # a graph cannot hold the checks
+    if is_tracing() or torch.compiler.is_compiling():  # a graph cannot hold the checks
         yield lambda values: None
         return
     _check_pixels(batched_inputs)
@@ -70,7 +71,9 @@ def tell_non_finite(
 def _check_pixels(batched_inputs: Sequence[dict[str, Any]]) -> None:
     images = [image for image in batched_inputs if image["image"].is_floating_point()]
     for index in _find_bad([_sum(image["image"]) for image in images]):
-        raise ZooError(f"{_name(images[index])} has pixels that are NaN or infinite: check the file")
+        raise ZooError(
+            f"{_name(images[index])} has pixels that are NaN or infinite: check the file"
+        )
 
 
 def _unpack(parts: Iterable[nn.Module]) -> Iterator[nn.Module]:
