@@ -102,7 +102,7 @@ def test_wrong_type_names_the_key(tmp_path):
         ("SOLVER.IMS_PER_BATCH", 0, r"SOLVER\.IMS_PER_BATCH is 0.*between 1 and"),
         ("SOLVER.CHECKPOINT_PERIOD", 0, r"SOLVER\.CHECKPOINT_PERIOD.*1 or more"),
         ("SOLVER.MAX_ITER", 0, r"SOLVER\.MAX_ITER.*1 or more"),
-        ("SOLVER.BASE_LR", -0.1, r"SOLVER\.BASE_LR.*0 or more"),
+        ("SOLVER.BASE_LR", -0.1, r"SOLVER\.BASE_LR.*between 0 and 1000"),
         ("INPUT.MIN_SIZE_TRAIN", "()", r"INPUT\.MIN_SIZE_TRAIN.*\(800,\)"),
         ("INPUT.MIN_SIZE_TRAIN", "(0,)", r"INPUT\.MIN_SIZE_TRAIN"),
         ("INPUT.MAX_SIZE_TEST", -1, r"INPUT\.MAX_SIZE_TEST.*between 1 and"),

@@ -18,6 +18,7 @@ _NOT_NEGATIVE, _POSITIVE, _COUNT = (0, inf), (1e-6, inf), (1, inf)
 _LAYERS, _WIDTH, _SIDE = (0, 100), (1, 2**16), (1, 2**14)
 # Parts of a loss are multiplied: larger ones overflow.
 _WEIGHT, _PIXEL = (0, 1e6), (-1e6, 1e6)
+_RATE = (0, 1000)
 # Pattern of full keys -> lowest and highest value, also of each number in a list. The first pattern
 # that fits counts; a key's default is always accepted.
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -34,6 +35,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "SOLVER.IMS_PER_BATCH": (1, 2**16),
     "SOLVER.CHECKPOINT_PERIOD": _COUNT,
     "SOLVER.NUM_DECAYS": (1, 1000),
+    "SOLVER.BASE_LR*": _RATE,
+    "SOLVER.WEIGHT_DECAY*": _RATE,
+    "SOLVER.BIAS_LR_FACTOR": _RATE,
     "SOLVER.MOMENTUM": _SHARE,
     "SOLVER.WARMUP_FACTOR": _SHARE,
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
