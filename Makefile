@@ -1,6 +1,6 @@
 # make demo   trains a small model on the built-in data set, evaluates it, writes pictures
 # make test   passes the tests, on all cores
-# make fuzz   checks thousands of mutated annotation files, images and checkpoints: minutes
+# make fuzz   checks thousands of mutated annotation files, images, checkpoints and config values
 # All set everything up first: Python >= 3.11 and make are all they need. With a C++ compiler the
 # compiled operators are built too.
 
@@ -35,6 +35,7 @@ fuzz: $(READY)
 	FUZZ_CASES=3000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_json.py
 	FUZZ_CASES=700 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_fuzz_pictures.py
 	FUZZ_CASES=1000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_checkpoints.py
+	FUZZ_CASES=2000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_config_values.py
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -p instancezoo

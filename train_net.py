@@ -24,6 +24,7 @@ from instancezoo.cli.arguments import add_dataset_argument
 from instancezoo.config import ZooConfig, load_cfg
 from instancezoo.engine import Trainer, launch
 from instancezoo.errors import ZooError
+from instancezoo.trial import explain_failures
 
 
 def build_parser() -> ArgumentParser:
@@ -54,12 +55,13 @@ def setup(args: Namespace) -> ZooConfig:
 
 def main(args: Namespace) -> Any:
     cfg = setup(args)
-    if args.eval_only:
-        results = Trainer.evaluate_weights(cfg, resume=args.resume)
-    else:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        results = trainer.train()
+    with explain_failures(cfg, args.config_file):
+        if args.eval_only:
+            results = Trainer.evaluate_weights(cfg, resume=args.resume)
+        else:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            results = trainer.train()
     if comm.is_main_process():
         verify_results(cfg, results)  # TEST.EXPECTED_RESULTS
     return results

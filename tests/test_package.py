@@ -37,11 +37,12 @@ FLOORS = {
     "method": 3,
     # one folder a method: 4
     "methods": 5,
-    "config_values": 5,
+    **dict.fromkeys(("config_values", "config_types", "config_limits", "config_trial"), 5),
     "config": 6,
     "model_zoo": 7,
     "testing": 8,
     "doctor.diagnose": 9,
+    "trial": 9,
     "benchmark": 9,
     "cli": 10,
 }
@@ -59,6 +60,7 @@ LINEAGE = {
 FREE_OF_METHODS = (
     *("modeling", "layers", "data", "evaluation", "checkpoint", "engine", "inference"),
     *("testing", "doctor", "benchmark", "method", "config", "config_values", "model_zoo"),
+    *("config_types", "config_limits", "config_trial", "trial"),
 )
 METHODS_TO_COME = (
     *("maskrcnn", "mask r-cnn", "cascade", "htc", "panet", "point_rend", "yolact", "blendmask"),

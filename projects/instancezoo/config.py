@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import inf
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from detectron2.utils.file_io import PathManager
 from yacs.config import CfgNode as YacsNode
 
 import instancezoo.modeling  # noqa: F401  (registers architectures and backbones)
+from instancezoo.config_limits import check_sizes
+from instancezoo.config_trial import check_builds
+from instancezoo.config_types import check_types
 from instancezoo.config_values import (
     check_best_metric,
     check_device,
     check_names,
-    check_sizes,
     explain_type,
     suggest_file,
 )
@@ -110,7 +113,7 @@ class ZooConfig(CfgNode):
                 text = self._pair_to_text(text)
             value = self._decode_cfg_value(text)
             is_whole = type(value) is int and isinstance(known.get(key), float)
-            overrides += [key, float(value) if is_whole else text]
+            overrides += [key, _to_fraction(value) if is_whole else text]
         self.__dict__.setdefault("_keys_set", set()).update(overrides[0::2])
         try:
             merged = super().merge_from_list(overrides)
@@ -274,6 +277,7 @@ def load_cfg(
     cfg = get_cfg()
     if config_file:
         cfg.merge_from_file(config_file)
+    from_file = cfg.clone()
     cfg.merge_from_list(overrides or [])
     check_values(cfg)
     for argument in datasets or []:
@@ -294,6 +298,7 @@ def load_cfg(
         check_best_metric(cfg.TEST.BEST_METRIC, classes[test[0]])
     if names:
         follow_dataset(cfg, len(classes[names[0]]), names[0])
+    check_builds(cfg, [from_file, get_cfg()])
     return cfg
 
 
@@ -316,9 +321,11 @@ def check_datasets_are_used(cfg: CfgNode, arguments: list[str]) -> None:
 
 def check_values(cfg: CfgNode) -> None:
     """Refuse values that would fail later without naming their key, or have no effect."""
-    check_device(str(cfg.MODEL.DEVICE))
+    defaults = get_cfg()
+    check_types(cfg, defaults)
+    check_device(cfg.MODEL.DEVICE)
     check_names(cfg)
-    check_sizes(cfg)
+    check_sizes(cfg, defaults)
     check_best_metric(cfg.TEST.BEST_METRIC)
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     ImageReader.from_config(cfg)  # its keys
@@ -377,7 +384,14 @@ def _widen_integers(values: dict[str, Any], defaults: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(default, dict):
             _widen_integers(value, default)
         elif type(value) is int and isinstance(default, float):
-            values[name] = float(value)
+            values[name] = _to_fraction(value)
+
+
+def _to_fraction(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return inf  # refused later, with its key
 
 
 def _list_values(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

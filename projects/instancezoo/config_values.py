@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import reduce
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from instancezoo.data.mappers import MAPPER_REGISTRY
 from instancezoo.engine.loader import SAMPLERS
 from instancezoo.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from instancezoo.engine.step import PRECISIONS
-from instancezoo.errors import ConfigError, check_choice, check_numbers, suggest
+from instancezoo.errors import ConfigError, check_choice, suggest
 from instancezoo.evaluation.average_precision import BACKENDS
 
 # Choices that Detectron2 has in its functions only.
@@ -45,13 +44,16 @@ _REGISTRIES = {
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     "INPUT.MAPPER": MAPPER_REGISTRY,
 }
-_CHOICES: dict[str, Iterable[str]] = {
+_CHOICES: dict[str, Iterable[Any]] = {
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
     "SOLVER.OPTIMIZER": OPTIMIZERS,
     "SOLVER.LR_SCHEDULER_NAME": _SCHEDULES,
     "SOLVER.WARMUP_METHOD": ("constant", "linear"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
     "SOLVER.AMP.DTYPE": PRECISIONS,
     "DATALOADER.SAMPLER_TRAIN": SAMPLERS,
+    "INPUT.MASK_FORMAT": ("bitmask", "polygon"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
@@ -64,36 +66,6 @@ _CHOICES: dict[str, Iterable[str]] = {
     **{
         f"MODEL.{part}.NORM": _NORMS for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
     },
-}
-_LIMITS: dict[str, dict[str, tuple[float, float]]] = {
-    "DATALOADER": {"NUM_WORKERS": (0, inf)},
-    "INPUT": {"MAX_SIZE_TRAIN": (1, inf), "MIN_SIZE_TEST": (0, inf), "MAX_SIZE_TEST": (1, inf)},
-    "SOLVER": {
-        "MAX_ITER": (1, inf),
-        "IMS_PER_BATCH": (1, inf),
-        "BASE_LR": (0, inf),
-        "WEIGHT_DECAY": (0, inf),
-        "WARMUP_ITERS": (0, inf),
-        "CHECKPOINT_PERIOD": (1, inf),
-    },
-    "TEST": {"EVAL_PERIOD": (0, inf), "DETECTIONS_PER_IMAGE": (-1, inf), "NUM_PICTURES": (0, inf)},
-    "MODEL.EMA": {"DECAY": (0, 1)},
-    "MODEL.RPN": {
-        "PRE_NMS_TOPK_TRAIN": (1, inf),
-        "PRE_NMS_TOPK_TEST": (1, inf),
-        "POST_NMS_TOPK_TRAIN": (1, inf),
-        "POST_NMS_TOPK_TEST": (1, inf),
-        "BATCH_SIZE_PER_IMAGE": (1, inf),
-        "POSITIVE_FRACTION": (0, 1),
-        "NMS_THRESH": (0, 1),
-    },
-    "MODEL.ROI_HEADS": {
-        "BATCH_SIZE_PER_IMAGE": (1, inf),
-        "POSITIVE_FRACTION": (0, 1),
-        "NMS_THRESH_TEST": (0, 1),
-    },
-    "MODEL.ROI_BOX_HEAD": {"POOLER_RESOLUTION": (1, inf)},
-    "MODEL.ROI_MASK_HEAD": {"POOLER_RESOLUTION": (1, inf)},
 }
 _TYPES = {
     bool: "True or False",
@@ -132,23 +104,6 @@ def check_names(cfg: Any) -> None:
             raise ConfigError(f"{key} '{name}' does not exist{hint}")
     for key, choices in _CHOICES.items():
         check_choice(key, _read_value(cfg, key), choices)
-
-
-def check_sizes(cfg: Any) -> None:
-    """Raise `ConfigError` for a number or a list of numbers that no training can work with."""
-    for section, limits in _LIMITS.items():
-        check_numbers(section, _read_value(cfg, section), limits)
-    if not cfg.INPUT.MIN_SIZE_TRAIN or min(cfg.INPUT.MIN_SIZE_TRAIN) < 1:
-        raise ConfigError(
-            f"INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}; it must be one or more numbers "
-            "of 1 or more, such as (800,)"
-        )
-    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
-    if not 0 < len(mean) == len(std) or min(std) <= 0:
-        raise ConfigError(
-            f"MODEL.PIXEL_MEAN is {list(mean)} and MODEL.PIXEL_STD {list(std)}; both must have one "
-            "number per channel, those of PIXEL_STD above 0"
-        )
 
 
 def check_best_metric(metric: str, class_names: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,15 +39,21 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise `ConfigError` if the value of `key` (a full key) is none of `choices`."""
     names = list(choices)
     if value not in names:
-        raise ConfigError(f"{key} is '{value}'; it must be one of: {', '.join(names)}")
+        raise ConfigError(f"{key} is {value!r}; it must be one of: {', '.join(map(str, names))}")
+
+
+def is_number(value: Any) -> bool:
+    """Return True for a finite number; False for NaN, infinity, True and all that is no number."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max
 
 
 def check_numbers(section: str, node: Any, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Raise `ConfigError` if a number of `node` is outside its limits.
+    """Raise `ConfigError` if a value of `node` is no finite number or outside its limits.
 
     Args:
         section: full key of `node`, for the message.
@@ -54,6 +61,13 @@ def check_numbers(section: str, node: Any, limits: Mapping[str, tuple[float, flo
         limits: key -> (lowest, highest) allowed value; `math.inf` for no limit.
     """
     for key, (low, high) in limits.items():
-        if not low <= node[key] <= high:
-            range_ = f"{low:g} or more" if math.isinf(high) else f"between {low:g} and {high:g}"
-            raise ConfigError(f"{section}.{key} is {node[key]}; it must be {range_}")
+        if not is_number(node[key]) or not low <= node[key] <= high:
+            range_ = describe_limits(low, high)
+            raise ConfigError(f"{section}.{key} is {node[key]!r}; it must be {range_}")
+
+
+def describe_limits(low: float, high: float) -> str:
+    """Word two limits: "0 or more", "between 0 and 1", or "a finite number" without any."""
+    if math.isinf(low):
+        return "a finite number"
+    return f"{low:g} or more" if math.isinf(high) else f"between {low:g} and {high:g}"

@@ -12,6 +12,7 @@ from instancezoo.checkpoint.content import measure
 from instancezoo.checkpoint.description import read_description
 from instancezoo.checkpoint.display import show_names, show_text
 from instancezoo.config import CfgNode, ZooConfig, check_values, get_cfg
+from instancezoo.config_trial import check_builds
 from instancezoo.errors import ConfigError, first_line, suggest
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,10 @@ def get_trained_config(weights: str, overrides: list[Any] | None = None) -> ZooC
             holds = "holds only a backbone, to start training from"
         raise ConfigError(f"{weights} {holds}: name the config of its model by --config-file")
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS = weights, ""
+    saved = cfg.clone()
     cfg.merge_from_list(overrides or [])
     check_values(cfg)
+    check_builds(cfg, [saved, get_cfg()])
     return cfg
 
 

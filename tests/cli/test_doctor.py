@@ -187,10 +187,10 @@ def test_boxes_only(pair):
 
 
 def test_model_that_does_not_build_is_one_finding(pair):
-    for key, value in (("MODEL.RESNETS.DEPTH", 51), ("MODEL.RPN.IOU_THRESHOLDS", "[]")):
+    for key, value in (("MODEL.RPN.IOU_LABELS", "[0]"), ("MODEL.RPN.IOU_THRESHOLDS", "[]")):
         found = examine(*pair, [key, value])
         (finding,) = [f for f in found if f.severity is Severity.ERROR]
-        assert finding.check == "model" and "Error" in finding.message
+        assert finding.check == "model" and f"{key} is" in finding.message
 
 
 @pytest.mark.parametrize(

@@ -169,3 +169,9 @@ def test_links_join_touching_pixels_of_one_instance():
     ]
     assert ends[6] == [[0, 1], [0, 1]]
     assert sorted(ends[7:]) == [[[1, 0], [0, 1]], [[1, 0], [2, 1]]]
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 5), (2, 3, 5, 5)])
+def test_other_shapes_are_refused(shape, op_version):
+    with pytest.raises(ValueError, match=r"\(M, H, W\)"):
+        find_borders(torch.ones(shape, dtype=torch.bool))

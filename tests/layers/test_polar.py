@@ -248,3 +248,61 @@ def test_operator_is_well_registered_and_refuses_foreign_owners(op_version):
     torch.library.opcheck(op, (points.int(), owners, borders.points, borders.offsets, 36, False))
     with pytest.raises(IndexError, match="instance 4 of 4"):
         cast_ray_targets(points, torch.full_like(owners, 4), borders)
+
+
+@pytest.mark.parametrize("owner", [-1, 4, 2**40])
+@pytest.mark.parametrize("cast", [cast_ray_targets, intersect_rays])
+def test_foreign_owners_are_refused(cast, owner, op_version):
+    points, owners, borders = _random_case(4)
+    owners[2] = owner
+    with pytest.raises(IndexError, match=f"instance {owner} of 4"):
+        cast(points, owners, borders)
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 1, 2, 3, 10**6], [-5, 0, 1, 2, 3], [0, 5, 2, 6, 7], [0, 2**40, 1, 1, 1]]
+)
+@pytest.mark.parametrize("cast", [cast_ray_targets, intersect_rays])
+def test_offsets_beyond_the_border_points_are_refused(cast, offsets, op_version):
+    points, owners, borders = _random_case(4)
+    bad = Borders(borders.points, torch.tensor(offsets), borders.centers)
+    with pytest.raises(IndexError, match=f"ascend from 0 to at most {len(borders.points)}"):
+        cast(points, owners, bad)
+
+
+@pytest.mark.parametrize("cast", [cast_ray_targets, intersect_rays])
+def test_tensors_of_other_shapes_are_refused(cast, op_version):
+    points, owners, borders = _random_case(4)
+    no_offsets = Borders(borders.points, borders.offsets[:0], borders.centers)
+    flat = Borders(borders.points.flatten(), borders.offsets, borders.centers)
+    for arguments in (
+        (points[:, :1], owners, borders),
+        (points, owners[:-1], borders),
+        (points, owners, no_offsets),
+        (points, owners, flat),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            cast(*arguments)
+
+
+def test_direct_calls_of_the_operator_are_checked(op_version):
+    if op_version == "plain":
+        return
+    points, owners, borders = _random_case(4)
+    given = [points.int(), owners, borders.points, borders.offsets]
+    op = torch.ops.instancezoo.cast_ray_targets
+    assert op(*given, 36, False).shape == (len(points), 36)
+    far = points.int()
+    far[0, 0] = -(2**31)
+    for place, wrong, words in (
+        (0, points, "int32"),
+        (0, far, "span"),
+        (1, owners.int(), "int64"),
+        (2, borders.points.long(), "int32"),
+        (3, borders.offsets * 3, "ascend"),
+        (3, borders.offsets[:0], "offsets"),
+        (3, borders.offsets.float(), "int64"),
+    ):
+        changed = [*given[:place], wrong, *given[place + 1 :]]
+        with pytest.raises((RuntimeError, IndexError), match=words):
+            op(*changed, 36, False)

@@ -138,3 +138,12 @@ def test_operators_are_well_registered(name, op_version):
     torch.library.opcheck(op.default, (vertices.int(), 20, 24))
     with pytest.raises(RuntimeError, match=r"V, 2\) int32"):
         op(vertices, 20, 24)
+
+
+@pytest.mark.parametrize("fill", [fill_polygons, encode_polygons])
+def test_other_shapes_and_sizes_are_refused(fill, op_version):
+    for shape in ((2, 4, 3), (4, 2), (2,)):
+        with pytest.raises(ValueError, match=r"\(M, V, 2\)"):
+            fill(torch.zeros(shape), 5, 7)
+    with pytest.raises(ValueError, match="-1 x 5"):
+        fill(torch.zeros(1, 4, 2), -1, 5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from instancezoo.layers.rle import encode_bitmasks, encode_windows
+from instancezoo.layers.rle import encode_bitmasks, encode_ends, encode_windows
 
 
 def _reference(masks: torch.Tensor) -> list[dict]:
@@ -56,3 +56,22 @@ def test_non_contiguous_and_none():
     )
     assert encode_bitmasks(masks) == _reference(masks)
     assert encode_bitmasks(torch.zeros(0, 5, 5, dtype=torch.bool)) == []
+
+
+@pytest.mark.parametrize(
+    "masks", [torch.ones(5, 5) > 0, torch.ones(1, 1, 5, 5) > 0, torch.ones(1, 5, 5) / 2]
+)
+def test_what_is_no_stack_of_bool_masks_is_refused(masks):
+    with pytest.raises(ValueError, match=r"\(M, H, W\) bool"):
+        encode_bitmasks(masks)
+
+
+@pytest.mark.parametrize("ends", [[-5, 3], [5, 300], [9, 3]])
+def test_ends_of_runs_outside_of_the_masks_are_refused(ends):
+    with pytest.raises(ValueError, match="ascend within 1 masks"):
+        encode_ends(torch.tensor(ends), 1, 6, 6)
+
+
+def test_corners_of_another_number_of_masks_are_refused():
+    with pytest.raises(ValueError, match="corners"):
+        encode_windows(torch.ones(1, 2, 2) > 0, torch.zeros(2, 2).long(), 6, 6)

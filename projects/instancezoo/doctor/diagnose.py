@@ -14,6 +14,7 @@ from instancezoo.config import (
     follow_dataset,
     get_cfg,
 )
+from instancezoo.config_trial import check_builds
 from instancezoo.config_values import check_best_metric
 from instancezoo.data.coco_dataset import DatasetError, check_coco
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
@@ -58,6 +59,8 @@ def diagnose(
         except ZooError as problem:
             findings.append(_fail("best metric", problem, "correct TEST.BEST_METRIC"))
     context = Context(cfg, facts, num_gpus)
+    if context.model is None:
+        context.model_error = _explain_model(cfg, config_file, context.model_error)
     if owner := find_method(METHODS, cfg):
         context.detection_limit = owner.detection_limit
         context.candidate_limits = owner.candidate_limits
@@ -103,6 +106,19 @@ def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> Zo
         register_dataset(*parse_dataset_argument(argument), max_pixels=cfg.INPUT.MAX_PIXELS)
     check_datasets_are_used(cfg, datasets)
     return cfg
+
+
+def _explain_model(cfg: ZooConfig, config_file: str, problem: Exception | None) -> Exception | None:
+    """The error that names the key which keeps a model from being built."""
+    origins = [get_cfg()]
+    if config_file:
+        origins.insert(0, get_cfg())
+        origins[0].merge_from_file(config_file)
+    try:
+        check_builds(cfg, origins)
+    except ZooError as error:
+        return error
+    return problem
 
 
 def _read_datasets(cfg: ZooConfig) -> tuple[list[DatasetFacts], list[Finding]]:

@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork
 
+from instancezoo.modeling.guards import is_without_images, tell_non_finite
 from instancezoo.modeling.objects import check_ground_truth
 from instancezoo.modeling.whole_weights import WholeWeights
 
@@ -40,11 +41,17 @@ class OneStageDetector(WholeWeights, ProposalNetwork):
         Returns:
             In training a dict of losses, else a list of `{"instances": Instances}` with boxes
             clipped to the image, and no masks.
+
+        Raises:
+            ZooError: an image without ground truth, or no image, in training; NaN in inference.
         """
+        if is_without_images(batched_inputs, self.training):
+            return []
         if self.training:
             check_ground_truth(batched_inputs)
             return super().forward(batched_inputs)
-        results = super().forward(batched_inputs)
+        with tell_non_finite(batched_inputs, [self.backbone, *self.proposal_generator.children()]):
+            results = super().forward(batched_inputs)
         return [{"instances": result["proposals"]} for result in results]
 
     @classmethod

@@ -53,7 +53,12 @@ def find_borders(masks: Tensor) -> Borders:
     Returns:
         The borders, on the masks' device. An instance without pixels has no points and the
         centre (0, 0).
+
+    Raises:
+        ValueError: masks of another shape.
     """
+    if masks.ndim != 3:
+        raise ValueError(f"masks must be (M, H, W), got {tuple(masks.shape)}")
     # Parts are found run by run, one after the other: a task for the CPU.
     find = find_compiled("find_borders", torch.device("cpu")) or _find_borders
     found = find(masks.detach().to("cpu", torch.bool))

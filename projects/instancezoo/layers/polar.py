@@ -48,9 +48,12 @@ def cast_ray_targets(
         (P, V) fp32 distances in pixels; `MISSED` where no degree had a point.
 
     Raises:
-        ValueError: `num_rays` does not divide 360.
+        ValueError: `num_rays` does not divide 360, or a tensor has another shape.
+        IndexError: an owner is no instance, or the borders' offsets do not ascend within their
+            points. On a GPU the compiled operator checks values by assertions of its kernel.
     """
     _degrees_between_rays(num_rays)
+    _check_shapes(points, owners, borders)
     device = find_double_device(points.device)
     cast = find_compiled("cast_ray_targets", device) or _cast_ray_targets
     borders = borders.to(device)
@@ -74,6 +77,7 @@ def _cast_ray_targets(
     wrap: bool,
 ) -> Tensor:
     """The plain version of the operator."""
+    _check_offsets(owners, border_points, offsets)
     starts = torch.arange(0, 360, 360 // num_rays, device=points.device)
     degrees = starts[:, None] + torch.tensor(_SEARCH_ORDER, device=points.device)  # (V, 7)
     consulted = (degrees >= 0) | (starts[:, None] > 0) | wrap
@@ -112,9 +116,11 @@ def intersect_rays(
         (P, V) fp32 distances in pixels, at least `MISSED`, which stands for no hit.
 
     Raises:
-        ValueError: `num_rays` does not divide 360.
+        ValueError, IndexError: as in `cast_ray_targets`.
     """
     step = _degrees_between_rays(num_rays)
+    _check_shapes(points, owners, borders)
+    _check_offsets(owners, borders.points, borders.offsets)
     target, device = points.device, find_double_device(points.device)
     points, owners, borders = points.to(device), owners.to(device), borders.to(device)
     directions = _ray_directions(num_rays, device)  # (V, 2) double
@@ -171,6 +177,28 @@ def polygon_from_rays(points: Tensor, distances: Tensor) -> Tensor:
     angles = degrees / 180 * math.pi
     directions = torch.stack([angles.sin(), angles.cos()], dim=1)  # (V, 2)
     return points.float()[:, None] + distances.float()[:, :, None] * directions
+
+
+def _check_shapes(points: Tensor, owners: Tensor, borders: Borders) -> None:
+    shapes = [tuple(x.shape) for x in (points, owners, borders.points, borders.offsets)]
+    expected = [(len(points), 2), (len(points),), (len(borders.points), 2), shapes[3][:1]]
+    if shapes != expected or shapes[3] in ((), (0,)):
+        raise ValueError(
+            "points must be (P, 2), owners (P,), border points (B, 2) and offsets (M + 1,), got "
+            f"{', '.join(map(str, shapes))}"
+        )
+
+
+def _check_offsets(owners: Tensor, border_points: Tensor, offsets: Tensor) -> None:
+    num_instances = len(offsets) - 1
+    if not ((owners >= 0) & (owners < num_instances)).all():
+        wrong = owners[(owners < 0) | (owners >= num_instances)][0]
+        raise IndexError(f"a point belongs to instance {int(wrong)} of {num_instances}")
+    if offsets[0] < 0 or offsets[-1] > len(border_points) or (offsets.diff() < 0).any():
+        raise IndexError(
+            f"offsets must ascend from 0 to at most {len(border_points)}, the number of border "
+            "points"
+        )
 
 
 def _degrees_between_rays(num_rays: int) -> int:

@@ -28,8 +28,11 @@ def fill_polygons(vertices: Tensor, height: int, width: int) -> Tensor:
 
     Returns:
         (M, H, W) bool, on the vertices' device.
+
+    Raises:
+        ValueError: vertices of another shape, or a negative size.
     """
-    corners = _truncate(vertices)
+    corners = _truncate(vertices, height, width)
     fill = find_compiled("fill_polygons", corners.device) or _fill_polygons
     return fill(corners, height, width).to(vertices.device)
 
@@ -43,15 +46,20 @@ def encode_polygons(vertices: Tensor, height: int, width: int) -> list[dict[str,
     Returns:
         M dicts `{"size": [H, W], "counts": str}`.
     """
-    corners = _truncate(vertices)
+    corners = _truncate(vertices, height, width)
     find_runs = find_compiled("find_polygon_runs", corners.device) or _find_polygon_runs
     positions, lengths = find_runs(corners, height, width)
     ends = torch.repeat_interleave(lengths) * (height * width + 1) + positions
     return encode_ends(ends, len(corners), height, width)
 
 
-def _truncate(vertices: Tensor) -> Tensor:
+def _truncate(vertices: Tensor, height: int, width: int) -> Tensor:
     """Corners as int32 on the CPU."""
+    if vertices.ndim != 3 or vertices.shape[2] != 2 or min(height, width) < 0:
+        raise ValueError(
+            f"vertices must be (M, V, 2), got {tuple(vertices.shape)}, for an image of {height} x "
+            f"{width} pixels"
+        )
     finite = vertices.detach().cpu().float().nan_to_num(0.0)
     return finite.clamp(-_FARTHEST, _FARTHEST).to(torch.int32)
 

@@ -28,8 +28,12 @@ def encode_bitmasks(masks: Tensor) -> list[dict[str, Any]]:
 
     Returns:
         M dicts `{"size": [H, W], "counts": str}`.
+
+    Raises:
+        ValueError: another shape or type.
     """
-    height, width = masks.shape[-2:]
+    _check_masks(masks)
+    height, width = masks.shape[1:]
     corners = masks.new_zeros((len(masks), 2), dtype=torch.long)
     return encode_windows(masks, corners, height, width)
 
@@ -46,7 +50,13 @@ def encode_windows(
 
     Returns:
         As `encode_bitmasks`.
+
+    Raises:
+        ValueError: another shape or type.
     """
+    _check_masks(windows)
+    if corners.shape != (len(windows), 2):
+        raise ValueError(f"corners must be (M, 2), got {tuple(corners.shape)}")
     return encode_ends(find_ends(windows, corners, height, width), len(windows), height, width)
 
 
@@ -63,7 +73,13 @@ def encode_ends(ends: Tensor, num_masks: int, height: int, width: int) -> list[d
         M dicts `{"size": [H, W], "counts": str}`.
     """
     num_pixels = height * width
-    owners, positions = np.divmod(cancel_pairs(ends).cpu().numpy(), num_pixels + 1)
+    numbers = cancel_pairs(ends).cpu().numpy()
+    if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < num_masks * (num_pixels + 1):
+        raise ValueError(
+            f"ends of runs must ascend within {num_masks} masks of {height} x {width} pixels, got "
+            f"{numbers[0]} to {numbers[-1]}"
+        )
+    owners, positions = np.divmod(numbers, num_pixels + 1)
     inside = positions < num_pixels  # a run up to the last pixel has no background after it
     owners, positions = owners[inside], positions[inside]
     # All masks in one row of pixels: the last run of each ends where the next mask begins.
@@ -87,6 +103,12 @@ def find_ends(windows: Tensor, corners: Tensor, height: int, width: int) -> Tens
     owner, x, y = (columns[..., 1:] != columns[..., :-1]).nonzero(as_tuple=True)  # (E,) each
     position = (corners[owner, 1] + x) * height + corners[owner, 0] + y
     return owner * (height * width + 1) + position
+
+
+def _check_masks(masks: Tensor) -> None:
+    # A cast to 8 bits would make an empty mask of 0.5 and of 256.
+    if masks.ndim != 3 or masks.dtype != torch.bool:
+        raise ValueError(f"masks must be (M, H, W) bool, got {tuple(masks.shape)} {masks.dtype}")
 
 
 def cancel_pairs(ends: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from instancezoo.modeling.guards import is_without_images, tell_non_finite
 from instancezoo.modeling.input_size import read_pair, stretch_image
 from instancezoo.modeling.masks import boxes_from_masks, masks_for_output, select_rows
 from instancezoo.modeling.objects import collect_ground_truth
@@ -142,22 +143,34 @@ class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
             In training a dict of losses, else a list of `{"instances": Instances}`.
 
         Raises:
-            ZooError: an image without ground truth in training.
+            ZooError: an image without ground truth, or no image, in training; NaN in inference.
         """
-        if not self.training and self.input_size is not None:
-            batched_inputs = [stretch_image(image, self.input_size) for image in batched_inputs]
-        images = self.preprocess(batched_inputs)
-        features = self.backbone(images.tensor)
-        outputs: Outputs = self.head([features[name] for name in self.in_features])
+        if is_without_images(batched_inputs, self.training):
+            return []
         if self.training:
+            images, outputs = self._run(batched_inputs)
             ground_truth = collect_ground_truth(batched_inputs, self.device)
             return self.losses(outputs, self.assign(outputs, images, ground_truth))
+        parts = [self.backbone, self.head, *self.head.children()]
+        with tell_non_finite(batched_inputs, parts) as check:
+            if self.input_size is not None:
+                batched_inputs = [stretch_image(image, self.input_size) for image in batched_inputs]
+            images, outputs = self._run(batched_inputs)
+            decoded = self.decode(outputs, images)
+            check(decoded)
         results = []
-        for candidates, image in zip(self.decode(outputs, images), batched_inputs, strict=True):
+        for candidates, image in zip(decoded, batched_inputs, strict=True):
             height = image.get("height", candidates.image_size[0])
             width = image.get("width", candidates.image_size[1])
             results.append({"instances": self.postprocess(candidates, height, width)})
         return results
+
+    def _run(self, batched_inputs: list[dict[str, Any]]) -> tuple[ImageList, Outputs]:
+        """The padded batch and what the head makes of it."""
+        images = self.preprocess(batched_inputs)
+        features = self.backbone(images.tensor)
+        outputs: Outputs = self.head([features[name] for name in self.in_features])
+        return images, outputs
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them with zeros to one size."""

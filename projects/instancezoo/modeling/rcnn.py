@@ -10,6 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_po
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from instancezoo.modeling.guards import is_without_images, tell_non_finite
 from instancezoo.modeling.masks import BoxMasks, masks_for_output
 from instancezoo.modeling.whole_weights import WholeWeights
 
@@ -59,6 +60,12 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
             "allow_partial": cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
         }
 
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """As in `GeneralizedRCNN`. Raises `ZooError` for no image in training, NaN in inference."""
+        if is_without_images(batched_inputs, self.training):
+            return []
+        return super().forward(batched_inputs)
+
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> BatchImages:
         """Normalise and pad the images; the result goes to the ROI heads."""
         images = super().preprocess_image(batched_inputs)
@@ -71,7 +78,10 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
         do_postprocess: bool = True,
     ) -> list[Any]:
         """As in `GeneralizedRCNN`; `pred_masks` has the form that `mask_output` names."""
-        results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
+        stages = (self.proposal_generator, self.roi_heads)
+        parts = [self.backbone, *(part for stage in stages if stage for part in stage.children())]
+        with tell_non_finite(batched_inputs, parts):
+            results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
             return results
         return [

@@ -11,6 +11,7 @@ namespace instancezoo {
 
 constexpr int32_t kFullTurn = 360;
 constexpr float kMissed = 1e-6f;
+constexpr int32_t kFarthest = 1 << 15;  // two squares of smaller numbers add up to an int32
 
 // Tangents of 0, 1, ..., 45 degrees and infinity. They are irrational between the ends, and no
 // ratio of pixels comes within rounding of them: comparing with them is exact.

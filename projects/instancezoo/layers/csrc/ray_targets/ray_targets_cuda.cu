@@ -18,7 +18,8 @@ __global__ void cast_ray_targets_kernel(const int32_t* __restrict__ points,
                                         const int64_t* __restrict__ owners,
                                         const int32_t* __restrict__ border_points,
                                         const int64_t* __restrict__ offsets,
-                                        const int64_t num_instances, const Tangents tangents,
+                                        const int64_t num_instances,
+                                        const int64_t num_border_points, const Tangents tangents,
                                         const int32_t num_rays, const bool wrap,
                                         float* __restrict__ distances) {
   __shared__ int32_t squares[kFullTurn];
@@ -32,17 +33,23 @@ __global__ void cast_ray_targets_kernel(const int32_t* __restrict__ points,
   CUDA_KERNEL_ASSERT(instance >= 0 && instance < num_instances);
   const int32_t x = points[2 * index];
   const int32_t y = points[2 * index + 1];
+  const int64_t start = offsets[instance];
   const int64_t stop = offsets[instance + 1];
-  for (int64_t other = offsets[instance] + threadIdx.x; other < stop; other += blockDim.x) {
-    const int32_t dx = border_points[2 * other] - x;
-    const int32_t dy = border_points[2 * other + 1] - y;
+  CUDA_KERNEL_ASSERT(start >= 0 && start <= stop && stop <= num_border_points);
+  for (int64_t other = start + threadIdx.x; other < stop; other += blockDim.x) {
+    const int64_t across = static_cast<int64_t>(border_points[2 * other]) - x;
+    const int64_t down = static_cast<int64_t>(border_points[2 * other + 1]) - y;
+    CUDA_KERNEL_ASSERT(across > -kFarthest && across < kFarthest && down > -kFarthest &&
+                       down < kFarthest);
+    const auto dx = static_cast<int32_t>(across);
+    const auto dy = static_cast<int32_t>(down);
     atomicMax(&squares[find_degree(dx, dy, tangents)], dx * dx + dy * dy);
   }
   __syncthreads();
 
   for (int32_t ray = threadIdx.x; ray < num_rays; ray += blockDim.x) {
-    const int32_t start = ray * (kFullTurn / num_rays);
-    distances[index * num_rays + ray] = pick_distance(squares, start, wrap);
+    const int32_t degree = ray * (kFullTurn / num_rays);
+    distances[index * num_rays + ray] = pick_distance(squares, degree, wrap);
   }
 }
 
@@ -65,7 +72,7 @@ at::Tensor cast_ray_targets_cuda(const at::Tensor& points, const at::Tensor& own
                             c10::cuda::getCurrentCUDAStream()>>>(
       packed_points.const_data_ptr<int32_t>(), packed_owners.const_data_ptr<int64_t>(),
       packed_borders.const_data_ptr<int32_t>(), packed_offsets.const_data_ptr<int64_t>(),
-      offsets.size(0) - 1, Tangents::make(), static_cast<int32_t>(num_rays), wrap,
+      offsets.size(0) - 1, border_points.size(0), Tangents::make(), static_cast<int32_t>(num_rays), wrap,
       distances.mutable_data_ptr<float>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return distances;
