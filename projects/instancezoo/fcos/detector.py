@@ -50,7 +50,9 @@ class OneStageDetector(WholeWeights, ProposalNetwork):
         if self.training:
             check_ground_truth(batched_inputs)
             return super().forward(batched_inputs)
-        with tell_non_finite(batched_inputs, [self.backbone, *self.proposal_generator.children()]):
+        backbone: Any = self.backbone
+        generator: Any = self.proposal_generator
+        with tell_non_finite(batched_inputs, [backbone, *generator.children()]):
             results = super().forward(batched_inputs)
         return [{"instances": result["proposals"]} for result in results]
 

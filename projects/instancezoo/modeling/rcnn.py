@@ -78,8 +78,9 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
         do_postprocess: bool = True,
     ) -> list[Any]:
         """As in `GeneralizedRCNN`; `pred_masks` has the form that `mask_output` names."""
-        stages = (self.proposal_generator, self.roi_heads)
-        parts = [self.backbone, *(part for stage in stages if stage for part in stage.children())]
+        stages: list[Any] = [self.proposal_generator, self.roi_heads]
+        parts: list[Any] = [self.backbone]
+        parts += [part for stage in stages if stage for part in stage.children()]
         with tell_non_finite(batched_inputs, parts):
             results = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
