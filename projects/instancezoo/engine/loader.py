@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from instancezoo.data.mappers import is_trained_on
+from instancezoo.engine.stop import survive_first_sigterm
 from instancezoo.errors import ConfigError, check_choice
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
@@ -151,6 +152,7 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
+        worker_init_fn=survive_first_sigterm,
         # Else the first iteration alone would take a number from the global generator.
         generator=torch.Generator(),
     )

@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 
 from instancezoo.data.images import read_image
 from instancezoo.errors import first_line
+from instancezoo.files import remove_leftovers
 from instancezoo.progress import track
 
 from .coco_json import PredictionsFile, open_predictions
@@ -64,6 +65,7 @@ def predict_inputs(
             wanted from a model without polygons.
     """
     targets = name_pictures(inputs, output)
+    remove_leftovers(output)
     if metadata is None:
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
     heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
