@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -39,10 +40,20 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {describe_os_error(error)}")
+    except RuntimeError as error:  # of another loader, while the first one's death was reported
+        cause = find_cause(error)
+        if cause is error:
+            raise
+        sys.exit(f"error: {cause}")
 
 
 def find_cause(error: Exception) -> Exception:
     """Find what an error in training comes from: `LoaderDiedError`, or the error itself."""
+    if isinstance(error, ConnectionError | EOFError):  # a loader's? torch tells in a moment
+        try:
+            time.sleep(1.0)
+        except RuntimeError as told:
+            error = told
     text = first_line(error)
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
         return LoaderDiedError(
