@@ -1,6 +1,7 @@
 # make demo   trains a small model on the built-in data set, evaluates it, writes pictures
 # make test   passes the tests, on all cores
-# make fuzz   checks thousands of mutated annotation files and images, which takes minutes
+# make fuzz   checks thousands of mutated annotation files and images, and kills training runs,
+#             which takes minutes
 # All set everything up first: Python >= 3.11 and make are all they need. With a C++ compiler the
 # compiled operators are built too.
 
@@ -34,6 +35,7 @@ test: $(READY)
 fuzz: $(READY)
 	FUZZ_CASES=3000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_json.py
 	FUZZ_CASES=700 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_pictures.py
+	FUZZ_CASES=60 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz/test_kills.py
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -p instancezoo
