@@ -109,7 +109,8 @@ def test_stopped_run_resumes_to_the_same_weights(arguments, whole_run, tmp_path)
     stopped = _run(TRAIN_NET, *arguments, launcher=["-c", SIGNALLED_RUN.format("SIGTERM")])
     assert stopped.returncode == 143
     last = f"stopped after 4 of 5 iterations, saved as {tmp_path}/model_0000003.pth."
-    assert stopped.stderr.strip() == f"{last} --resume continues"
+    assert stopped.stderr.endswith(f"{last} --resume continues\n")
+    assert "Traceback" not in stopped.stderr
     resumed = _run("--resume", *arguments)
     assert resumed.returncode == 0, resumed.stderr
     log = (tmp_path / "log.txt").read_text()

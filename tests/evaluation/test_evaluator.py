@@ -149,9 +149,10 @@ def test_leftovers_of_a_killed_evaluation_are_removed(
     small_dataset: Dataset, register: Register, tmp_path: Path
 ) -> None:
     for name in ("metrics.json", "coco_instances_results.json", "pictures/best_01_1.png"):
-        PartialFile(tmp_path / name)
-    run(InstanceEvaluator(register(small_dataset[0]), output_dir=str(tmp_path)), small_dataset)
-    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+        PartialFile(tmp_path / "out" / name)
+    evaluator = InstanceEvaluator(register(small_dataset[0]), output_dir=str(tmp_path / "out"))
+    run(evaluator, small_dataset)
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert names == {"metrics.json", "coco_instances_results.json"}
 
 

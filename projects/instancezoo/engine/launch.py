@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from detectron2.engine import launch as launch_detectron2
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from instancezoo.engine.failures import errors_in_one_line
 from instancezoo.engine.stop import SIGNALS, STOP
