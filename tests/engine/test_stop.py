@@ -2,13 +2,13 @@
 
 import os
 import signal
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from instancezoo.engine import Trainer, errors_in_one_line, stop
-from instancezoo.engine.stop import STOP, Interrupted, survive_first_sigterm
+from instancezoo.engine.stop import STOP, Interrupted, heed_parent_alone
 from instancezoo.errors import ConfigError
 
 
@@ -65,17 +65,22 @@ def test_saving_outlives_a_second_sigterm(monkeypatch):
             _signal_self()
 
 
-def test_loaders_leave_ctrl_c_to_their_owner_and_outlive_one_sigterm():
+def test_loaders_leave_signals_to_their_parent():
     def be_a_loader():
         _signal_self(signal.SIGINT)
-        survive_first_sigterm()
+        heed_parent_alone()
         _signal_self()
-        sys.stderr.flush()
-        _signal_self()
+        os.write(to_parent, b"alive")
+        time.sleep(60)
 
+    from_loader, to_parent = os.pipe()
     with STOP.catch_signals():
-        status = _run_in_child(be_a_loader)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+        pid = os.fork()
+        if pid == 0:
+            be_a_loader()
+    assert os.read(from_loader, 5) == b"alive"
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_errors_are_one_line_and_signals_an_exit_code(capsys):

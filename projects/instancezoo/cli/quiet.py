@@ -23,6 +23,8 @@ def silence_dependencies() -> None:
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    # A log file on a full disk would give a traceback for each line; the run itself tells it once.
+    logging.raiseExceptions = False
 
 
 def wait_passively() -> None:

@@ -33,8 +33,11 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        message = stop.message or f"stopped by {signal.Signals(stop.signum).name}"
-        print(message, file=sys.stderr)
+        message = stop.message
+        if message is None:
+            message = f"stopped by {signal.Signals(stop.signum).name}"
+        if message:
+            print(message, file=sys.stderr)
         sys.exit(stop.exit_code)
     except ZooError as error:
         sys.exit(f"error: {error}")

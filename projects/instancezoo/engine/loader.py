@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from instancezoo.data.mappers import is_trained_on
-from instancezoo.engine.stop import survive_first_sigterm
+from instancezoo.engine.stop import heed_parent_alone
 from instancezoo.errors import ConfigError, check_choice
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
@@ -152,7 +152,7 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=survive_first_sigterm,
+        worker_init_fn=heed_parent_alone,
         # Else the first iteration alone would take a number from the global generator.
         generator=torch.Generator(),
     )
@@ -167,7 +167,7 @@ def _read_records(cfg: Any) -> list[dict[str, Any]]:
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     try:
         records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    except OSError as error:  # Detectron2's own sets do not look for their files before
+    except FileNotFoundError as error:  # Detectron2's own sets do not look for them before
         raise ConfigError(
             f"data sets {', '.join(names)} cannot be read: {error}. Put Detectron2's own into the "
             "folder $DETECTRON2_DATASETS, name others by --dataset NAME=json:images"

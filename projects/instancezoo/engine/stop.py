@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,10 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         signum: the signal.
-        message: one line for the user, if there is more to tell than the signal's name.
+        message: one line for the user; None for the signal's name, "" where another process tells.
     """
 
-    def __init__(self, signum: int, message: str = "") -> None:
+    def __init__(self, signum: int, message: str | None = None) -> None:
         super().__init__(message)
         self.signum = signum
         self.message = message
@@ -51,9 +52,13 @@ class StopRequest:
 
     @contextmanager
     def catch_signals(self) -> Iterator[None]:
-        """Handle `SIGNALS` in this process inside the block. For the main thread."""
+        """Handle `SIGNALS` in this process inside the block. For the main thread.
+
+        One that is ignored stays so: shells start background commands without Ctrl-C.
+        """
         self._signum, self._owner = None, os.getpid()
-        before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        heard = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+        before = {signum: signal.signal(signum, self._handle) for signum in heard}
         try:
             yield
         finally:
@@ -113,9 +118,18 @@ class StopRequest:
 STOP = StopRequest()
 
 
-def survive_first_sigterm(_worker_id: int = 0) -> None:
-    """Let a loader process outlive the first SIGTERM: what ends a job sends it to every process.
+def heed_parent_alone(_worker_id: int = 0) -> None:
+    """Let a loader process obey SIGTERM from its parent only. For that process.
 
-    The training then finishes its step and ends the loader itself.
+    What ends a job sends it to every process: the training then needs its loaders to finish the
+    step, and ends them itself. Where the system does not tell who sent a signal nothing changes.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_parents_sigterm, daemon=True).start()
+
+
+def _wait_for_parents_sigterm() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -215,8 +215,8 @@ class Trainer(DefaultTrainer):
 
     def _save_interrupted(self, stop: Interrupted) -> Interrupted:
         saver = next((hook for hook in self._hooks if isinstance(hook, Checkpoints)), None)
-        if saver is None:  # not the main process
-            return stop
+        if saver is None:  # the main process tells
+            return Interrupted(stop.signum, "")
         with STOP.saving():
             path = saver.save_now(self.iter)
         done = f"after {self.iter + 1} of {self.max_iter} iterations"
