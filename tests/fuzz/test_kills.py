@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -24,6 +25,7 @@ from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.data.shapes import ANNOTATION_FILE, IMAGE_FOLDER, SHAPES_SETS, generate_shapes
 
 NUM_KILLS = int(os.environ.get("FUZZ_CASES", "2"))
+NUM_BLOCKS = max(1, NUM_KILLS // 20)  # for several processes
 KILLED = -signal.SIGALRM
 
 
@@ -74,37 +76,58 @@ def runs(tmp_path_factory: pytest.TempPathFactory, narrow_model: list[object]) -
     return Runs(["--config-file", str(config), "--dataset", dataset, *overrides], folder)
 
 
-def test_killed_runs_end_as_unbroken_ones(runs: Runs) -> None:
+@pytest.fixture(scope="module")
+def durations(runs: Runs) -> dict[str, list[float]]:
+    """Seconds of each call of each phase in the unbroken run "whole"."""
     measured = runs.folder / "durations"
     assert runs.start("whole", durations=measured) == 0
-    whole = read_outcome(runs.folder / "whole")
-    durations = defaultdict(list)
+    found = defaultdict(list)
     for line in measured.read_text().splitlines():
         phase, seconds = line.split()
-        durations[phase].append(float(seconds))
+        found[phase].append(float(seconds))
+    return found
 
-    rng = random.Random(0)
+
+@pytest.mark.parametrize("seed", range(NUM_BLOCKS))
+def test_killed_runs_end_as_unbroken_ones(
+    seed: int, runs: Runs, durations: dict[str, list[float]]
+) -> None:
+    whole = read_outcome(runs.folder / "whole")
+    rng = random.Random(seed)
     kills: Counter[str] = Counter()
     number = 0
-    while sum(kills.values()) < NUM_KILLS:
+    while sum(kills.values()) < NUM_KILLS // NUM_BLOCKS:
         number += 1
-        resume = False
-        story = []
-        while sum(kills.values()) < NUM_KILLS and (not resume or rng.random() < 0.5):
-            phase = min(PHASES, key=lambda phase: (kills[phase], rng.random()))
-            count = rng.randint(1, max(1, len(durations[phase]) // (2 if resume else 1)))
-            # Beyond the end too: between a file and the note that it is whole
-            delay = rng.uniform(0, 1.3) * durations[phase][count - 1]
-            story.append(Kill(phase, count, delay))
-            if runs.start(f"broken{number}", resume=resume, kill=story[-1]) != KILLED:
-                break  # it had ended before
-            kills[phase] += 1
-            resume = True
-        assert runs.start(f"broken{number}", resume=True) == 0
-        outcome = read_outcome(runs.folder / f"broken{number}")
-        differing = [name for name in whole if not is_same(outcome[name], whole[name])]
+        name = f"broken{seed}_{number}"
+        story = kill_repeatedly(rng, runs, name, durations, kills)
+        assert runs.start(name, resume=True) == 0
+        outcome = read_outcome(runs.folder / name)
+        differing = [key for key in whole if not is_same(outcome[key], whole[key])]
         assert not differing, f"{differing} after {story}"
-    print(f"{sum(kills.values())} kills in {number} runs: {dict(kills)}")
+        shutil.rmtree(runs.folder / name)
+        print(f"{dict(kills)} kills in {number} runs", flush=True)
+
+
+def kill_repeatedly(
+    rng: random.Random,
+    runs: Runs,
+    name: str,
+    durations: dict[str, list[float]],
+    kills: Counter[str],
+) -> list[Kill]:
+    """Kill a run, and its continuation with a chance of a half, and so on. Counts by phase."""
+    story: list[Kill] = []
+    while not story or rng.random() < 0.5:
+        phase = min(PHASES, key=lambda phase: (kills[phase], rng.random()))
+        count = rng.randint(1, max(1, len(durations[phase]) // (1 + len(story))))
+        # Beyond the end too: between a file and the note that it is whole
+        delay = rng.uniform(0, 1.3) * durations[phase][count - 1]
+        kill = Kill(phase, count, delay)
+        if runs.start(name, resume=bool(story), kill=kill) != KILLED:
+            break  # it had ended before
+        story.append(kill)
+        kills[phase] += 1
+    return story
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
