@@ -34,7 +34,7 @@ test: $(READY)
 
 fuzz: $(READY)
 	FUZZ_CASES=3000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_json.py
-	FUZZ_CASES=700 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_pictures.py
+	FUZZ_CASES=700 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_fuzz_pictures.py
 	FUZZ_CASES=60 $(BIN)/python -m pytest -n auto --maxprocesses 3 tests/fuzz/test_kills.py
 
 lint: $(READY)

@@ -21,9 +21,12 @@ from instancezoo.config_values import (
     suggest_file,
 )
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
+from instancezoo.data.images import ImageReader
 from instancezoo.errors import ConfigError, check_choice, suggest
 from instancezoo.methods import METHODS
 from instancezoo.modeling.masks import MASK_OUTPUTS
+
+_PAIR_OR_TEXT = "PIXEL_RANGE"  # below INPUT
 
 
 class CfgNode(_CfgNode):
@@ -68,6 +71,8 @@ class CfgNode(_CfgNode):
     def merge_from_other_cfg(self, cfg_other: Any) -> Any:
         """Merge a config of the same class; whole numbers are accepted for fractions."""
         _widen_integers(cfg_other, self)
+        if "INPUT" in cfg_other and _PAIR_OR_TEXT in cfg_other.INPUT:
+            cfg_other.INPUT[_PAIR_OR_TEXT] = self._pair_to_text(cfg_other.INPUT[_PAIR_OR_TEXT])
         merged = super().merge_from_other_cfg(cfg_other)
         self._translate_names()
         return merged
@@ -84,6 +89,8 @@ class CfgNode(_CfgNode):
         for key, text in zip(map(str, cfg_list[0::2]), cfg_list[1::2], strict=True):
             if key not in known and not self.is_new_allowed():
                 raise ConfigError(_explain_unknown(key, known, "the command line"))
+            if key == f"INPUT.{_PAIR_OR_TEXT}":
+                text = self._pair_to_text(text)
             value = self._decode_cfg_value(text)
             is_whole = type(value) is int and isinstance(known.get(key), float)
             overrides += [key, float(value) if is_whole else text]
@@ -100,6 +107,12 @@ class CfgNode(_CfgNode):
     def was_set(self, key: str) -> bool:
         """Return True if a config file or an override named this full key."""
         return key in self.__dict__.get("_keys_set", ())
+
+    @classmethod
+    def _pair_to_text(cls, value: Any) -> Any:
+        # The key's default is a text, so yacs takes no pair, nor a text that reads as one.
+        decoded = cls._decode_cfg_value(value)
+        return " ".join(map(str, decoded)) if isinstance(decoded, list | tuple) else value
 
     def _explain_type(self, pairs: Iterable[tuple[str, Any]]) -> str:
         """Tell which of (full key, value) has the wrong type; "" if none has."""
@@ -175,6 +188,14 @@ def add_instancezoo_config(cfg: CfgNode) -> None:
     # than MIN_OBJECT_SIDE pixels (before resizing).
     cfg.INPUT.MIN_OBJECT_AREA = 0
     cfg.INPUT.MIN_OBJECT_SIDE = 0
+    # How the values of image files map to [0, 255], the range of MODEL.PIXEL_MEAN: "type" (8-bit
+    # values stay, 16-bit ones become their high byte, floats in [0, 1] are multiplied by 255),
+    # "minmax" or "percentiles" of each image ("percentiles 1 99" for others than 0.5 and 99.5), or
+    # the two values that become 0 and 255, such as (0, 4095). All but "type" keep every level.
+    # The number of channels is that of MODEL.PIXEL_MEAN.
+    cfg.INPUT.PIXEL_RANGE = "type"
+    # Largest number of pixels of an image, a guard against damaged and hostile files; 0 for any.
+    cfg.INPUT.MAX_PIXELS = 178956970
     # Dataset mapper: "instance", or one that a method registers (its README says when to use it).
     cfg.INPUT.MAPPER = "instance"
     # Refuse a data set with bad annotations. False drops them, and reports counts and ids.
@@ -219,10 +240,10 @@ def load_cfg(
     cfg.merge_from_list(overrides or [])
     check_values(cfg)
     for argument in datasets or []:
-        register_dataset(*parse_dataset_argument(argument), strict=cfg.DATASETS.STRICT)
+        paths = parse_dataset_argument(argument)
+        register_dataset(*paths, strict=cfg.DATASETS.STRICT, max_pixels=cfg.INPUT.MAX_PIXELS)
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
-    if training:
-        check_datasets_are_used(cfg, datasets or [])
+    check_datasets_are_used(cfg, datasets or [])
     names = train + test if training else test
     classes = {name: list(load_metadata(name).thing_classes) for name in names}
     for name in names[1:]:
@@ -263,6 +284,7 @@ def check_values(cfg: CfgNode) -> None:
     check_sizes(cfg)
     check_best_metric(cfg.TEST.BEST_METRIC)
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
+    ImageReader.from_config(cfg)  # its keys
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError("TEST.AUG.ENABLED: augmented tests are not supported; set it to False")
     if cfg.MODEL.LOAD_PROPOSALS:

@@ -32,7 +32,7 @@ from instancezoo.evaluation.average_precision import BACKENDS
 _SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
-_POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
+_POOLERS = ("", "ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 # Keys whose value is a registered name, or "" where a part is not used.
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,

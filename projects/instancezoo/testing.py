@@ -62,13 +62,15 @@ def build_seeded_model(cfg: CfgNode, seed: int = 0) -> nn.Module:
     return build_model(cfg)
 
 
-def make_image(height: int, width: int, seed: int = 0) -> Tensor:
-    """A noisy picture with a few bright squares: uint8 (3, height, width)."""
+def make_image(height: int, width: int, seed: int = 0, num_channels: int = 3) -> Tensor:
+    """A noisy picture with a few bright squares: uint8 (num_channels, height, width)."""
     rng = np.random.default_rng(seed)
-    image = rng.integers(0, 90, (3, height, width), dtype=np.uint8)
+    image = rng.integers(0, 90, (num_channels, height, width), dtype=np.uint8)
     for _ in range(3):
         y, x = rng.integers(0, height // 2), rng.integers(0, width // 2)
-        image[:, y : y + height // 3, x : x + width // 3] = rng.integers(120, 255, (3, 1, 1))
+        image[:, y : y + height // 3, x : x + width // 3] = rng.integers(
+            120, 255, (num_channels, 1, 1)
+        )
     return torch.from_numpy(image)
 
 

@@ -120,13 +120,18 @@ def test_resuming_needs_the_same_names_and_a_new_training_does_not(
     assert caplog.text.count("class 2 is 'hen'") == 1
 
 
+def _list_warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Without the lines of lower levels that other tests of the process may have switched on."""
+    return [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_another_number_shows_both_lists(trained: str, caplog) -> None:
     wanted = ClassList(("cat", "dog"))
     with pytest.raises(CheckpointError, match=r"3 classes \(cat, dog, hen\).*2 classes \(cat"):
         ZooCheckpointer(Net(2), classes=wanted).load(trained)
     with caplog.at_level(logging.WARNING):
         ZooCheckpointer(Net(2), classes=wanted, allow_partial=True).load(trained)
-    assert len(caplog.records) == 1 and "(cat, dog, hen)" in caplog.text
+    assert len(_list_warnings(caplog)) == 1 and "(cat, dog, hen)" in caplog.text
     with pytest.raises(CheckpointError, match="2 classes"):  # whatever the tensors' shapes
         ZooCheckpointer(Net(3), classes=wanted).load(trained)
 
@@ -137,7 +142,7 @@ def test_the_same_or_unknown_names_are_silent(trained: str, caplog, tmp_path: Pa
         ZooCheckpointer(Net(), classes=ClassList(ANIMALS)).load(trained)
         ZooCheckpointer(Net()).load(trained)
         ZooCheckpointer(Net(), classes=ClassList(ANIMALS)).load(str(tmp_path / "theirs.pth"))
-    assert not caplog.records
+    assert not _list_warnings(caplog)
 
 
 def test_spoilt_names_are_one_clear_error(tmp_path: Path) -> None:

@@ -103,7 +103,6 @@ BAD_ANNOTATIONS = {
     "polygon under 3 points": [
         {"segmentation": [[4, 4, 14, 14]]},
         {"segmentation": [[4, 4, 14, 4, 14, 14, 4]]},
-        {"segmentation": [[], []]},
     ],
     "malformed RLE": [
         make_rle(None),

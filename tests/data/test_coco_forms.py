@@ -158,7 +158,7 @@ def _drop_masks(coco: dict[str, Any], empty: Any, ids: range) -> None:
                 del annotation["segmentation"]
 
 
-@pytest.mark.parametrize("empty", ["absent", None, [], [[]], {}, ""])
+@pytest.mark.parametrize("empty", ["absent", None, [], [[]], [[], []], {}, "", 0])
 @pytest.mark.parametrize("ids", [range(10, 23), range(10, 13)])
 def test_boxes_without_masks_are_kept(empty: Any, ids: range, coco_folder: Path) -> None:
     coco = make_coco()
@@ -189,16 +189,23 @@ def _as_share(value: Any, place: int = 0) -> Any:
     return value / (HEIGHT if place % 2 else WIDTH)
 
 
-def test_shares_of_the_image_become_pixels(coco_folder: Path) -> None:
+@pytest.mark.parametrize("odd", [{}, {"image_id": "1"}, {"image_id": 1.0}, "texts"])
+def test_shares_of_the_image_become_pixels(coco_folder: Path, odd: Any) -> None:
     coco = make_coco()
     coco["annotations"] = [a for a in coco["annotations"] if a["id"] % 10 == 0]
     expected = [dict(annotation) for annotation in coco["annotations"]]
     for annotation in coco["annotations"]:
         annotation |= {key: _as_share(annotation[key]) for key in ("bbox", "segmentation")}
 
+    if odd == "texts":
+        coco["annotations"][0]["bbox"] = list(map(str, coco["annotations"][0]["bbox"]))
+    else:
+        coco["annotations"][0] |= odd
+
     clean, report = check(coco, coco_folder)
 
-    assert report.repaired == {Problem.SHARES: [10, 20]}
+    assert report.repaired[Problem.SHARES] == [10, 20]
+    assert set(report.repaired) <= {Problem.SHARES, Problem.NORMALISED}
     for found, right in zip(clean["annotations"], expected, strict=True):
         np.testing.assert_allclose(found["bbox"], right["bbox"])
         np.testing.assert_allclose(found["segmentation"], right["segmentation"])
@@ -268,22 +275,23 @@ def test_far_polygons_keep_their_visible_pixels(seed: int) -> None:
         xy = (rng.uniform(-reach, reach, (rng.integers(3, 9), 2)) + [16, 12]).reshape(-1).tolist()
         visible = _decode([xy])
         try:
-            polygons, repairs = check_polygons([xy], HEIGHT, WIDTH)
+            mask = check_polygons([xy], HEIGHT, WIDTH)
         except BadEntry as bad:
             assert not visible.any(), bad
             continue
-        num_clipped += Problem.POLYGON_CLIPPED in repairs
-        np.testing.assert_array_equal(_decode(polygons), visible)
+        num_clipped += Problem.POLYGON_CLIPPED in mask.repairs
+        np.testing.assert_array_equal(_decode(mask.segmentation), visible)
+        np.testing.assert_array_equal(mask_util.decode(mask.rle), visible)
     assert num_clipped
 
 
 def test_a_polygon_too_long_to_walk_is_clipped() -> None:
     far = 1e8
-    polygons, repairs = check_polygons([[-far, 5, far, 5, far, 15, -far, 15]], HEIGHT, WIDTH)
-    assert repairs == [Problem.POLYGON_CLIPPED]
+    mask = check_polygons([[-far, 5, far, 5, far, 15, -far, 15]], HEIGHT, WIDTH)
+    assert mask.repairs == [Problem.POLYGON_CLIPPED]
     expected = np.zeros((HEIGHT, WIDTH))
     expected[5:15] = 1
-    np.testing.assert_array_equal(_decode(polygons), expected)
+    np.testing.assert_array_equal(_decode(mask.segmentation), expected)
 
 
 def test_clipping_keeps_what_is_inside() -> None:
@@ -291,6 +299,22 @@ def test_clipping_keeps_what_is_inside() -> None:
     assert (clip_polygon(square, -1, 3) == square).all()
     assert len(clip_polygon(square, 5, 9)) == 0
     assert sorted(clip_polygon(square, 1, 9).tolist()) == [[1, 1], [1, 2], [2, 1], [2, 2]]
+
+
+def test_what_is_no_number_among_shares_is_left_to_the_check(coco_folder: Path) -> None:
+    coco = make_coco()
+    for annotation in coco["annotations"]:
+        annotation |= {"bbox": [0.1, 0.2, 0.5, None], "segmentation": [[0.1, {}, 0.5, 0.5, 1, 1]]}
+    with pytest.raises(DatasetError, match="'segmentation' must be polygons"):
+        check(coco, coco_folder)
+
+
+@pytest.mark.parametrize("polygons", [[SQUARE + SQUARE], [[5.1, 5.1, 5.3, 5.1, 5.3, 5.3]]])
+def test_a_polygon_of_no_pixel_is_dropped(polygons: Any, coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["annotations"][0]["segmentation"] = polygons
+    _, report = check(coco, coco_folder)
+    assert report.dropped == {Problem.ZERO_AREA: [10]}
 
 
 def test_a_mask_without_a_pixel_is_dropped_in_spite_of_its_area(coco_folder: Path) -> None:

@@ -81,10 +81,10 @@ def test_only_an_entry_equal_in_every_key_is_dropped(coco_folder: Path) -> None:
     ("change", "repair", "expected"),
     [
         ({"bbox": [-5, 4, 20, 30]}, "box clipped to the image", {"bbox": [0, 4, 15, 20]}),
-        ({"area": None}, "area measured from the mask", {"area": 60}),
-        ({"area": 0}, "area measured from the mask", {"area": 60}),
-        ({"area": "60"}, "area measured from the mask", {"area": 60}),
-        ({"area": HEIGHT * WIDTH + 1}, "area measured from the mask", {"area": 60}),
+        ({"area": None}, Problem.AREA_MEASURED, {"area": 60}),
+        ({"area": 0}, Problem.AREA_MEASURED, {"area": 60}),
+        ({"area": "60"}, Problem.AREA_MEASURED, {"area": 60}),
+        ({"area": HEIGHT * WIDTH + 1}, Problem.AREA_MEASURED, {"area": 60}),
         (
             {"segmentation": [[1, 1, 2, 2], SQUARE]},
             "polygon under 3 points left out",

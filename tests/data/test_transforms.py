@@ -57,6 +57,31 @@ def test_heights_are_drawn_in_training_only(cfg):
     assert _resize(cfg, is_train=False) == (24, 48)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize(
+    ("size", "expected"), [((3000, 4), (80, 1)), ((4, 3000), (1, 80)), ((1, 1), (40, 40))]
+)
+def test_no_side_of_a_thin_image_becomes_0(cfg, size, expected, num_channels, dtype):
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (40,), 40
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = 80
+    image = np.full((*size, num_channels), 77, dtype=dtype)[:, ::-1, ::-1]
+    for is_train in (True, False):
+        record = make_model_input(image, build_resize(cfg, is_train))
+        assert record["image"].shape == (num_channels, *expected)
+        assert (record["image"] - 77).abs().max() < 1e-3
+    cfg.INPUT.FIXED_SIZE = (24, 48)
+    assert make_model_input(image, build_resize(cfg, True))["image"].shape[1:] == (24, 48)
+
+
+def test_a_crop_of_a_thin_image_leaves_a_pixel(cfg, tmp_path):
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "relative", [0.2, 0.2]
+    Image.new("RGB", (90, 1)).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "height": 1, "width": 90, "annotations": []}
+    mapped = build_mapper(cfg, is_train=True)(record)
+    assert mapped is not None and min(mapped["image"].shape) > 0
+
+
 @pytest.mark.parametrize("key", ["FIXED_SIZE", "FIXED_HEIGHTS_TRAIN"])
 @pytest.mark.parametrize("value", [(768,), (0, 5), (7.5, 8.0), (1, 2, 3)])
 def test_bad_sizes_name_their_key(cfg, key, value):

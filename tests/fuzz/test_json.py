@@ -139,6 +139,8 @@ def predict(
 def mutate(rng: random.Random) -> Any:
     """A small COCO data set with a few faults."""
     content: Any = copy.deepcopy(make_coco())
+    if rng.random() < 0.1:
+        make_shares(content)
     for _ in range(rng.randint(1, 5)):
         places = list(list_places(content))
         if not places:
@@ -156,6 +158,14 @@ def mutate(rng: random.Random) -> Any:
         elif action == "scale" and isinstance(owner[key], int | float) and owner[key] != 10**400:
             owner[key] *= rng.choice([-1, 0.1, 1 / WIDTH, 10, 100.5])
     return content
+
+
+def make_shares(content: Any) -> None:
+    """Write the coordinates as shares of the image's sides."""
+    sides = WIDTH, HEIGHT
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [v / sides[i % 2] for i, v in enumerate(annotation["bbox"])]
+        annotation["segmentation"] = [[v / sides[i % 2] for i, v in enumerate(SQUARE)]]
 
 
 def list_places(value: Any) -> Iterator[tuple[Any, Any]]:

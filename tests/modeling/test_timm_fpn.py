@@ -124,6 +124,20 @@ def test_packaged_weights_give_the_classifiers_maps(lite0_classifier, caplog):
         torch.testing.assert_close(maps[feature], wanted)
 
 
+@pytest.mark.parametrize("num_channels", [1, 6])
+def test_weights_for_colours_serve_other_channels(lite0_classifier, num_channels):
+    cfg = make_cfg(LITE0, "package:efficientnet-lite0")
+    cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_STD = [1.0] * num_channels
+    backbone = build_backbone(cfg).eval()
+    grey = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = backbone.bottom_up(grey.repeat(1, num_channels, 1, 1))
+        stages = list(
+            lite0_classifier.forward_intermediates(grey.repeat(1, 3, 1, 1), intermediates_only=True)
+        )
+    torch.testing.assert_close(maps["res5"], stages[-1], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("image_id", "coco_name", "imagenet_class"),
     [(519208, "elephant", 385), (244592, "zebra", 340), (407574, "banana", 954)],

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer
-from instancezoo.data.images import read_image
+from instancezoo.data.images import ImageReader
 from instancezoo.data.transforms import build_resize, make_model_input
 from instancezoo.testing import make_image
 
@@ -55,9 +55,11 @@ def measure_config(
     """
     torch.manual_seed(seed)
     if image_file:
-        image = read_image(image_file, cfg.INPUT.FORMAT)
+        image = ImageReader.from_config(cfg)(image_file)
     else:
-        image = make_image(*size, seed).permute(1, 2, 0).numpy()
+        image = make_image(*size, seed, len(cfg.MODEL.PIXEL_MEAN)).permute(1, 2, 0).numpy()
+        if image.shape[2] not in (1, 3):  # as `ImageReader` gives it
+            image = image.astype(np.float32)
     resize = build_resize(cfg, is_train=False)
     model_input = make_model_input(image, resize)
     model, weights = _build(cfg, model_input, num_detections, seed)

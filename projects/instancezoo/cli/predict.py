@@ -100,7 +100,7 @@ def _load_trained(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassLis
     for argument in args.dataset:
         register_dataset(*parse_dataset_argument(argument), strict=cfg.DATASETS.STRICT)
     known = read_description(args.weights).classes
-    if not _names_dataset(args):
+    if not _names_dataset(args) or not cfg.DATASETS.TEST:
         return cfg, known.to_metadata(), UNKNOWN
     name = cfg.DATASETS.TEST[0]
     metadata = load_metadata(name)
@@ -135,9 +135,12 @@ def _load_given(args: argparse.Namespace) -> tuple[CfgNode, Metadata, ClassList]
 
 
 def _list_overrides(args: argparse.Namespace) -> list[str]:
+    if len(args.opts) % 2:
+        raise ConfigError(f"--opts takes pairs KEY VALUE, but it has {' '.join(args.opts)}")
     overrides = [*args.opts, "MODEL.MASK_OUTPUT", "rle"]
     if args.dataset:
-        overrides = ["DATASETS.TEST", f"('{args.dataset[0].split('=')[0]}',)", *overrides]
+        names = tuple(argument.partition("=")[0] for argument in args.dataset)
+        overrides = ["DATASETS.TEST", repr(names), *overrides]
     if args.weights:
         overrides += ["MODEL.WEIGHTS", args.weights]
     return overrides
@@ -145,8 +148,7 @@ def _list_overrides(args: argparse.Namespace) -> list[str]:
 
 def _names_dataset(args: argparse.Namespace) -> bool:
     """Return True if the user named a data set; that of a config file is only its default."""
-    by_hand = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
-    return bool(args.dataset) or by_hand.get("DATASETS.TEST", "()") != "()"
+    return bool(args.dataset) or "DATASETS.TEST" in args.opts[0::2]
 
 
 def _choose_confidence(args: argparse.Namespace, cfg: CfgNode) -> float | None:
@@ -157,7 +159,7 @@ def _choose_confidence(args: argparse.Namespace, cfg: CfgNode) -> float | None:
     if args.confidence is not None:
         raise ConfigError(
             f"--confidence {args.confidence:g} and {' and '.join(by_hand)} (behind --opts) both "
-            "limit the scores. --confidence rules: leave the key out; or leave --confidence out, "
-            "and the key rules"
+            "limit the scores: leave out the key, and --confidence rules, or leave out "
+            "--confidence, and the key rules"
         )
     return None

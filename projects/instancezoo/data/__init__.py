@@ -8,7 +8,7 @@ from instancezoo.data.datasets import (
     register_dataset,
     register_shapes,
 )
-from instancezoo.data.images import ImageError, read_image
+from instancezoo.data.images import ImageError, ImageReader, read_image
 from instancezoo.data.mappers import MAPPER_REGISTRY, InstanceMapper, build_mapper
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "AnnotationReport",
     "DatasetError",
     "ImageError",
+    "ImageReader",
     "InstanceMapper",
     "build_mapper",
     "check_coco",

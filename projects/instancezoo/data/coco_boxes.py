@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
-from instancezoo.data.coco_masks import measure_box
-from instancezoo.data.coco_polygons import MAX_COORDINATE
+from instancezoo.data.coco_polygons import MAX_COORDINATE, CheckedMask
 from instancezoo.data.coco_values import (
     BadEntry,
     Entry,
@@ -31,13 +31,13 @@ Boxes = NDArray[np.float64]  # (M, 4)
 
 
 def find_box(
-    value: Any, segmentation: Any, height: int, width: int
+    value: Any, mask: CheckedMask | None, height: int, width: int
 ) -> tuple[list[float], list[Problem]]:
     """The box of an annotation, or the mask's where that is missing or bad.
 
     Args:
         value: what the JSON holds; None for no box.
-        segmentation: a valid COCO segmentation, or None.
+        mask: of the annotation, if it has one.
         height, width: pixels of the image.
 
     Returns:
@@ -49,9 +49,10 @@ def find_box(
     try:
         return _check_box(value, height, width)
     except BadEntry:
-        if segmentation is None:
+        if mask is None:
             raise
-        return measure_box(segmentation, height, width), [Problem.BOX_MEASURED]
+        box: list[float] = mask_util.toBbox(mask.rle).tolist()
+        return box, [Problem.BOX_MEASURED]
 
 
 def _check_box(value: Any, height: int, width: int) -> tuple[list[float], list[Problem]]:
@@ -80,12 +81,8 @@ class BoxFit:
         self._labels: list[Id] = []
         self._rows: list[list[float]] = []  # box, extent of the mask, width and height of the image
 
-    def add(self, label: Id, annotation: Entry, box: list[Any], image: Entry) -> None:
-        """Take a clean annotation and its box as in the file; crowds may have loose boxes."""
-        segmentation = annotation.get("segmentation")
-        if annotation["iscrowd"] or segmentation is None:
-            return
-        extent = _measure_extent(segmentation, image["height"], image["width"])
+    def add(self, label: Id, box: list[Any], extent: list[float], image: Entry) -> None:
+        """Take a box as in the file, and the extent of its mask as in `CheckedMask`."""
         self._labels.append(label)
         numbers = np.clip(read_numbers(box, "bbox"), -MAX_COORDINATE, MAX_COORDINATE)
         self._rows.append([*numbers, *extent, image["width"], image["height"]])
@@ -127,16 +124,6 @@ def find_misfits(boxes: Boxes, extents: Boxes, sizes: Boxes) -> tuple[NDArray[np
         if _fits(corners, extents, sizes).mean() >= MIN_CAUSE_SHARE:
             return misfits, cause
     return misfits, ""
-
-
-def _measure_extent(segmentation: Any, height: int, width: int) -> list[float]:
-    """XYXY in pixels around a valid COCO segmentation, polygons also beyond the image."""
-    if isinstance(segmentation, dict):
-        x, y, w, h = measure_box(segmentation, height, width)
-        return [x, y, x + w, y + h]
-    xs = [x for polygon in segmentation for x in polygon[0::2]]
-    ys = [y for polygon in segmentation for y in polygon[1::2]]
-    return [min(xs), min(ys), max(xs), max(ys)]
 
 
 def _fits(corners: Boxes, extents: Boxes, sizes: Boxes) -> NDArray[np.bool_]:

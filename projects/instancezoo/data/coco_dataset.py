@@ -46,6 +46,7 @@ def check_coco(
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str],
     check_images: bool = True,
+    max_pixels: int | None = None,
 ) -> tuple[dict[str, Any], AnnotationReport]:
     """Read a COCO JSON and drop everything that would break training or evaluation.
 
@@ -53,6 +54,7 @@ def check_coco(
         json_file: annotations in COCO format: polygons, RLE strings or RLE lists.
         image_root: folder that the file names are relative to.
         check_images: if True, look for each image and read its header.
+        max_pixels: largest number of pixels of an image, see `find_file_problem`.
 
     Returns:
         A clean COCO dictionary with only the keys that are used and every RLE compressed, and the
@@ -66,7 +68,7 @@ def check_coco(
     report = AnnotationReport(source, encoding)
     categories, images = _check_categories(content, report), _check_images(content, report)
     if check_images:
-        _check_files(images, str(image_root), report)
+        _check_files(images, str(image_root), max_pixels, report)
     if not categories or not images:
         what = "images" if categories else "categories"
         raise DatasetError(
@@ -242,7 +244,9 @@ def _check_list(
         yield label, checked
 
 
-def _check_files(images: dict[Id, Entry], image_root: str, report: AnnotationReport) -> None:
+def _check_files(
+    images: dict[Id, Entry], image_root: str, max_pixels: int | None, report: AnnotationReport
+) -> None:
     """Remove images whose files are missing, broken or of another size."""
     if not os.path.isdir(image_root):
         raise DatasetError(f"image folder '{image_root}' of {report.source} does not exist")
@@ -253,7 +257,8 @@ def _check_files(images: dict[Id, Entry], image_root: str, report: AnnotationRep
             report.repaired[Problem.BACKSLASHES].append(image_id)
     # Threads, since the wait is for the disk.
     with ThreadPoolExecutor() as pool:
-        found = pool.map(partial(find_file_problem, image_root), images.values())
+        find = partial(find_file_problem, image_root, max_pixels=max_pixels)
+        found = pool.map(find, images.values())
         problems = list(track(found, f"checking images in {image_root}", total=len(images)))
     for image_id, problem in zip(list(images), problems, strict=True):
         if problem is not None:
@@ -273,11 +278,11 @@ def _check_annotations(
     clean: list[Entry] = []
     for position, entry in enumerate(entries):
         label = _label(entry, position)
-        if position in shares:
-            entry = multiply_shares(entry, images[entry["image_id"]])
+        if image := shares.get(position):
+            entry = multiply_shares(entry, image)
             report.repaired[Problem.SHARES].append(label)
         try:
-            annotation, repairs = check_annotation(entry, images, categories)
+            annotation, mask, repairs = check_annotation(entry, images, categories)
             numbering.add(label, annotation, entry)
         except BadEntry as bad:
             problem = str(bad)
@@ -289,8 +294,8 @@ def _check_annotations(
             report.dropped[problem].append(label)
             continue
         clean.append(annotation)
-        if Problem.BOX_MEASURED not in repairs:
-            fit.add(label, annotation, entry["bbox"], images[annotation["image_id"]])
+        if mask and not annotation["iscrowd"] and Problem.BOX_MEASURED not in repairs:
+            fit.add(label, entry["bbox"], mask.extent, images[annotation["image_id"]])
         for repair in repairs:
             report.repaired[repair].append(label)
     if renumbered := numbering.renumber():

@@ -10,10 +10,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
+import pycocotools.mask as mask_util
 
 from instancezoo.data.coco_boxes import find_box
-from instancezoo.data.coco_masks import check_segmentation, measure_area
+from instancezoo.data.coco_masks import check_segmentation
+from instancezoo.data.coco_polygons import CheckedMask
 from instancezoo.data.coco_values import (
     BadEntry,
     Entry,
@@ -28,11 +29,12 @@ from instancezoo.data.coco_values import (
     read_text,
     wrong_type,
 )
+from instancezoo.data.image_files import read_size
+from instancezoo.data.pillow_files import TooManyPixelsError
+from instancezoo.data.pixel_range import ImageError
 
 MAX_ID = 2**53  # a float holds any lower whole number: pycocotools goes through floats
 MAX_PIXELS = 2**31  # run lengths are 32 bits
-_NO_MASKS: tuple[Any, ...] = (None, "", [], {}, [[]])
-_EXIF_ORIENTATION, _EXIF_SWAPS_SIDES = 274, (5, 6, 7, 8)
 
 
 def check_category(entry: Any) -> Entry:
@@ -55,22 +57,31 @@ def check_image(entry: Any) -> Entry:
     return {"id": read_id(entry, "id"), "height": height, "width": width, "file_name": file_name}
 
 
-def find_file_problem(image_root: str, entry: Entry) -> Problem | None:
-    """Check the file of a clean image entry, by its header alone; None if it is good."""
+def find_file_problem(
+    image_root: str, entry: Entry, max_pixels: int | None = None
+) -> Problem | None:
+    """Check the file of a clean image entry, by its header alone; None if it is good.
+
+    Args:
+        image_root: folder that file names are relative to.
+        entry: from `check_image`.
+        max_pixels: largest number of pixels; 0 for any, None for Pillow's limit.
+    """
     path, expected = os.path.join(image_root, entry["file_name"]), (entry["width"], entry["height"])
     if not os.path.isfile(path):
         return Problem.MISSING_FILE
     try:
-        with Image.open(path) as image:
-            size = _read_size(image, expected)
-    except Exception:  # Pillow's readers raise nearly anything on broken files
+        size = read_size(path, max_pixels)
+    except TooManyPixelsError:
+        return Problem.TOO_MANY_PIXELS
+    except ImageError:
         return Problem.UNREADABLE_FILE
     return None if size == expected else Problem.WRONG_SIZE
 
 
 def check_annotation(
     entry: Any, images: Mapping[Id, Entry], categories: Mapping[Id, Entry]
-) -> tuple[Entry, list[Problem]]:
+) -> tuple[Entry, CheckedMask | None, list[Problem]]:
     """An annotation's ids, box, mask, area and attributes; an id of its own that is bad becomes 0.
 
     Without a mask (no segmentation, or an empty one) it has no key "segmentation".
@@ -81,29 +92,35 @@ def check_annotation(
         categories: clean categories by their id in the file.
 
     Returns:
-        The clean annotation and the repairs made in it.
+        The clean annotation, its mask if it has one, and the repairs made.
 
     Raises:
         BadEntry: it cannot be used.
     """
     need(entry, "image_id", "category_id")
     clean: Entry = {
-        "id": read_own_number(entry),
+        "id": _read_own_number(entry),
         "image_id": _look_up(entry, "image_id", images, Problem.UNKNOWN_IMAGE)["id"],
         "category_id": _look_up(entry, "category_id", categories, Problem.UNKNOWN_CATEGORY)["id"],
         "iscrowd": 0 if entry.get("iscrowd") is None else _read_flag(entry),
     }
     height, width = (images[clean["image_id"]][key] for key in ("height", "width"))
-    segmentation = None
-    repairs: list[Problem] = []
-    if entry.get("segmentation") not in _NO_MASKS:
-        segmentation, repairs = check_segmentation(entry["segmentation"], height, width)
-        clean["segmentation"] = segmentation
+    mask = None
+    if not _is_empty(entry.get("segmentation")):
+        mask = check_segmentation(entry["segmentation"], height, width)
+        clean["segmentation"] = mask.segmentation
     elif not entry.get("bbox"):
         raise missing_key("segmentation" if "bbox" in entry else "bbox")
-    clean["bbox"], box_repairs = find_box(entry.get("bbox"), segmentation, height, width)
-    clean["area"], area_repairs = _find_area(entry.get("area"), clean, height, width)
-    repairs = [*repairs, *box_repairs, *area_repairs]
+    clean["bbox"], box_repairs = find_box(entry.get("bbox"), mask, height, width)
+    repairs = [*(mask.repairs if mask is not None else ()), *box_repairs]
+    area = entry.get("area")
+    is_number = isinstance(area, int | float) and not isinstance(area, bool)
+    if is_number and 0 < area <= height * width:
+        clean["area"] = area
+    else:
+        _, _, w, h = clean["bbox"]
+        clean["area"] = float(w * h if mask is None else mask_util.area(mask.rle))
+        repairs.append(Problem.AREA_MEASURED)
     if not are_as_written(entry, clean):
         repairs.append(Problem.NORMALISED)
     attributes = entry.get("attributes") or {}
@@ -111,7 +128,7 @@ def check_annotation(
         repairs.append(Problem.ATTRIBUTES_LEFT_OUT)
     elif flags := {key: value for key, value in attributes.items() if isinstance(value, bool)}:
         clean["attributes"] = flags
-    return clean, list(dict.fromkeys(repairs))
+    return clean, mask, list(dict.fromkeys(repairs))
 
 
 def are_as_written(entry: Entry, clean: Entry) -> bool:
@@ -122,7 +139,7 @@ def are_as_written(entry: Entry, clean: Entry) -> bool:
     return all(type(entry.get(key)) is type(clean[key]) for key in (whole | references) - own)
 
 
-def read_own_number(entry: Any) -> int:
+def _read_own_number(entry: Any) -> int:
     """The positive whole number that is an annotation's id; 0 without one."""
     try:
         number = read_int(entry, "id")
@@ -147,21 +164,8 @@ def _read_flag(entry: Entry) -> int:
     return flag
 
 
-def _find_area(value: Any, clean: Entry, height: int, width: int) -> tuple[float, list[Problem]]:
-    """The stated area if it is possible, else that of the mask or, without a mask, of the box."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and 0 < value <= height * width:
-        return value, []
-    if "segmentation" in clean:
-        return measure_area(clean["segmentation"], height, width), [Problem.AREA_MEASURED]
-    _, _, box_width, box_height = clean["bbox"]
-    return float(box_width * box_height), [Problem.AREA_MEASURED]
-
-
-def _read_size(image: Image.Image, expected: tuple[int, int]) -> tuple[int, int]:
-    """Width and height as shown, after the EXIF rotation."""
-    # Reading EXIF decodes a whole PNG, so only do so if the size is in doubt.
-    if image.format == "PNG" and image.size == expected:
-        return image.size
-    rotated = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SWAPS_SIDES
-    return image.size[::-1] if rotated else image.size
+def _is_empty(segmentation: Any) -> bool:
+    """True for the ways in which people write that there is no mask."""
+    if isinstance(segmentation, list):
+        return not any(segmentation)
+    return not segmentation

@@ -12,7 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
-from instancezoo.data.coco_polygons import check_polygons
+from instancezoo.data.coco_polygons import CheckedMask, check_polygons
 from instancezoo.data.coco_values import BadEntry, Problem, read_numbers, wrong_type
 
 _FIRST_CHARACTER = 48  # COCO's run-length strings hold 6 bits a character, from "0" on
@@ -20,24 +20,22 @@ _VALUE_BITS, _SIGN, _MORE = 5, 0x10, 0x20
 _MAX_CHARACTERS_PER_RUN = 7  # 35 bits: more than any run needs
 
 
-def check_segmentation(segmentation: Any, height: int, width: int) -> tuple[Any, list[Problem]]:
+def check_segmentation(segmentation: Any, height: int, width: int) -> CheckedMask:
     """Check polygons or an RLE (compressed or not).
 
     Args:
         segmentation: what the JSON holds.
         height, width: pixels of the image.
 
-    Returns:
-        Polygons as of `check_polygons` or a compressed RLE with `counts` as a string, and the
-        repairs made.
-
     Raises:
         BadEntry: it cannot be used, or covers no pixel.
     """
     if isinstance(segmentation, dict):
         rle = _check_rle(segmentation, height, width)
+        x, y, w, h = mask_util.toBbox(rle).tolist()
         is_whole = set(map(type, segmentation["size"])) == {int}
-        return rle, [] if is_whole else [Problem.NORMALISED]
+        repairs = [] if is_whole else [Problem.NORMALISED]
+        return CheckedMask(rle, rle, [x, y, x + w, y + h], repairs)
     if isinstance(segmentation, list):
         return check_polygons(segmentation, height, width)
     raise wrong_type("segmentation")
@@ -55,12 +53,6 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
 def measure_area(segmentation: Any, height: int, width: int) -> float:
     """Area in pixels of a valid COCO segmentation."""
     return float(mask_util.area(segmentation_to_rle(segmentation, height, width)))
-
-
-def measure_box(segmentation: Any, height: int, width: int) -> list[float]:
-    """XYWH in pixels around a valid COCO segmentation; zeros around one without a pixel."""
-    box: list[float] = mask_util.toBbox(segmentation_to_rle(segmentation, height, width)).tolist()
-    return box
 
 
 def measure_object(entry: dict[str, Any], height: int, width: int) -> float:

@@ -6,6 +6,7 @@ distant vertex exhausts its memory. V vertices.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,30 @@ from instancezoo.data.coco_values import BadEntry, Problem, missing_key, read_nu
 
 MIN_VERTICES = 3
 MAX_COORDINATE = 2**31 / 5  # pycocotools holds five times a coordinate in 32 bits
-# A polygon of area A and perimeter P holds a disc of radius A / P, and a disc of two pixels holds
-# the centre of a pixel.
-SAFE_RADIUS = 2.0
 MAX_LENGTH = 2**18  # pixels of edges that pycocotools walks in about ten milliseconds
 
 Vertices = NDArray[np.float64]  # (V, 2) xy in pixels
 
 
-def check_polygons(
-    polygons: list[Any], height: int, width: int
-) -> tuple[list[list[float]], list[Problem]]:
+@dataclass(frozen=True)
+class CheckedMask:
+    """A segmentation that covers a pixel at least.
+
+    Args:
+        segmentation: polygons, lists of 6 numbers or more, or a compressed RLE whose `counts` is a
+            string.
+        rle: the same as a compressed RLE.
+        extent: XYXY in pixels around it, of polygons also beyond the image.
+        repairs: what was changed.
+    """
+
+    segmentation: list[list[float]] | dict[str, Any]
+    rle: dict[str, Any]
+    extent: list[float]
+    repairs: list[Problem]
+
+
+def check_polygons(polygons: list[Any], height: int, width: int) -> CheckedMask:
     """Check the polygons of one object.
 
     Args:
@@ -35,8 +49,9 @@ def check_polygons(
         height, width: pixels of the image.
 
     Returns:
-        Lists of 6 numbers or more, within one image size of the border, that cover the same pixels
-        as the given ones; and the repairs made.
+        Polygons that cover the same pixels as the given ones. Those that reach farther than one
+        image size beyond the border are clipped there, unless that would change a pixel; polygons
+        with very long edges always are.
 
     Raises:
         BadEntry: they cannot be used, or cover no pixel.
@@ -58,16 +73,18 @@ def check_polygons(
         clipped = [xy for xy in clipped if len(xy) >= MIN_VERTICES]
         if not clipped:
             raise BadEntry(Problem.POLYGON_OUTSIDE)
-        # A clipped edge may be rounded otherwise; only then, and if it can be walked, it stays.
+        # Clipping may change the rounding of an edge. Keep the original if it does, unless its
+        # outline is too long for pycocotools.
         if sum(map(_measure_length, usable)) > MAX_LENGTH or _encode(
             usable, height, width
         ) == _encode(clipped, height, width):
             usable = clipped
             repairs.append(Problem.POLYGON_CLIPPED)
-    is_visible = any(_surely_covers_pixels(xy, size) for xy in usable)
-    if not is_visible and not mask_util.area(_encode(usable, height, width)):
+    rle = _encode(usable, height, width)
+    if not mask_util.area(rle):
         raise BadEntry(Problem.ZERO_AREA)
-    return [xy.reshape(-1).tolist() for xy in usable], repairs
+    segmentation = [xy.reshape(-1).tolist() for xy in usable]
+    return CheckedMask(segmentation, rle, [*low.tolist(), *high.tolist()], repairs)
 
 
 def clip_polygon(vertices: Vertices, low: Any, high: Any) -> Vertices:
@@ -120,16 +137,6 @@ def _is_pair(value: Any) -> bool:
 
 def _join_pairs(points: list[list[Any]]) -> list[Any]:
     return [number for point in points for number in point]
-
-
-def _surely_covers_pixels(vertices: Vertices, size: Vertices) -> bool:
-    """True if a polygon lies in the image and holds a disc of two pixels; False is not sure."""
-    if (vertices < 0).any() or (vertices > size).any():
-        return False
-    closed = np.concatenate([vertices, vertices[:1]])
-    x, y = closed.T
-    doubled_area = abs(np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]))
-    return bool(doubled_area > 2 * SAFE_RADIUS * _measure_length(vertices))
 
 
 def _measure_length(vertices: Vertices) -> float:

@@ -36,11 +36,12 @@ class Problem(StrEnum):
     NOT_FINITE = "number that is not finite"
     SAME_ENTRY = "all keys equal to those of an earlier annotation"
     DUPLICATE_ID = "duplicate id"
-    AMBIGUOUS_ID = "an id that several images have, so its annotations fit none: number images anew"
+    AMBIGUOUS_ID = "an id that several images share, so its annotations cannot be assigned"
     BAD_SIZE = "height or width not positive or too large"
     MISSING_FILE = "missing image file"
     UNREADABLE_FILE = "unreadable image file"
     WRONG_SIZE = "wrong image size"
+    TOO_MANY_PIXELS = "image has more pixels than INPUT.MAX_PIXELS"
     UNKNOWN_IMAGE = "unknown image"
     DROPPED_IMAGE = "image was dropped"
     UNKNOWN_CATEGORY = "unknown category"
@@ -51,7 +52,7 @@ class Problem(StrEnum):
     BAD_RLE = "malformed RLE"
     # Repaired rather than dropped:
     CLIPPED = "box clipped to the image"
-    AREA_MEASURED = "area measured from the mask"
+    AREA_MEASURED = "area missing or impossible: measured from the mask or the box"
     BOX_MEASURED = "box missing or bad: measured from the mask"
     RENUMBERED = "annotation id missing, repeated or not a positive whole number: renumbered"
     NORMALISED = "numbers given as texts, ids or sizes not as whole numbers, or no iscrowd"
@@ -150,6 +151,13 @@ def read_numbers(value: Any, key: str) -> NDArray[np.float64]:
     if not np.isfinite(array).all():
         raise BadEntry(Problem.NOT_FINITE)
     return array
+
+
+def read_number(value: Any) -> int | float | None:
+    """A number, or a text that is one; None for anything else."""
+    if isinstance(value, str):
+        return _parse_number(value)
+    return value if type(value) in (int, float) else None
 
 
 def _parse_whole(text: str) -> int | None:

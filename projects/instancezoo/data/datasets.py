@@ -51,7 +51,13 @@ class LazyMetadata(Metadata):
         return self.__dict__[key]
 
 
-def register_dataset(name: str, json_file: str, image_root: str, strict: bool = False) -> None:
+def register_dataset(
+    name: str,
+    json_file: str,
+    image_root: str,
+    strict: bool = False,
+    max_pixels: int | None = None,
+) -> None:
     """Register a COCO JSON with Detectron2; nothing is read yet.
 
     The metadata holds `evaluator_type`, `image_root`, `source_json_file`, and on first use
@@ -64,13 +70,16 @@ def register_dataset(name: str, json_file: str, image_root: str, strict: bool = 
         json_file: annotations in COCO format.
         image_root: folder that file names are relative to.
         strict: refuse to load the set (`DatasetError`) if an entry has to be dropped.
+        max_pixels: larger images are dropped: INPUT.MAX_PIXELS, 0 for any, None for Pillow's limit.
 
     Raises:
         DatasetError: another data set has this name. Registering the same one again is fine.
     """
     paths = (str(json_file), str(image_root))
     _check_name_is_free(name, paths)
-    _register(name, lambda: paths, strict, source_json_file=paths[0], image_root=paths[1])
+    _register(
+        name, lambda: paths, strict, max_pixels, source_json_file=paths[0], image_root=paths[1]
+    )
 
 
 def parse_dataset_argument(argument: str) -> tuple[str, str, str]:
@@ -127,6 +136,7 @@ def register_shapes() -> None:
             name,
             partial(get_shapes, name),
             strict=False,
+            max_pixels=None,
             thing_classes=classes,
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(classes))},
         )
@@ -144,19 +154,25 @@ def _check_name_is_free(name: str, paths: Paths) -> None:
         )
 
 
-def _register(name: str, find_paths: Callable[[], Paths], strict: bool, **known: Any) -> None:
+def _register(
+    name: str,
+    find_paths: Callable[[], Paths],
+    strict: bool,
+    max_pixels: int | None,
+    **known: Any,
+) -> None:
     def describe_classes() -> dict[str, Any]:
         return dict(zip(class_keys, read_classes(find_paths()[0]), strict=True))
 
     def describe_files() -> dict[str, Any]:
         json_file, image_root = map(str, find_paths())
-        clean, report = _load(name, json_file, image_root, strict)
+        clean, report = _load(name, json_file, image_root, strict, max_pixels)
         used = json_file if report.is_clean else _write_clean(name, clean)
         return dict(zip(file_keys, (used, json_file, image_root), strict=True))
 
     def load_records() -> list[dict[str, Any]]:
         json_file, image_root = map(str, find_paths())
-        clean, _ = _load(name, json_file, image_root, strict)
+        clean, _ = _load(name, json_file, image_root, strict, max_pixels)
         return make_records(clean, image_root)
 
     class_keys = ("thing_classes", "thing_dataset_id_to_contiguous_id")
@@ -172,15 +188,16 @@ def _register(name: str, find_paths: Callable[[], Paths], strict: bool, **known:
 _reported: set[str] = set()
 # Sets found clean in this process, with the file's time: each evaluation loads its set anew and
 # need not open every image again.
-_clean_sets: set[tuple[str, str, int]] = set()
+_clean_sets: set[tuple[str, str, int | None, int]] = set()
 
 
 def _load(
-    name: str, json_file: str, image_root: str, strict: bool
+    name: str, json_file: str, image_root: str, strict: bool, max_pixels: int | None
 ) -> tuple[dict[str, Any], AnnotationReport]:
     changed_at = os.stat(json_file).st_mtime_ns if os.path.isfile(json_file) else 0
-    state = (json_file, image_root, changed_at)
-    clean, report = check_coco(json_file, image_root, check_images=state not in _clean_sets)
+    state = (json_file, image_root, max_pixels, changed_at)
+    check_images = state not in _clean_sets
+    clean, report = check_coco(json_file, image_root, check_images, max_pixels)
     if report.is_clean:
         _clean_sets.add(state)
     summary = f"data set '{name}': {report.summary()}"

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
@@ -20,9 +19,9 @@ from fvcore.common.registry import Registry
 from numpy.typing import NDArray
 
 from instancezoo.data.coco_masks import measure_area
-from instancezoo.data.images import ImageError, read_image, read_record_image
-from instancezoo.data.transforms import build_resize
-from instancezoo.errors import check_choice
+from instancezoo.data.images import ImageError, ImageReader, read_image
+from instancezoo.data.transforms import RandomCrop, build_resize, to_tensor
+from instancezoo.errors import check_choice, first_line
 
 Record = dict[str, Any]
 Array = NDArray[Any]
@@ -38,11 +37,68 @@ _logger = logging.getLogger(__name__)
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Record], Record | None]:
     """Build the mapper named by `cfg.INPUT.MAPPER`, with augmentations for training.
 
+    In training it is a `SkippingMapper` around it; in inference it raises an error for an image
+    that cannot be mapped.
+
     Raises:
         ConfigError: no mapper has that name.
     """
     check_choice("INPUT.MAPPER", cfg.INPUT.MAPPER, sorted(name for name, _ in MAPPER_REGISTRY))
-    return MAPPER_REGISTRY.get(cfg.INPUT.MAPPER)(cfg, is_train)
+    mapper = MAPPER_REGISTRY.get(cfg.INPUT.MAPPER)(cfg, is_train)
+    return SkippingMapper(mapper) if is_train else mapper
+
+
+class SkippingMapper:
+    """Another mapper, without the records that it cannot map, for whatever reason.
+
+    The reason is logged once for each image, the result is None, and Detectron2's loader takes
+    another image.
+
+    Args:
+        mapper: data set record -> model input, or None to take another image.
+        max_failures: number of records in a row that may fail before it is an error; at most that
+            of the data set.
+    """
+
+    def __init__(
+        self,
+        mapper: Callable[[Record], Record | None],
+        max_failures: int = MAX_FAILURES_IN_A_ROW,
+    ) -> None:
+        self.mapper = mapper
+        self.max_failures = max_failures
+        self.unreadable_paths: set[str] = set()
+        self._failures_in_a_row = 0
+
+    def __call__(self, dataset_dict: Record) -> Record | None:
+        """Map one record. Raises `ImageError` if `max_failures` in a row failed."""
+        try:
+            mapped = self.mapper(dataset_dict)
+        except Exception as error:
+            self._count_failure(str(dataset_dict.get("file_name")), error)
+            return None
+        self._failures_in_a_row = 0
+        return mapped
+
+    def _count_failure(self, path: str, error: Exception) -> None:
+        reason = explain_failure(path, error)
+        if path not in self.unreadable_paths:
+            self.unreadable_paths.add(path)
+            number = len(self.unreadable_paths)
+            _logger.warning("%s; training goes on without it (%d left out so far)", reason, number)
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= self.max_failures:
+            raise ImageError(
+                f"{self._failures_in_a_row} images in a row could not be used (last: {reason}): "
+                f"check the image folder and its files"
+            ) from error
+
+
+def explain_failure(path: str, error: Exception) -> str:
+    """Why an image could not be mapped, in one line that names its file."""
+    if isinstance(error, ImageError):
+        return first_line(error)
+    return f"image '{path}' cannot be processed: {type(error).__name__}: {first_line(error)}"
 
 
 def is_trained_on(annotation: Record, with_masks: bool) -> bool:
@@ -51,16 +107,14 @@ def is_trained_on(annotation: Record, with_masks: bool) -> bool:
 
 
 class InstanceMapper(DatasetMapper):
-    """Detectron2's mapper with masks as bit masks, which survives broken images.
+    """Detectron2's mapper with masks as bit masks and images of any depth.
 
     Resize, flip and crop come from the config. In training, `instances` always has `gt_boxes`,
     `gt_classes` and `gt_masks` (`BitMasks`), also for an image without objects; crowds, objects
     cropped away and those below the config's smallest size are left out. With MODEL.MASK_ON
     objects without a segmentation are left out too; else their images have no `gt_masks`.
 
-    An image that cannot be read, or whose size differs from the record's, is left out of training:
-    its path is logged once, the mapper returns None, and Detectron2's loader takes another image.
-    In inference it raises an `ImageError`.
+    An image that cannot be read, or whose size differs from the record's, is an `ImageError`.
     """
 
     @configurable
@@ -69,7 +123,7 @@ class InstanceMapper(DatasetMapper):
         is_train: bool,
         *,
         augmentations: list[Any],
-        image_format: str,
+        reader: ImageReader,
         min_object_area: int = 0,
         min_object_side: int = 0,
         needs_masks: bool = True,
@@ -80,28 +134,25 @@ class InstanceMapper(DatasetMapper):
         Args:
             is_train: if True, augment and make `instances`.
             augmentations: Detectron2 augmentations or transforms.
-            image_format: as in `read_image`.
+            reader: of the images.
             min_object_area: leave out objects of fewer pixels, counted before any augmentation.
             min_object_side: leave out objects with both box sides shorter than this, in pixels.
             needs_masks: leave out objects without a segmentation.
             measure_boxes: replace the boxes by those around the transformed masks, if there are.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
-        super().__init__(is_train, augmentations=augmentations, image_format=image_format, **kwargs)
-        self.unreadable_paths: set[str] = set()
-        self._failures_in_a_row = 0
+        super().__init__(is_train, augmentations=augmentations, **kwargs)
+        self.reader = reader
         self.min_object_area, self.min_object_side = min_object_area, min_object_side
         self.needs_masks, self.measure_boxes = needs_masks, measure_boxes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, is_train)
-        augmentations = [
-            build_resize(cfg, is_train) if isinstance(step, T.ResizeShortestEdge) else step
-            for step in arguments["augmentations"]
-        ]
+        augmentations = [_adapt(step, cfg, is_train) for step in arguments["augmentations"]]
         return arguments | {
             "augmentations": augmentations,
+            "reader": ImageReader.from_config(cfg),
             "use_instance_mask": True,
             "needs_masks": cfg.MODEL.MASK_ON,
             "instance_mask_format": "bitmask",
@@ -111,34 +162,26 @@ class InstanceMapper(DatasetMapper):
             "measure_boxes": is_train and cfg.INPUT.CROP.ENABLED,
         }
 
-    def __call__(self, dataset_dict: Record) -> Record | None:
+    def __call__(self, dataset_dict: Record) -> Record:
         """Map one record.
 
         Args:
             dataset_dict: record in Detectron2's format; not changed.
 
         Returns:
-            The record with `image` (C, H, W) uint8, and in training `instances` in place of
-            `annotations`; None if the image is unreadable in training.
+            The record with `image` (C, H, W) from `ImageReader`, and in training `instances` in
+            place of `annotations`.
 
         Raises:
-            ImageError: the image is unreadable (inference), or ten in a row were (training).
+            ImageError: the image cannot be used.
         """
         record = copy.deepcopy(dataset_dict)
         path = record.pop("sem_seg_file_name", None)
-        try:
-            image = read_record_image(record, self.image_format)
-            sem_seg = read_image(path, "L")[:, :, 0] if path and self.is_train else None
-        except ImageError as error:
-            if not self.is_train:
-                raise
-            self._count_failure(record["file_name"], error)
-            return None
-        self._failures_in_a_row = 0
+        image = self.reader.read_record(record)
+        sem_seg = read_image(path, "L")[:, :, 0] if path and self.is_train else None
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
-        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))  # (C, H, W)
-        record["image"] = torch.from_numpy(pixels)
+        record["image"] = to_tensor(aug_input.image)
         if not self.is_train:
             record.pop("annotations", None)
             return record
@@ -185,16 +228,14 @@ class InstanceMapper(DatasetMapper):
         area = measure_area(annotation["segmentation"], record["height"], record["width"])
         return area >= self.min_object_area
 
-    def _count_failure(self, path: str, error: ImageError) -> None:
-        if path not in self.unreadable_paths:
-            self.unreadable_paths.add(path)
-            _logger.warning("%s; training goes on without it", error)
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-            raise ImageError(
-                f"{self._failures_in_a_row} images in a row could not be read (last: {error}): "
-                f"check the image folder and its files"
-            ) from error
+
+def _adapt(step: T.Augmentation, cfg: CfgNode, is_train: bool) -> T.Augmentation:
+    """Our version of a step that Detectron2 chose by the config."""
+    if isinstance(step, T.ResizeShortestEdge):
+        return build_resize(cfg, is_train)
+    if isinstance(step, T.RandomCrop):
+        return RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+    return step
 
 
 class _MaskCrop(T.CropTransform):

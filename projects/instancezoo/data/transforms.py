@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
+from torch import Tensor
 
 from instancezoo.modeling.input_size import read_pair
 
@@ -31,18 +33,18 @@ def build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     if size is not None and heights is not None and is_train:
         return StretchToRandomHeight(heights, size[1])
     if size is not None:
-        return T.Resize(size)
+        return Resize(size)
     if is_train:
         sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-        return T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
-    return T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
+    return ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def make_model_input(image: NDArray[Any], resize: T.Augmentation) -> dict[str, Any]:
     """A model's input for inference on one image, in Detectron2's format.
 
     Args:
-        image: (H, W, C) uint8 in the channel order of the model.
+        image: (H, W, C) in [0, 255], in the channel order of the model.
         resize: from `build_resize`.
 
     Returns:
@@ -50,8 +52,67 @@ def make_model_input(image: NDArray[Any], resize: T.Augmentation) -> dict[str, A
     """
     height, width = image.shape[:2]
     resized = resize.get_transform(image).apply_image(image)
-    pixels = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1))).float()
-    return {"image": pixels, "height": height, "width": width}
+    return {"image": to_tensor(resized).float(), "height": height, "width": width}
+
+
+def to_tensor(image: NDArray[Any]) -> Tensor:
+    """Copy an image (H, W, C) into a tensor (C, H, W) of its type."""
+    # Not by ascontiguousarray: where a side is one pixel, it leaves negative strides.
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+
+
+class ResizeTransform(T.ResizeTransform):
+    """Detectron2's resize, by which no side becomes 0 and floats are not aliased."""
+
+    def __init__(self, height: int, width: int, new_height: int, new_width: int) -> None:
+        super().__init__(height, width, max(new_height, 1), max(new_width, 1))
+
+    def apply_image(self, img: NDArray[Any], interp: int | None = None) -> NDArray[Any]:
+        """Resize (H, W) or (H, W, C) of uint8 or floats, by `interp` or bilinearly."""
+        if interp is not None or img.dtype == np.uint8:
+            return super().apply_image(img, interp)
+        # Detectron2 would skip pixels here; with antialias it is the filter of Pillow's uint8.
+        planes = to_tensor(img.reshape(self.h, self.w, -1))
+        size = (self.new_h, self.new_w)
+        resized = F.interpolate(planes[None], size, mode="bilinear", antialias=True)
+        return resized[0].permute(1, 2, 0).reshape(*size, *img.shape[2:]).numpy()
+
+
+class Resize(T.Resize):
+    """Detectron2's resize to a fixed size, by our `ResizeTransform`."""
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        """Make the transform of an image (H, W, C)."""
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, *self.shape)
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's resize with the aspect ratio kept; no side of a thin image becomes 0."""
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        """Sample the size for an image (H, W, C)."""
+        transform = super().get_transform(image)
+        if not isinstance(transform, T.ResizeTransform):
+            return transform
+        return ResizeTransform(transform.h, transform.w, transform.new_h, transform.new_w)
+
+    @staticmethod
+    def get_output_shape(
+        oldh: int, oldw: int, short_edge_length: int, max_size: int
+    ) -> tuple[int, int]:
+        """Height and width of the resized image, 1 or more."""
+        shape = T.ResizeShortestEdge.get_output_shape(oldh, oldw, short_edge_length, max_size)
+        return max(shape[0], 1), max(shape[1], 1)
+
+
+class RandomCrop(T.RandomCrop):
+    """Detectron2's crop, which leaves a pixel of every side."""
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Sample the height and width of a crop of an image of `image_size` (H, W)."""
+        height, width = super().get_crop_size(image_size)
+        return max(height, 1), max(width, 1)
 
 
 class StretchToRandomHeight(T.Augmentation):
@@ -71,5 +132,6 @@ class StretchToRandomHeight(T.Augmentation):
         """Sample the height for an image (H, W, C)."""
         low, high = self.heights
         # From the global generator, as Detectron2's augmentations do.
-        height = int(np.random.randint(low, high + 1))  # noqa: NPY002
-        return T.ResizeTransform(*image.shape[:2], height, self.width)
+        new_height = int(np.random.randint(low, high + 1))  # noqa: NPY002
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, new_height, self.width)

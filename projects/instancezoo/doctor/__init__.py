@@ -4,7 +4,13 @@ This package holds the framework and the checks for every method; `diagnose.py`,
 adds the checks of their records.
 """
 
-from . import checks_data, checks_model, checks_objects, checks_schedule  # noqa: F401  (register)
+from . import (  # noqa: F401  (register)
+    checks_data,
+    checks_model,
+    checks_objects,
+    checks_pixels,
+    checks_schedule,
+)
 from .context import Context, DatasetFacts
 from .findings import Check, Finding, Severity, format_findings, register_check
 

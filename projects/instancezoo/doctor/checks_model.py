@@ -108,6 +108,9 @@ def check_colours(context: Context) -> Iterator[Finding]:
     """Channel order, mean and deviation agree."""
     node, image_format = context.cfg.MODEL, context.cfg.INPUT.FORMAT
     mean = node.PIXEL_MEAN
+    if len(mean) != 3:  # no colours
+        yield ok(f"{len(mean)} channels, mean {mean}, deviation {node.PIXEL_STD}")
+        return
     # Photographs have more red than blue on average, which shows in the mean.
     order = "RGB" if mean[0] > mean[-1] else "BGR" if mean[0] < mean[-1] else image_format
     if order != image_format:

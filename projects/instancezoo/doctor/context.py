@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import nn
 
 from instancezoo.data.coco_report import AnnotationReport
 from instancezoo.data.mappers import is_trained_on
+from instancezoo.data.transforms import ResizeShortestEdge
 from instancezoo.modeling.input_size import read_pair
 
 

@@ -68,12 +68,15 @@ def diagnose(
     return findings + run_checks(context, checks)
 
 
-def read_dataset(name: str, is_train: bool, with_masks: bool = False) -> DatasetFacts:
+def read_dataset(
+    name: str, is_train: bool, with_masks: bool = False, max_pixels: int | None = None
+) -> DatasetFacts:
     """Read a registered data set and the headers of its images.
 
     Args:
         name: its registered name.
         is_train, with_masks: as in `DatasetFacts`.
+        max_pixels: as in `check_coco`.
 
     Raises:
         KeyError: no such data set.
@@ -86,7 +89,7 @@ def read_dataset(name: str, is_train: bool, with_masks: bool = False) -> Dataset
     if json_file is None:
         raise DatasetError(f"data set '{name}' cannot be checked: it has no COCO JSON file")
     image_root = metadata.image_root
-    clean, report = check_coco(json_file, image_root, check_images=True)
+    clean, report = check_coco(json_file, image_root, True, max_pixels)
     return DatasetFacts(name, is_train, Path(image_root), clean, report, with_masks)
 
 
@@ -97,7 +100,7 @@ def _read_cfg(config_file: str, overrides: list[Any], datasets: list[str]) -> Cf
     cfg.merge_from_list(overrides)
     check_values(cfg)
     for argument in datasets:
-        register_dataset(*parse_dataset_argument(argument))
+        register_dataset(*parse_dataset_argument(argument), max_pixels=cfg.INPUT.MAX_PIXELS)
     check_datasets_are_used(cfg, datasets)
     return cfg
 
@@ -108,7 +111,7 @@ def _read_datasets(cfg: CfgNode) -> tuple[list[DatasetFacts], list[Finding]]:
     for names, is_train in ((cfg.DATASETS.TRAIN, True), (cfg.DATASETS.TEST, False)):
         for name in names:
             try:
-                facts.append(read_dataset(name, is_train, cfg.MODEL.MASK_ON))
+                facts.append(read_dataset(name, is_train, cfg.MODEL.MASK_ON, cfg.INPUT.MAX_PIXELS))
             except (ZooError, KeyError, OSError) as problem:
                 failures.append(_fail("data set", problem, remedy))
     if not cfg.DATASETS.TRAIN:

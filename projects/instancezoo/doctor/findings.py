@@ -84,7 +84,8 @@ def run_checks(context: Context, checks: Mapping[str, Check]) -> list[Finding]:
             found += [dataclasses.replace(finding, check=name) for finding in check(context)]
         except Exception as problem:  # by a value that no check foresees: the others still help
             message = f"the check failed: {type(problem).__name__}: {first_line(problem)}"
-            finding = error(message, "correct the config: training would fail, too")
+            remedy = "correct the value that the message names; if it is right, report the check"
+            finding = error(message, remedy)
             found.append(dataclasses.replace(finding, check=name))
     return found
 

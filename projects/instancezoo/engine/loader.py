@@ -7,6 +7,7 @@ processes, and not on interruptions of the training before it.
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,15 +19,27 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.data.samplers import (
+    InferenceSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from instancezoo.data.mappers import is_trained_on
+from instancezoo.data.mappers import (
+    MAX_FAILURES_IN_A_ROW,
+    SkippingMapper,
+    explain_failure,
+    is_trained_on,
+)
 from instancezoo.engine.stop import heed_parent_alone
 from instancezoo.errors import ConfigError, check_choice
 
+Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -114,14 +127,13 @@ def isolated_rng(*key: int) -> Iterator[None]:
         torch.set_rng_state(saved[2])
 
 
-def build_train_loader(
-    cfg: Any, mapper: Callable[[dict[str, Any]], dict[str, Any] | None], seed: int
-) -> DataLoader[Any]:
+def build_train_loader(cfg: Any, mapper: Mapper, seed: int) -> DataLoader[Any]:
     """Build the endless, resumable loader of `DATASETS.TRAIN`.
 
     Args:
         cfg: reads `DATASETS`, `DATALOADER` and `SOLVER.IMS_PER_BATCH`.
-        mapper: data set record -> model input, or None to take another image instead.
+        mapper: data set record -> model input, or None to take another image instead; another one
+            is also taken after an error, see `SkippingMapper`.
         seed: determines order and augmentation.
 
     Returns:
@@ -146,6 +158,8 @@ def build_train_loader(
         state,
         [r["width"] > r["height"] for r in records] if grouping else None,
     )
+    max_failures = min(MAX_FAILURES_IN_A_ROW, len(records))
+    mapper = SkippingMapper(_unwrap(mapper), max_failures)
     dataset = MapDataset(DatasetFromList(records, copy=False), mapper)
     return DataLoader(
         SeededDataset(dataset, state),
@@ -156,6 +170,97 @@ def build_train_loader(
         # Else the first iteration alone would take a number from the global generator.
         generator=torch.Generator(),
     )
+
+
+def build_test_loader(
+    cfg: Any,
+    dataset_names: list[str],
+    mapper: Mapper,
+    batch_size: int = 1,
+) -> TestLoader:
+    """Build a loader of test sets: each image once, split among the processes.
+
+    Args:
+        cfg: reads DATALOADER.NUM_WORKERS.
+        dataset_names: registered data sets.
+        mapper: data set record -> model input; after None or an error, the image is left out.
+        batch_size: images per batch.
+    """
+    records = get_detection_dataset_dicts(dataset_names, filter_empty=False)
+    dataset = _TestDataset(DatasetFromList(records, copy=False), _unwrap(mapper))
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=InferenceSampler(len(records)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+    )
+    return TestLoader(loader)
+
+
+def _unwrap(mapper: Mapper) -> Mapper:
+    return mapper.mapper if isinstance(mapper, SkippingMapper) else mapper
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An image that cannot be mapped, with the reason in one line."""
+
+    reason: str
+
+
+class _TestDataset(Dataset[Any]):
+    """Maps a record; unlike Detectron2's, it never puts another image in the place of a bad one."""
+
+    def __init__(self, records: Dataset[Any], mapper: Callable[[Any], Any]) -> None:
+        self.records = records
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.records)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        record = self.records[index]
+        path = str(record.get("file_name"))
+        try:
+            mapped = self.mapper(record)
+        except Exception as error:
+            return _Failure(explain_failure(path, error))
+        return _Failure(f"image '{path}' was left out by its mapper") if mapped is None else mapped
+
+
+class TestLoader:
+    """Batches of mapped images, without those that cannot be mapped: these are named and counted.
+
+    Args:
+        loader: of lists of model inputs and failures.
+    """
+
+    __test__ = False  # not a test of pytest's
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        """Number of batches, if no image is left out."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        num_images = num_failures = 0
+        for batch in self.loader:
+            num_images += len(batch)
+            failures = [item for item in batch if isinstance(item, _Failure)]
+            num_failures += len(failures)
+            for failure in failures:
+                _logger.warning("%s; evaluation goes on without it", failure.reason)
+            if len(failures) < len(batch):
+                yield [item for item in batch if not isinstance(item, _Failure)]
+        if num_failures:
+            _logger.warning(
+                "%d of %d images could not be processed; their objects count as missed",
+                num_failures,
+                num_images,
+            )
 
 
 def _read_records(cfg: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -24,10 +23,16 @@ from torch.utils.data import DataLoader
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
 from instancezoo.checkpoint.classes import UNKNOWN, ClassList
 from instancezoo.data import DatasetError, load_metadata
+from instancezoo.data.images import ImageReader
 from instancezoo.data.mappers import build_mapper
 from instancezoo.engine.failures import describe_other_optimizer, find_cause
 from instancezoo.engine.hooks import Checkpoints, Evaluate, ProgressBar, compute_mean_losses
-from instancezoo.engine.loader import EndlessBatchSampler, build_train_loader, seed_rng
+from instancezoo.engine.loader import (
+    EndlessBatchSampler,
+    build_test_loader,
+    build_train_loader,
+    seed_rng,
+)
 from instancezoo.engine.optimizer import build_optimizer
 from instancezoo.engine.output import Evaluations, begin_run, continue_run
 from instancezoo.engine.step import (
@@ -264,9 +269,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> Iterable[Any]:
-        """Build the loader of one test set: each image once, split among the processes."""
-        mapper = build_mapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        """Build the loader of one test set: each image once, split among the processes.
+
+        Images that cannot be mapped are left out, see `engine/loader.py`.
+        """
+        return build_test_loader(cfg, [dataset_name], build_mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(
@@ -281,6 +288,7 @@ class Trainer(DefaultTrainer):
             backend=cfg.TEST.COCO_BACKEND,
             output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
             num_pictures=cfg.TEST.NUM_PICTURES if num_pictures is None else num_pictures,
+            reader=ImageReader.from_config(cfg),
         )
 
     @classmethod
@@ -312,12 +320,7 @@ class Trainer(DefaultTrainer):
         cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
         cfg.INPUT.RANDOM_FLIP = "none"
         cfg.INPUT.CROP.ENABLED = False
-        records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
-        return build_detection_test_loader(
-            records,
-            mapper=build_mapper(cfg, is_train=True),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        return build_test_loader(cfg, list(cfg.DATASETS.TEST), build_mapper(cfg, is_train=True))
 
     def _keep_good(self) -> str:
         """Save the weights before this step. Returns where, or which checkpoint is still good."""

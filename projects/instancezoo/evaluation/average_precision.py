@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from instancezoo.data.coco_dataset import read_json
+from instancezoo.data.coco_values import order_ids
 from instancezoo.errors import ZooError, check_choice
 from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_key, find_usable
 
@@ -149,7 +150,7 @@ def evaluate_by_area(
     limits = sorted(max_dets)
     # Numbers instead of the image ids, which may be of any type: hotcoco accepts only numbers. They
     # ascend with the ids, because the order of the images decides between equal scores.
-    ids = sorted(ground_truth.images, key=lambda image_id: (isinstance(image_id, str), image_id))
+    ids = sorted(ground_truth.images, key=order_ids)
     numbers = {image_id: number for number, image_id in enumerate(ids)}
     # Only what is compared: hotcoco is strict about the types of all other keys.
     used = ("id", "category_id", "iscrowd", "area", "bbox", "segmentation")

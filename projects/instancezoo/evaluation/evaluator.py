@@ -19,6 +19,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from instancezoo.data.images import ImageReader
 from instancezoo.errors import check_choice
 from instancezoo.evaluation.average_precision import (
     BACKENDS,
@@ -27,7 +28,7 @@ from instancezoo.evaluation.average_precision import (
     evaluate_results,
 )
 from instancezoo.evaluation.ground_truth import GroundTruth
-from instancezoo.evaluation.pictures import draw_pictures
+from instancezoo.evaluation.pictures import RGB_READER, draw_pictures
 from instancezoo.evaluation.results import ResultsFile, instances_to_results
 from instancezoo.evaluation.tables import (
     Row,
@@ -63,6 +64,7 @@ class InstanceEvaluator(DatasetEvaluator):
         num_pictures: number of best and of worst images to draw after each evaluation.
         max_dets_per_image: largest number of detections per image and class that are evaluated;
             None for all that the model gives.
+        reader: of the images to draw on.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class InstanceEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         num_pictures: int = 0,
         max_dets_per_image: int | None = None,
+        reader: ImageReader = RGB_READER,
     ) -> None:
         check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
         if num_pictures > 0 and output_dir is None:
             raise ValueError("pictures need a folder: set output_dir, or num_pictures=0")
         self._num_pictures = num_pictures
+        self._reader = reader
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
         self._backend = backend
@@ -190,7 +194,7 @@ class InstanceEvaluator(DatasetEvaluator):
         folder = self._output_dir / PICTURE_FOLDER
         image_root = self._metadata.get("image_root", "")
         paths = draw_pictures(
-            ground_truth, results, iou_type, image_root, folder, self._num_pictures
+            ground_truth, results, iou_type, image_root, folder, self._num_pictures, self._reader
         )
         logger.info("%d pictures, prediction beside ground truth: %s", len(paths), folder)
         return paths

@@ -18,7 +18,8 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from instancezoo.data.coco_masks import segmentation_to_rle
-from instancezoo.data.images import ImageError, read_record_image
+from instancezoo.data.images import ImageReader
+from instancezoo.errors import first_line
 from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
 from instancezoo.evaluation.matching import match_detections
 from instancezoo.evaluation.results import ResultsFile
@@ -31,9 +32,11 @@ logger = logging.getLogger(__name__)
 # since a fixed threshold would hide all detections of methods with low scores.
 SCORE_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 SHORT_SIDE = (360, 720)  # lowest and highest, in pixels
+LONG_SIDE = 8192  # highest of a magnified image, in pixels
 MAX_LABELS = 20  # draw no labels if there are more, since they would hide the objects
 _GAP, _TITLE_HEIGHT = 8, 28
 _FALSE_COLOR = (1.0, 0.0, 0.0)
+RGB_READER = ImageReader("RGB")
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,19 @@ def draw_pictures(
     image_root: str | Path,
     folder: str | Path,
     num_pictures: int = 20,
+    reader: ImageReader = RGB_READER,
 ) -> list[Path]:
     """Draw the best and the worst images; masks of no other image are decoded.
 
     An object and the detection that found it have the same colour; false detections are red.
-    An image that cannot be read is left out with a warning.
+    An image that cannot be read or drawn is left out with a warning.
 
     Args:
         image_root: folder that the annotation file's names are relative to.
         folder: folder for `best_01_<image id>.png`, `worst_01_<image id>.png`, ...; such pictures
             of an earlier evaluation are removed.
         num_pictures: number of best and number of worst images; no image is both.
+        reader: of the images.
 
     Returns:
         Paths of the pictures, the best first, then the worst from the very worst on.
@@ -94,10 +99,10 @@ def draw_pictures(
         try:
             picture = draw_comparison(
                 ground_truth, image_id, results.read(image_id), iou_type, image_root,
-                ranking.score_threshold, f"quality {quality[image_id]:.2f}",
+                ranking.score_threshold, f"quality {quality[image_id]:.2f}", reader,
             )  # fmt: skip
-        except ImageError as error:
-            logger.warning("no picture of image %s: %s", image_id, error)
+        except Exception as error:  # a picture is no reason to lose the evaluation
+            logger.warning("no picture of image %s: %s", image_id, first_line(error))
             continue
         name = re.sub(r"[^\w.-]", "_", str(image_id))
         paths.append(folder / f"{kind}_{rank:02d}_{name}.png")
@@ -114,6 +119,7 @@ def draw_comparison(
     image_root: str | Path,
     score_threshold: float = 0.5,
     title: str = "",
+    reader: ImageReader = RGB_READER,
 ) -> np.ndarray:
     """Draw the prediction (left) beside the ground truth (right) of one image, uint8 RGB.
 
@@ -122,7 +128,7 @@ def draw_comparison(
     """
     record = ground_truth.images[image_id]
     path = os.path.join(image_root, str(record.get("file_name", "")))
-    pixels = read_record_image({**record, "file_name": path}, "RGB")
+    pixels = reader.to_rgb(reader.read_record({**record, "file_name": path}))
     results = [result for result in results if result["score"] >= score_threshold]
     annotations = ground_truth.annotations_of(image_id)
     matches = match_detections(ground_truth, image_id, results, iou_type)
@@ -162,7 +168,10 @@ def _draw_objects(
 ) -> np.ndarray:
     height, width = pixels.shape[:2]
     short = min(height, width)
-    visualizer = Visualizer(pixels, scale=float(np.clip(short, *SHORT_SIDE)) / short)
+    # A thin image is magnified less: its long side would fill the memory.
+    largest_scale = max(1.0, LONG_SIDE / max(height, width))
+    scale = min(float(np.clip(short, *SHORT_SIDE)) / short, largest_scale)
+    visualizer = Visualizer(pixels, scale=scale)
     texts = labels if len(labels) <= MAX_LABELS else [None] * len(labels)
     # Large ones first, or they would hide the small ones.
     for index in sorted(range(len(objects)), key=lambda i: -_box_area(objects[i])):
@@ -195,6 +204,6 @@ def _add_title(picture: np.ndarray, text: str) -> np.ndarray:
     strip = np.full((_TITLE_HEIGHT, picture.shape[1], 3), 255, dtype=np.uint8)
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.5
     (width, _), _ = cv2.getTextSize(text, font, size, 1)
-    size *= min(1.0, (picture.shape[1] - 8) / width)
+    size *= min(1.0, max(1, picture.shape[1] - 8) / width)
     cv2.putText(strip, text, (4, 19), font, size, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([strip, picture])

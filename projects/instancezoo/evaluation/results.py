@@ -24,6 +24,10 @@ from instancezoo.layers.rle import encode_bitmasks
 CHUNK_BYTES = 16 * 2**20
 
 
+class PredictionError(ZooError):
+    """A model's predictions for one image cannot be used."""
+
+
 def instances_to_results(
     instances: Instances, image_id: Any, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -39,20 +43,20 @@ def instances_to_results(
         M dicts with `image_id`, `category_id`, `bbox` (XYWH), `score`, and `segmentation` of masks.
 
     Raises:
-        ZooError: a score or box is not finite, or a class is out of range; names the image.
+        PredictionError: a score or box is not finite, or a class is out of range; names the image.
     """
     boxes = instances.pred_boxes.tensor.detach().float().cpu()  # NumPy knows no bfloat16
     scores = instances.scores.detach().cpu()
     for name, values in (("score", scores), ("box", boxes)):
         if not torch.isfinite(values).all():
-            raise ZooError(
+            raise PredictionError(
                 f"image {image_id}: a predicted {name} is not finite. The training has probably "
                 "diverged: check the losses, lower SOLVER.BASE_LR or clip gradients"
             )
     classes, num_classes = instances.pred_classes.tolist(), len(category_ids)
     for label in classes:
         if not 0 <= label < num_classes:
-            raise ZooError(
+            raise PredictionError(
                 f"image {image_id}: predicted class {label}, but the data set has {num_classes} "
                 f"classes (0 to {num_classes - 1}); check NUM_CLASSES in the config"
             )

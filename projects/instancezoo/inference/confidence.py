@@ -7,7 +7,7 @@ from typing import Any
 
 from instancezoo.method import Method, find_method
 
-# Of Detectron2's own architectures.
+# Keys of Detectron2's own architectures.
 _OTHER_KEYS = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.RETINANET.SCORE_THRESH_TEST")
 # Models keep scores above their threshold: a score that equals the confidence, and one that fp32
 # rounds below it, must be among them.

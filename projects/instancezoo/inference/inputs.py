@@ -11,7 +11,8 @@ from pathlib import Path
 from instancezoo.errors import ZooError
 
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"]
+    [".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".npy"]
+    + [".avif", ".jp2"]
 )
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"]

@@ -13,8 +13,9 @@ import torch
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 
-from instancezoo.data.images import read_image
+from instancezoo.data.images import ImageError, ImageReader
 from instancezoo.errors import first_line
+from instancezoo.evaluation.results import PredictionError
 from instancezoo.files import remove_leftovers
 from instancezoo.progress import track
 
@@ -49,20 +50,20 @@ def predict_inputs(
     """Predict on every file; write a picture or video for each, and one COCO file for all.
 
     Args:
-        predictor: image (H, W, 3) uint8 in INPUT.FORMAT -> Instances on the CPU.
+        predictor: image (H, W, C) of the config's `ImageReader` -> Instances on the CPU.
         inputs: images and videos.
         output: folder for the pictures and `predictions.json`; created if missing.
-        cfg: reads INPUT.FORMAT ("RGB" or "BGR").
+        cfg: reads what `ImageReader` reads.
         metadata: Detectron2's, for class names and ids; by default that of DATASETS.TEST.
         with_pictures: if False, only the COCO file is written.
         mask_form: "rle" or "polygon" in the COCO file, see `open_predictions`.
 
     Returns:
-        The files that could not be read or drawn.
+        The files that could not be read, predicted or drawn, for whatever reason.
 
     Raises:
-        ZooError: a picture would overwrite an input; a class or score is invalid; polygons are
-            wanted from a model without polygons.
+        ZooError: a picture would overwrite an input, or polygons are wanted from a model without
+            polygons.
     """
     targets = name_pictures(inputs, output)
     remove_leftovers(output)
@@ -75,7 +76,7 @@ def predict_inputs(
     failures = []
     file = output / PREDICTIONS_NAME
     with open_predictions(file, names, category_ids, mask_form) as predictions:
-        run = _Run(predictor, metadata, cfg.INPUT.FORMAT, predictions)
+        run = _Run(predictor, metadata, ImageReader.from_config(cfg), predictions)
         for item, target in track(list(zip(inputs, targets, strict=True)), "Predicting"):
             predict = run.predict_video if item.is_video else run.predict_image
             try:
@@ -105,22 +106,26 @@ class _Run:
 
     predictor: Callable[[np.ndarray], Instances]
     metadata: Any
-    image_format: str
+    reader: ImageReader
     predictions: PredictionsFile
 
     def predict_image(self, path: Path, target: Path | None) -> None:
         try:
-            image = read_image(str(path), self.image_format)
-        except (OSError, ValueError) as error:
+            image = self.reader(path)
+        except ImageError as error:
             raise _FileError(str(error)) from error
         instances = self._predict(image)
-        self.predictions.add(str(path), instances)
+        try:
+            self.predictions.add(str(path), instances)
+        except PredictionError as error:
+            raise _FileError(first_line(error)) from error
         if target is None:
             return
         try:
-            write_picture(target, draw_picture(self._swap(image), instances, self.metadata))
-        except (OSError, ValueError) as error:  # disk full, or too large to draw on
-            raise _FileError(f"predicted but not drawn: {error}") from error
+            picture = draw_picture(self.reader.to_rgb(image), instances, self.metadata)
+            write_picture(target, picture)
+        except Exception as error:  # disk full, or too large to draw on
+            raise _FileError(f"predicted but not drawn: {_describe(error)}") from error
 
     def predict_video(self, path: Path, target: Path | None) -> None:
         video = cv2.VideoCapture(str(path))
@@ -131,13 +136,13 @@ class _Run:
         done, total = 0, max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # 0: not stated
         try:
             for frame in track(_decode_frames(video), path.name, total=total or None):
-                instances = self._predict(self._swap(frame))
+                instances = self._predict(self.reader.convert_rgb(frame))
                 self.predictions.add(f"{path}#{done}", instances, video=str(path), frame=done)
                 done += 1
                 if drawing is not None:
                     drawing.add(frame, instances)
-        except OSError as error:
-            raise _FileError(str(error)) from error
+        except (OSError, ImageError, PredictionError, cv2.error) as error:
+            raise _FileError(first_line(error)) from error
         finally:
             video.release()
             if drawing is not None:
@@ -151,10 +156,12 @@ class _Run:
         except (torch.OutOfMemoryError, MemoryError) as error:
             height, width = image.shape[:2]
             raise _FileError(f"out of memory at {width}x{height} pixels") from error
+        except Exception as error:
+            raise _FileError(f"the model failed: {_describe(error)}") from error
 
-    def _swap(self, image: np.ndarray) -> np.ndarray:
-        """Convert between the predictor's channel order and RGB, in either direction."""
-        return image if self.image_format == "RGB" else image[:, :, ::-1]
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _decode_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:

@@ -61,7 +61,7 @@ class ImagePredictor:
         """Predict on one image.
 
         Args:
-            image: (H, W, C) uint8 in the channel order `image_format`.
+            image: (H, W, C) as the config's `ImageReader` reads it.
 
         Returns:
             Instances on the CPU in the frame of `image` with scores of at least `confidence`;

@@ -16,10 +16,10 @@ class PolarMaskMapper(InstanceMapper):
     Without them the model finds the same borders itself. Set it where a GPU waits for the CPU.
     """
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """See `InstanceMapper.__call__`."""
         record = super().__call__(dataset_dict)
-        instances = record.get("instances") if record is not None else None
+        instances = record.get("instances")
         if instances is not None and instances.has("gt_masks"):
             instances.gt_borders = find_borders(instances.gt_masks.tensor)
         return record

@@ -46,7 +46,8 @@ PACKAGES = {
 def load_timm_weights(net: nn.Module, name: str, weights: str) -> None:
     """Fill a timm feature extractor, in place.
 
-    Tensors of the classifier, which the extractor lacks, are not used and logged.
+    Tensors of the classifier, which the extractor lacks, are not used and logged. For other images
+    than of three channels, the first convolution is adapted as timm does.
 
     Args:
         net: `timm.create_model(name, features_only=True)`.
@@ -64,6 +65,7 @@ def load_timm_weights(net: nn.Module, name: str, weights: str) -> None:
         state = read_checkpoint(weights)["model"]
     given = {squash_name(key): key for key in state}
     renamed = {key: given.get(squash_name(key)) for key in net.state_dict()}
+    state |= _adapt_stem(net.state_dict(), state, renamed)
     _check_fit(net.state_dict(), state, renamed, f"timm model '{name}'", f"'{weights}'")
     used = set(renamed.values())
     unused = [key for key in state if key not in used]
@@ -137,6 +139,20 @@ def squash_name(name: str) -> str:
     timm's extractors flatten `stages.0.norm` to `stages_0.norm`, or prefix all with `model.`.
     """
     return name.removeprefix("model.").replace("_", ".")
+
+
+def _adapt_stem(
+    wanted: dict[str, Tensor], state: dict[str, Tensor], sources: dict[str, str | None]
+) -> dict[str, Tensor]:
+    """The convolutions on images of three channels, for the wanted number of channels."""
+    adapted = {}
+    for key, tensor in wanted.items():
+        source = sources[key]
+        given = state[source] if source is not None else tensor
+        is_stem = given.ndim == tensor.ndim == 4 and given.shape[1] == 3 != tensor.shape[1]
+        if source is not None and is_stem:
+            adapted[source] = import_timm().models.adapt_input_conv(tensor.shape[1], given)
+    return adapted
 
 
 def _check_fit(
