@@ -1,5 +1,10 @@
-"""Files are whole or absent, whatever their writer is."""
+"""Files are whole or absent, whatever their writer is; folders are locked."""
 
+import errno
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -7,7 +12,16 @@ import numpy as np
 import pytest
 from detectron2.data import Metadata
 
-from instancezoo.files import PartialFile, open_atomically, remove_leftovers
+from instancezoo import files
+from instancezoo.errors import ZooError
+from instancezoo.files import (
+    CACHE_VARIABLE,
+    PartialFile,
+    describe_os_error,
+    lock_folder,
+    open_atomically,
+    remove_leftovers,
+)
 from instancezoo.inference.pictures import VideoDrawing, write_picture
 
 
@@ -42,11 +56,81 @@ def test_a_failing_rename_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_leftovers_of_the_named_files_alone_are_removed(tmp_path: Path) -> None:
-    for name in ("a.pth", "b.json"):
+def test_leftovers_of_dead_writers_alone_are_removed(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.json"):  # forgotten, as after a kill
         PartialFile(tmp_path / name).hidden.write_bytes(b"half")
+    living = PartialFile(tmp_path / "clip.mp4", ".mp4")
+    PartialFile(tmp_path / "clip.mp4", ".mp4")
+    (tmp_path / ".others.tmp").write_bytes(b"")
     remove_leftovers(tmp_path, "*.pth")
-    assert [p.name.startswith(".b.json.") for p in tmp_path.iterdir()] == [True]
+    assert len(list(tmp_path.iterdir())) == 4
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([living.hidden, tmp_path / ".others.tmp"])
+    remove_leftovers(tmp_path / "absent")
+    living.close(keep=True)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError) as error, open_atomically(tmp_path / "a.bin") as file:
+            file.write(bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert describe_os_error(error.value) == f"{tmp_path}/a.bin: File too large"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert "INSTANCEZOO_CACHE" in describe_os_error(error.value)
+
+
+def test_errors_without_a_path_are_one_line() -> None:
+    assert describe_os_error(OSError("two\nlines")) == "two lines"
+    assert describe_os_error(ConnectionResetError(104, "reset")) == "[Errno 104] reset"
+
+
+LOCKING = "import sys; from instancezoo.files import lock_folder; lock_folder(sys.argv[1])"
+
+
+def test_the_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    holding = f"{LOCKING}; print('locked', flush=True); sys.stdin.read()"
+    path = os.pathsep.join(sys.path)
+    start = {"env": {**os.environ, "PYTHONPATH": path}, "text": True}
+    first = subprocess.Popen(
+        [sys.executable, "-c", holding, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        **start,
+    )
+    with first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "locked\n"
+        with pytest.raises(
+            ZooError, match=rf"{folder} is in use.*process {first.pid} on .*OUTPUT_DIR"
+        ):
+            lock_folder(folder)
+        first.kill()
+    lock_folder(folder)
+    lock_folder(folder)  # this process has it
+    second = subprocess.run(
+        [sys.executable, "-c", LOCKING, str(folder)], capture_output=True, check=False, **start
+    )
+    assert f"process {os.getpid()}" in second.stderr
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path, monkeypatch, caplog) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ZooError, match=rf"OUTPUT_DIR {folder} .*another OUTPUT_DIR"):
+            lock_folder(folder)
+
+    def fail(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", fail)
+    lock_folder(tmp_path / "run")
+    assert "no locks" in caplog.text
 
 
 def test_a_picture_that_does_not_fit_on_the_disk_is_absent(tmp_path, monkeypatch) -> None:

@@ -1,10 +1,10 @@
 """train_net.py as a user starts it: own JSON, several processes, kill and resume, bad input."""
 
+import errno
 import json
 import os
 import re
 import runpy
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +16,19 @@ from detectron2.data import MetadataCatalog
 from instancezoo.checkpoint.reader import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN_NET = str(REPOSITORY / "train_net.py")
 TINY = str(REPOSITORY / "configs" / "mask_rcnn" / "mask_rcnn_tiny.yaml")
 
 
-# Dies before the fourth step, as it would of a power cut.
-KILLED_RUN = """
+# Gets a signal before the fourth step; of several processes only the last one does.
+SIGNALLED_RUN = """
 import os, runpy, signal, sys
+from detectron2.utils import comm
 from instancezoo.engine.step import StepTrainer
 take_step = StepTrainer.run_step
 def take_step_or_die(trainer):
-    if trainer.iter == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if trainer.iter == 3 and comm.get_rank() == comm.get_world_size() - 1:
+        os.kill(os.getpid(), signal.{})
     take_step(trainer)
 StepTrainer.run_step = take_step_or_die
 del sys.argv[0]
@@ -54,8 +56,8 @@ def _environment():
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def _run(*arguments, launcher=()):
-    command = [sys.executable, *launcher, str(REPOSITORY / "train_net.py"), *map(str, arguments)]
+def _run(*arguments, launcher=(TRAIN_NET,)):
+    command = [sys.executable, *map(str, [*launcher, *arguments])]
     return subprocess.run(
         command, capture_output=True, text=True, env=_environment(), timeout=900, check=False
     )
@@ -89,21 +91,32 @@ def test_trains_and_evaluates_on_an_own_json(arguments, whole_run, tmp_path):
     assert "Result verification failed" in again.stdout + again.stderr
 
 
-def test_two_processes_on_cpus_share_the_batch(arguments, tmp_path):
+def test_two_processes_on_cpus_share_the_batch_and_stop_together(arguments, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    run = _run(*arguments, "OUTPUT_DIR", tmp_path, launcher=launcher)
+    script = tmp_path / "run.py"
+    script.write_text(SIGNALLED_RUN.format("SIGTERM"))
+    arguments = [*arguments, "SOLVER.CHECKPOINT_PERIOD", "100", "OUTPUT_DIR", tmp_path / "run"]
+    stopped = _run(TRAIN_NET, *arguments, launcher=[*launcher, script])
+    assert stopped.returncode == 1, "torchrun's own"
+    assert stopped.stderr.count("stopped after 4 of 5 iterations, saved as") == 1, stopped.stderr
+    run = _run("--resume", *arguments, launcher=[*launcher, TRAIN_NET])
     assert run.returncode == 0, run.stderr
-    assert _read_metrics(tmp_path)["num_images"] == 6
+    assert _read_metrics(tmp_path / "run")["num_images"] == 6
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert re.findall(r"Starting training from iteration (\d+)", log) == ["0", "4"]
 
 
-def test_killed_run_resumes_to_the_same_weights(arguments, whole_run, tmp_path):
-    arguments = [*arguments, "OUTPUT_DIR", tmp_path]
-    killed = _run(*arguments, launcher=["-c", KILLED_RUN])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_stopped_run_resumes_to_the_same_weights(arguments, whole_run, tmp_path):
+    arguments = [*arguments, "SOLVER.CHECKPOINT_PERIOD", "100", "OUTPUT_DIR", tmp_path]
+    stopped = _run(TRAIN_NET, *arguments, launcher=["-c", SIGNALLED_RUN.format("SIGTERM")])
+    assert stopped.returncode == 143
+    last = f"stopped after 4 of 5 iterations, saved as {tmp_path}/model_0000003.pth."
+    assert stopped.stderr.endswith(f"{last} --resume continues\n")
+    assert "Traceback" not in stopped.stderr
     resumed = _run("--resume", *arguments)
     assert resumed.returncode == 0, resumed.stderr
     log = (tmp_path / "log.txt").read_text()
-    assert re.findall(r"Starting training from iteration (\d+)", log) == ["0", "3"]
+    assert re.findall(r"Starting training from iteration (\d+)", log) == ["0", "4"]
     ours = read_checkpoint(str(tmp_path / "model_final.pth"))["model"]
     theirs = read_checkpoint(str(whole_run / "model_final.pth"))["model"]
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -118,11 +131,29 @@ def test_killed_run_resumes_to_the_same_weights(arguments, whole_run, tmp_path):
 )
 def test_bad_config_is_one_line(arguments, override, key, tmp_path, monkeypatch):
     words = [*arguments, *override, "OUTPUT_DIR", str(tmp_path)]
+    assert key in _find_error(monkeypatch, *words)
+
+
+def _find_error(monkeypatch, *words):
+    """The line that train_net.py ends with."""
     monkeypatch.setattr(sys, "argv", ["train_net.py", *words])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(REPOSITORY / "train_net.py"), run_name="__main__")
+        runpy.run_path(TRAIN_NET, run_name="__main__")
     assert ended.value.code.startswith("error: ") and "\n" not in ended.value.code
-    assert key in ended.value.code
+    return ended.value.code
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(arguments, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    line = _find_error(monkeypatch, *arguments, "OUTPUT_DIR", str(tmp_path / "file"))
+    assert f"OUTPUT_DIR {tmp_path}/file" in line
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    line = _find_error(monkeypatch, *arguments, "OUTPUT_DIR", str(tmp_path / "run"))
+    assert re.search(r"run/run\.json: No space left on device$", line)
 
 
 def test_missing_weights_are_one_line_and_no_traceback(arguments, tmp_path):

@@ -24,6 +24,7 @@ from instancezoo import model_zoo
 from instancezoo.checkpoint import ZooCheckpointer
 from instancezoo.cli.main import main
 from instancezoo.errors import ZooError
+from instancezoo.files import PartialFile
 from instancezoo.inference import ImagePredictor, Input, gather_inputs
 from instancezoo.inference.inputs import name_pictures
 from instancezoo.inference.predict import name_classes
@@ -218,6 +219,14 @@ def test_video_of_odd_size(predict, tmp_path):
     code, output, _ = predict(path)
     assert code == 0
     assert cv2.VideoCapture(str(output / "odd.mp4")).read()[1].shape == (48, 64, 3)
+
+
+def test_leftovers_of_a_killed_run_are_removed(predict, tmp_path):
+    for name, suffix in [("clip.mp4", ".mp4"), ("b.jpg", ".tmp"), ("predictions.json", ".tmp")]:
+        PartialFile(tmp_path / "out" / name, suffix)
+    code, output, _ = predict(save_image(tmp_path / "a.png"))
+    assert code == 0
+    assert sorted(path.name for path in output.iterdir()) == ["a.jpg", "predictions.json"]
 
 
 def test_no_pictures(predict, tmp_path):

@@ -28,7 +28,10 @@ BOTH = {**BOXES, "segm": {"AP": 2.0, "AP50": math.nan}}
 )
 def test_best_metric(results, metric, saved):
     values = []
-    hook = Evaluate(0, lambda is_last: results, metric, values.append, lambda: -math.inf)
+    evaluations = SimpleNamespace(
+        save_best=lambda value, done: values.append(value), finish=lambda done: None
+    )
+    hook = Evaluate(0, lambda is_last: results, metric, evaluations)
     storage = SimpleNamespace(put_scalars=lambda **scalars: None)
     hook.trainer = SimpleNamespace(iter=0, max_iter=1, storage=storage)
     hook.after_step()

@@ -19,6 +19,7 @@ from synthetic_results import Dataset, make_crowded_dataset, make_outputs
 
 from instancezoo.errors import ZooError
 from instancezoo.evaluation import InstanceEvaluator
+from instancezoo.files import PartialFile
 
 Register = Callable[..., str]
 
@@ -142,6 +143,17 @@ def test_reset_and_repeated_evaluation(small_dataset: Dataset, register: Registe
     assert again["segm"] == pytest.approx(first["segm"], nan_ok=True)
     after_reset = run(evaluator, (small_dataset[0], []), with_masks=False)
     assert list(after_reset) == ["bbox"] and after_reset["bbox"]["AP"] == 0
+
+
+def test_leftovers_of_a_killed_evaluation_are_removed(
+    small_dataset: Dataset, register: Register, tmp_path: Path
+) -> None:
+    for name in ("metrics.json", "coco_instances_results.json", "pictures/best_01_1.png"):
+        PartialFile(tmp_path / "out" / name)
+    evaluator = InstanceEvaluator(register(small_dataset[0]), output_dir=str(tmp_path / "out"))
+    run(evaluator, small_dataset)
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert names == {"metrics.json", "coco_instances_results.json"}
 
 
 def test_metrics_file_and_log(

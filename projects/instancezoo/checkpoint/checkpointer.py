@@ -34,6 +34,7 @@ from .reader import (
     read_facts,
 )
 from .rename import Layout
+from .run_record import RECORD_NAME, RunRecord
 from .torch_file import check_archive, is_archive
 
 _TAG = "last_checkpoint"
@@ -137,7 +138,12 @@ class ZooCheckpointer(DetectionCheckpointer):
             remove_leftovers(target.parent, pattern)
         self.logger.info(f"Saving checkpoint to {target}")
         with open_atomically(target) as file:
-            torch.save(data, file)
+            try:
+                torch.save(data, file)
+            except RuntimeError as error:  # torch hides that of the disk behind its own
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Record, atomically, which checkpoint is the last."""
@@ -149,15 +155,28 @@ class ZooCheckpointer(DetectionCheckpointer):
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """Find the newest whole checkpoint of `save_dir`; "" if there is none.
+        """Find the newest whole checkpoint of the latest run in `save_dir`; "" if there is none.
 
-        An incomplete file is skipped with a warning.
+        Incomplete files, and those of earlier runs, are skipped with a warning.
         """
-        for path in _list_candidates(Path(self.save_dir)) if self.save_dir else []:
-            if is_whole(path):
-                return str(path)
-            self.logger.warning(f"{path} is torn (writer killed?): using an older checkpoint")
-        return ""
+        if not self.save_dir:
+            return ""
+        run, found, of_others = RunRecord.read(self.save_dir).run, "", []
+        for path in _list_candidates(Path(self.save_dir)):
+            if not is_whole(path):
+                self.logger.warning(f"{path} is torn (writer killed?): using an older checkpoint")
+            elif run and read_checkpoint(str(path)).get("run") != run:
+                of_others.append(path.name)
+            else:
+                found = str(path)
+                break
+        if of_others:
+            record = Path(self.save_dir) / RECORD_NAME
+            self.logger.warning(
+                f"{self.save_dir}: {', '.join(of_others)} of an earlier run left unused. To resume "
+                f"that run, remove {record}"
+            )
+        return found
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)

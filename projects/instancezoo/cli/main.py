@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from instancezoo.cli.quiet import silence_dependencies
+from instancezoo.cli.quiet import silence_dependencies, wait_passively
 from instancezoo.errors import ZooError
+from instancezoo.files import describe_os_error
 
 # name -> purpose; the code is imported only when the subcommand runs
 SUBCOMMANDS = {
@@ -27,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the command's name; by default those of the process.
 
     Returns:
-        The exit code: 0 for success, 1 after an error that was printed.
+        The exit code: 0 for success, 1 after an error that was printed, 130 after Ctrl-C.
     """
     silence_dependencies()
+    wait_passively()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="instancezoo", description="Instance segmentation on Detectron2."
@@ -50,5 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except (ZooError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = describe_os_error(error) if isinstance(error, OSError) else error
+        print(f"error: {text}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130

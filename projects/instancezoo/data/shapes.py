@@ -18,7 +18,7 @@ from PIL import Image
 from instancezoo.data.shape_attributes import measure_attributes
 from instancezoo.data.shape_outlines import SHAPES
 from instancezoo.data.shape_scenes import Scene, SceneStyle, draw_scene
-from instancezoo.files import get_cache_folder, open_atomically
+from instancezoo.files import get_cache_folder, name_in_errors, open_atomically
 from instancezoo.progress import track
 
 # Part of the folder's name: raise it with any change of the images.
@@ -76,7 +76,7 @@ def get_shapes(name: str) -> tuple[Path, Path]:
     """
     folder = get_cache_folder() / f"{name}-v{VERSION}"
     if not (folder / ANNOTATION_FILE).is_file():
-        with file_lock(str(folder)):
+        with name_in_errors(folder), file_lock(str(folder)):
             # Another process may have generated it while this one waited.
             if not (folder / ANNOTATION_FILE).is_file():
                 _generate_whole(name, folder)

@@ -8,10 +8,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -19,45 +20,82 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from instancezoo.engine.output import Evaluations
+from instancezoo.engine.stop import STOP
+
 logger = logging.getLogger(__name__)
+
+
+class Checkpoints(hooks.PeriodicCheckpointer):
+    """Saves every few iterations, after the last one, and on request."""
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.trainer.start_iter != self.max_iter:
+            return
+        if Path(self.checkpointer.get_checkpoint_file()).stem != "model_final":  # killed before it
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+
+    def save_now(self, iteration: int) -> str:
+        """Save after an iteration, unless `after_step` did. Returns the path of the checkpoint."""
+        if iteration == self.max_iter - 1:
+            name = "model_final"
+        else:
+            name = f"model_{iteration:07d}"
+            if (iteration + 1) % self.period:
+                self.checkpointer.save(name, iteration=iteration)
+        return str(Path(self.checkpointer.save_dir) / f"{name}.pth")
 
 
 @dataclass(eq=False)
 class Evaluate(HookBase):
     """Evaluates every `period` iterations and after the last one; keeps the best weights.
 
+    An evaluation that a kill cut short is made when training resumes.
+
     Args:
         period: iterations between evaluations; 0 evaluates only after the last iteration.
         evaluate: is_last -> results, a flat or nested dict of metrics.
         best_metric: "task/metric" whose highest value marks the best weights; "" keeps none. For a
             model without masks "segm/..." means "bbox/...".
-        save_best: saves the evaluated weights together with the value.
-        read_best: returns the value of the best weights that the run has saved so far.
+        evaluations: keeps the best weights, and which evaluations were finished.
     """
 
     period: int
     evaluate: Callable[[bool], dict[str, Any]]
     best_metric: str
-    save_best: Callable[[float], None]
-    read_best: Callable[[], float]
+    evaluations: Evaluations
     best_value: float = field(default=-math.inf, init=False)
 
     def before_train(self) -> None:
         # A checkpoint is saved before its evaluation, so it does not hold its own result.
-        if self.trainer.start_iter > 0:
-            self.best_value = self.read_best()
+        done = self.trainer.start_iter
+        if done == 0:
+            return
+        self.best_value = self.evaluations.read_best(done)
+        if self._is_due(done) and not self.evaluations.is_finished(done):
+            logger.info("the evaluation after %d iterations was cut short: evaluating now", done)
+            self._run(done)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
-            self._run(is_last=done == self.trainer.max_iter)
+        if self._is_due(done):
+            self._run(done)
 
-    def _run(self, is_last: bool) -> None:
-        metrics = flatten_metrics(self.evaluate(is_last))
-        comm.synchronize()
-        if not comm.is_main_process():
-            return
-        self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
+    def _is_due(self, done: int) -> bool:
+        is_period = self.period > 0 and done % self.period == 0
+        return done == self.trainer.max_iter or (is_period and done < self.trainer.max_iter)
+
+    def _run(self, done: int) -> None:
+        with STOP.deferred(False):  # resumed, it starts anew: its checkpoint is saved
+            metrics = flatten_metrics(self.evaluate(done == self.trainer.max_iter))
+            comm.synchronize()
+        if comm.is_main_process():
+            self.trainer.storage.put_scalars(cur_iter=done - 1, **metrics, smoothing_hint=False)
+            self._keep_best(metrics, done)
+            self.evaluations.finish(done)
+
+    def _keep_best(self, metrics: dict[str, float], done: int) -> None:
         if not self.best_metric:
             return
         name = self.best_metric
@@ -71,7 +109,7 @@ class Evaluate(HookBase):
         elif value > self.best_value:  # False for NaN
             logger.info("best %s so far: %.2f", name, value)
             self.best_value = value
-            self.save_best(value)
+            self.evaluations.save_best(value, done)
 
 
 class ProgressBar(HookBase):

@@ -33,6 +33,7 @@ from instancezoo.data.mappers import (
     explain_failure,
     is_trained_on,
 )
+from instancezoo.engine.stop import heed_parent_alone
 from instancezoo.errors import ConfigError, check_choice
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -165,6 +166,7 @@ def build_train_loader(cfg: Any, mapper: Mapper, seed: int) -> DataLoader[Any]:
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
+        worker_init_fn=heed_parent_alone,
         # Else the first iteration alone would take a number from the global generator.
         generator=torch.Generator(),
     )
@@ -270,7 +272,7 @@ def _read_records(cfg: Any) -> list[dict[str, Any]]:
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     try:
         records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    except OSError as error:  # Detectron2's own sets do not look for their files before
+    except FileNotFoundError as error:  # Detectron2's own sets do not look for them before
         raise ConfigError(
             f"data sets {', '.join(names)} cannot be read: {error}. Put Detectron2's own into the "
             "folder $DETECTRON2_DATASETS, name others by --dataset NAME=json:images"

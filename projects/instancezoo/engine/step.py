@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from instancezoo.errors import ZooError, check_choice
+from instancezoo.errors import ConfigError, ZooError, check_choice
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +37,10 @@ class NonFiniteLossError(ZooError, FloatingPointError):
         self.image_ids = image_ids
         bad = ", ".join(f"{name} = {value}" for name, value in losses.items())
         super().__init__(f"loss is not finite ({bad}); images {image_ids}")
+
+
+class OtherOptimizerError(ConfigError):
+    """The state of an optimizer is of another kind, or of other parameters."""
 
 
 class StepTrainer(SimpleTrainer):
@@ -99,7 +103,14 @@ class StepTrainer(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """Restore the optimizer. Raises `OtherOptimizerError` if the state is that of another."""
+        try:
+            super().load_state_dict(state_dict)
+        except (KeyError, ValueError) as error:  # other settings; other parameters
+            raise OtherOptimizerError(str(error)) from error
+        wanted = self.optimizer.defaults.keys()
+        if any(wanted - group.keys() for group in self.optimizer.param_groups):
+            raise OtherOptimizerError("other settings")
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import weakref
 from collections.abc import Iterable, Sequence
@@ -15,19 +14,20 @@ import torch
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from instancezoo.checkpoint.checkpointer import ZooCheckpointer, is_whole, use_average
+from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
 from instancezoo.checkpoint.classes import UNKNOWN, ClassList, show_classes
-from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.data import DatasetError, load_metadata
 from instancezoo.data.images import ImageReader
 from instancezoo.data.mappers import build_mapper
-from instancezoo.engine.hooks import Evaluate, ProgressBar, compute_mean_losses
+from instancezoo.engine.failures import describe_other_optimizer, find_cause
+from instancezoo.engine.hooks import Checkpoints, Evaluate, ProgressBar, compute_mean_losses
 from instancezoo.engine.loader import (
     EndlessBatchSampler,
     build_test_loader,
@@ -35,8 +35,15 @@ from instancezoo.engine.loader import (
     seed_rng,
 )
 from instancezoo.engine.optimizer import build_optimizer
-from instancezoo.engine.step import NonFiniteLossError, StepTrainer, find_precision
-from instancezoo.errors import ConfigError, check_choice
+from instancezoo.engine.output import Evaluations, begin_run, continue_run
+from instancezoo.engine.step import (
+    NonFiniteLossError,
+    OtherOptimizerError,
+    StepTrainer,
+    find_precision,
+)
+from instancezoo.engine.stop import STOP, Interrupted
+from instancezoo.errors import ConfigError, ZooError, check_choice
 from instancezoo.evaluation.average_precision import BACKENDS
 from instancezoo.evaluation.evaluator import InstanceEvaluator
 from instancezoo.files import open_atomically
@@ -124,23 +131,45 @@ class Trainer(DefaultTrainer):
             period, num_iter = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
             built.append(hooks.PreciseBN(period, self.model, loader, num_iter))
         if comm.is_main_process():
-            period = cfg.SOLVER.CHECKPOINT_PERIOD
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+            built.append(Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         if cfg.DATASETS.TEST:
             period, best_metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
-            evaluate, save, read = self._evaluate, self._save_best, self._read_best
-            built.append(Evaluate(period, evaluate, best_metric, save, read))
+            built.append(Evaluate(period, self._evaluate, best_metric, Evaluations(self)))
         if comm.is_main_process():
             built += [ProgressBar(), hooks.PeriodicWriter(self.build_writers(), WRITE_PERIOD)]
         return built
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the newest whole checkpoint of `OUTPUT_DIR`, or load `MODEL.WEIGHTS`."""
-        super().resume_or_load(resume)
-        if self.start_iter == 0:
-            if self.ema is not None:  # the average starts from the loaded weights
-                self.ema.module.load_state_dict(self.bare_model.state_dict())
-            return
+        """Continue from the newest whole checkpoint of `OUTPUT_DIR`, or load `MODEL.WEIGHTS`.
+
+        Without `resume` a new run begins, from which alone `OUTPUT_DIR` is resumed afterwards.
+
+        Raises:
+            CheckpointError: the file cannot be read or does not fit.
+            ConfigError: it is resumed with another optimizer, or other trained parameters.
+        """
+        path = self.checkpointer.get_checkpoint_file() if resume else ""
+        if path:
+            self._resume(path)
+        else:
+            if resume:
+                text = "NOTHING TO RESUME in OUTPUT_DIR %s: starting from iteration 0"
+                logger.warning(text, self.cfg.OUTPUT_DIR)
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            self.checkpointer.facts["run"] = begin_run(self.cfg.OUTPUT_DIR)
+        if self.ema is not None and not int(self.ema.n_averaged):
+            # the average starts from the loaded weights
+            self.ema.module.load_state_dict(self.bare_model.state_dict())
+
+    def _resume(self, path: str) -> None:
+        try:
+            rest = self.checkpointer.load(path)
+        except OtherOptimizerError as error:
+            raise ConfigError(describe_other_optimizer(path, self.cfg, error)) from error
+        self.start_iter = self.iter + 1
+        self.checkpointer.facts["run"] = run = rest.get("run", "")
+        comm.synchronize()  # before the record changes, by which the others find the checkpoint
+        continue_run(self.cfg.OUTPUT_DIR, run, self.start_iter)
         sampler = getattr(self.data_loader, "batch_sampler", None)
         if isinstance(sampler, EndlessBatchSampler):
             sampler.state.seed, sampler.state.start_iter = self.seed, self.start_iter
@@ -157,9 +186,50 @@ class Trainer(DefaultTrainer):
             raise self._explain_non_finite(error) from None
 
     def train(self) -> Any:
-        """Train to `SOLVER.MAX_ITER`. Returns the last evaluation's results, None without one."""
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        """Train to `SOLVER.MAX_ITER`. Returns the last evaluation's results, None without one.
+
+        Raises:
+            Interrupted: a signal that `STOP` catches; a checkpoint of the last iteration is saved.
+            ZooError: the training cannot go on, for a reason that the message tells.
+        """
+        logger.info("Starting training from iteration %d", self.start_iter)
+        self.iter = max(0, self.start_iter - 1)  # the last one done: evaluation may be due
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                self._run_iterations()
+                self.iter = self.max_iter  # tells the hooks that it was reached
+            except Exception as error:
+                cause = find_cause(error)
+                if isinstance(cause, ZooError | OSError):
+                    logger.error("%s", cause)
+                else:
+                    logger.exception("iteration %d:", self.iter)
+                raise cause from None
+            finally:
+                self.after_train()
         return getattr(self, "_last_eval_results", None)
+
+    def _run_iterations(self) -> None:
+        with STOP.deferred():
+            for iteration in range(self.start_iter, self.max_iter):
+                self.iter = iteration
+                self.before_step()
+                self.run_step()
+                try:
+                    self.after_step()
+                    STOP.check()
+                except Interrupted as stop:
+                    raise self._save_interrupted(stop) from None
+
+    def _save_interrupted(self, stop: Interrupted) -> Interrupted:
+        saver = next((hook for hook in self._hooks if isinstance(hook, Checkpoints)), None)
+        if saver is None:  # the main process tells
+            return Interrupted(stop.signum, "")
+        with STOP.saving():
+            path = saver.save_now(self.iter)
+        done = f"after {self.iter + 1} of {self.max_iter} iterations"
+        return Interrupted(stop.signum, f"stopped {done}, saved as {path}. --resume continues")
 
     @classmethod
     def evaluate_weights(cls, cfg: Any, resume: bool = False) -> dict[str, Any]:
@@ -253,6 +323,8 @@ class Trainer(DefaultTrainer):
     def _evaluate(self, is_last: bool) -> dict[str, Any]:
         losses: dict[str, float] = {}
         if self.cfg.TEST.VALIDATION_LOSS:
+            # proposals are sampled; resumed, they are the same
+            seed_rng(self.seed, self.iter, comm.get_rank(), 1)
             losses = compute_mean_losses(self.model, self._build_validation_loader())
             if losses and comm.is_main_process():
                 logger.info("validation loss %.4f", sum(losses.values()))
@@ -263,20 +335,6 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.evaluated_model, evaluators)
         losses = {f"validation_{name}": value for name, value in losses.items()}
         return {**self._last_eval_results, **losses}
-
-    def _save_best(self, value: float) -> None:
-        bare = getattr(self.evaluated_model, "module", self.evaluated_model)
-        best = ZooCheckpointer(bare, self.cfg.OUTPUT_DIR, facts=self.checkpointer.facts)
-        facts = {"metric": self.cfg.TEST.BEST_METRIC, "value": value}
-        best.save_untagged("model_best", iteration=self.iter, **facts)
-
-    def _read_best(self) -> float:
-        path = os.path.join(self.cfg.OUTPUT_DIR, "model_best.pth")
-        best = read_checkpoint(path) if os.path.isfile(path) and is_whole(path) else {}
-        # The file may be that of an older, longer run.
-        of_this_run = best.get("iteration", self.start_iter) < self.start_iter
-        same_metric = best.get("metric") == self.cfg.TEST.BEST_METRIC
-        return float(best["value"]) if of_this_run and same_metric else -math.inf
 
     def _build_validation_loader(self) -> Iterable[Any]:
         cfg = self.cfg.clone()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -38,10 +37,11 @@ from instancezoo.evaluation.tables import (
     tabulate_classes,
     tabulate_sizes,
 )
-from instancezoo.files import open_atomically
+from instancezoo.files import open_atomically, remove_leftovers
 
 logger = logging.getLogger(__name__)
 COCO_LIMIT = DEFAULT_MAX_DETS[-1]
+PICTURE_FOLDER = "pictures"
 
 
 class InstanceEvaluator(DatasetEvaluator):
@@ -88,6 +88,8 @@ class InstanceEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
+            for folder in (self._output_dir, self._output_dir / PICTURE_FOLDER):
+                remove_leftovers(folder)
         self._max_dets_per_image = max_dets_per_image
         self._results = ResultsFile(self._output_dir)
         self._has_masks, self._most_detections = False, 0
@@ -189,7 +191,7 @@ class InstanceEvaluator(DatasetEvaluator):
     def _draw(self, ground_truth: GroundTruth, results: ResultsFile, iou_type: str) -> list[Path]:
         if self._num_pictures <= 0 or self._output_dir is None:
             return []
-        folder = self._output_dir / "pictures"
+        folder = self._output_dir / PICTURE_FOLDER
         image_root = self._metadata.get("image_root", "")
         paths = draw_pictures(
             ground_truth, results, iou_type, image_root, folder, self._num_pictures, self._reader
@@ -210,10 +212,7 @@ class InstanceEvaluator(DatasetEvaluator):
     def _find_annotations(self) -> str | dict[str, Any]:
         if path := self._metadata.get("json_file"):
             return PathManager.get_local_path(path)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "annotations.json"
-            convert_to_coco_json(self._dataset_name, str(path), allow_cached=False)
-            return json.loads(path.read_text(encoding="utf-8"))
+        return convert_to_coco_dict(self._dataset_name)
 
 
 def _list_limits(limit: int | None, most_detections: int) -> tuple[int, ...]:

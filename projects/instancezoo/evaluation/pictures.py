@@ -23,6 +23,7 @@ from instancezoo.errors import first_line
 from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
 from instancezoo.evaluation.matching import match_detections
 from instancezoo.evaluation.results import ResultsFile
+from instancezoo.files import open_atomically
 from instancezoo.progress import track
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ def draw_pictures(
             continue
         name = re.sub(r"[^\w.-]", "_", str(image_id))
         paths.append(folder / f"{kind}_{rank:02d}_{name}.png")
-        Image.fromarray(picture).save(paths[-1])
+        with open_atomically(paths[-1]) as file:
+            Image.fromarray(picture).save(file, "PNG")
     return paths
 
 

@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from instancezoo.data.images import ImageError, ImageReader
 from instancezoo.errors import ZooError, first_line
 from instancezoo.evaluation.results import PredictionError
+from instancezoo.files import remove_leftovers
 from instancezoo.progress import track
 
 from .coco_json import PredictionsFile, open_predictions
@@ -69,6 +70,7 @@ def predict_inputs(
     """
     targets = name_pictures(inputs, output)
     names = {item.path: _name_file(item.path, relative_to) for item in inputs}
+    remove_leftovers(output)
     if metadata is None:
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
     heads = [node for node in cfg.MODEL.values() if isinstance(node, dict)]
