@@ -376,8 +376,9 @@ def test_published_names_with_other_shapes(torchvision_model: nn.Module, tmp_pat
 def test_a_killed_conversion_leaves_nothing(tmp_path: Path, name: str) -> None:
     source, target = tmp_path / "source.pth", tmp_path / name
     torch.save({"model": STATE, **AUTHOR}, source)
-    other = tmp_path / ".other.pth.0123.tmp"
-    leftover = tmp_path / f".{name}.0123.tmp"
+    number = "0123456789abcdef" * 2
+    other = tmp_path / f".other.pth.{number}.tmp"
+    leftover = tmp_path / f".{name}.{number}.tmp"
     for path in (other, leftover):
         path.write_bytes(b"torn")
     assert main(["convert", str(source), str(target)]) == 0

@@ -94,6 +94,7 @@ def test_whatever_computes_in_double_asks_for_the_device():
     folder = Path(instancezoo.__file__).parent
     sources = {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.py")}
     using = {p for p, text in sources.items() if re.search(r"\.double\(\)|torch\.float64", text)}
+    using = {path for path in using if path.parent.name != "checkpoint"}  # it only names the type
     assert len(using) > 5
     # `points.py` passes fp64 on, `contour_tiles.py` computes where `ImageMasks` puts the scores.
     exempt = {folder / "layers" / name for name in ("points.py", "contour_tiles.py")}
