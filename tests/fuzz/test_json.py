@@ -93,7 +93,7 @@ def check_file(json_file: Path, image_folder: Path, content: Any) -> None:
         map_records(DatasetCatalog.get(name))
         with contextlib.redirect_stdout(io.StringIO()):
             stock = COCO(MetadataCatalog.get(name).json_file)
-        for annotation in stock.loadAnns(stock.getAnnIds()):
+        for annotation in stock.anns.values():
             assert not annotation.get("segmentation") or stock.annToMask(annotation).any()
         evaluator = InstanceEvaluator(name, output_dir=str(json_file.with_suffix("")))
         evaluator.process(*predict(DatasetCatalog.get(name), len(classes)))
