@@ -341,8 +341,16 @@ def test_texts_that_are_one_number_are_different_categories(coco_folder: Path) -
     for annotation in coco["annotations"]:
         annotation["category_id"] = "1" if annotation["category_id"] == 3 else "01"
     clean, report = check(coco, coco_folder)
-    assert not report.dropped
+    assert not report.dropped and not report.is_clean
     assert list_classes(clean) == (["cat", "2"], {1: 0, 2: 1})
+
+
+def test_category_names_that_are_numbers_are_told(coco_folder: Path) -> None:
+    coco = make_coco()
+    coco["categories"][1]["name"] = 4
+    clean, report = check(coco, coco_folder)
+    assert report.repaired == {f"category with {Problem.NORMALISED}": [3]}
+    assert list_classes(clean)[0] == ["4", "cell"]
 
 
 def test_an_object_as_large_as_the_image_is_among_the_shares(coco_folder: Path) -> None:

@@ -150,11 +150,11 @@ def check_annotation(
 
 
 def are_as_written(entry: Entry, clean: Entry) -> bool:
-    """True if the JSON itself holds the ids and whole numbers (not 3.0, "3" or true) of `clean`."""
-    whole = {key for key, value in clean.items() if type(value) is int and key != "area"}
-    references = {"image_id", "category_id"} & clean.keys()
-    own = {"id"} if clean["id"] == 0 else set()  # renumbered later
-    return all(type(entry.get(key)) is type(clean[key]) for key in (whole | references) - own)
+    """True if the JSON itself holds the texts and whole numbers (not 3.0, "3", true) of `clean`."""
+    keys = {key for key, value in clean.items() if type(value) in (int, str) and key != "area"}
+    if clean["id"] == 0:  # renumbered later
+        keys -= {"id"}
+    return all(type(entry.get(key)) is type(clean[key]) for key in keys)
 
 
 def _read_own_number(entry: Any) -> int:
