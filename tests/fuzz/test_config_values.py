@@ -109,7 +109,9 @@ def find_problem(name: str, key: str, value: Any, dataset: str) -> str:
             run(name, key, value, dataset)
     except ZooError as error:
         leaf = key.rpartition(".")[2]
-        names = ("data set",) if key.startswith("DATASETS.") else (leaf, RELATED.get(leaf, leaf))
+        names = [leaf, RELATED.get(leaf, leaf)]
+        if key.startswith("DATASETS."):
+            names.append("data set")
         if not any(name in str(error) for name in names):
             return f"does not name the key: {error}"
     except BaseException as error:
