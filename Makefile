@@ -1,6 +1,6 @@
 # make demo   trains a small model on the built-in data set, evaluates it, writes pictures
 # make test   passes the tests, on all cores
-# make fuzz   checks thousands of mutated annotation files, images, checkpoints and config values, and
+# make fuzz   checks thousands of mutated annotation files, images, checkpoints, config values and model inputs, and
 #             kills training runs, which takes an hour
 # All set everything up first: Python >= 3.11 and make are all they need. With a C++ compiler the
 # compiled operators are built too.
@@ -37,6 +37,7 @@ fuzz: $(READY)
 	FUZZ_CASES=700 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_fuzz_pictures.py
 	FUZZ_CASES=1000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_checkpoints.py
 	FUZZ_CASES=2000 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_config_values.py
+	FUZZ_CASES=400 $(BIN)/python -m pytest -n auto --maxprocesses 16 tests/fuzz/test_model_edges.py
 	FUZZ_CASES=60 $(BIN)/python -m pytest -n auto --maxprocesses 3 tests/fuzz/test_kills.py
 
 lint: $(READY)

@@ -21,3 +21,9 @@ def test_pixels_are_counted_by_column_and_row(shape):
     masks = torch.rand(shape) > 0.02  # nearly full: sums beyond one byte
     columns, rows = count_pixels(masks)
     assert torch.equal(columns, masks.long().sum(1)) and torch.equal(rows, masks.long().sum(2))
+
+
+def test_no_masks_of_any_strides():
+    masks = torch.zeros(1, 1, 1, dtype=torch.bool).expand(4, 6, 8)[:0]
+    columns, rows = count_pixels(masks)
+    assert (columns.shape, rows.shape) == ((0, 8), (0, 6))

@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork
 
-from instancezoo.modeling.guards import is_without_images, tell_non_finite
+from instancezoo.modeling.guards import is_without_images, move_image, tell_non_finite
 from instancezoo.modeling.objects import check_ground_truth
 from instancezoo.modeling.whole_weights import WholeWeights
 
@@ -47,13 +47,15 @@ class OneStageDetector(WholeWeights, ProposalNetwork):
         """
         if is_without_images(batched_inputs, self.training):
             return []
+        mean: Any = self.pixel_mean
+        images = [{**x, "image": move_image(x["image"], mean)} for x in batched_inputs]
         if self.training:
             check_ground_truth(batched_inputs)
-            return super().forward(batched_inputs)
+            return super().forward(images)
         backbone: Any = self.backbone
         generator: Any = self.proposal_generator
         with tell_non_finite(batched_inputs, [backbone, *generator.children()]):
-            results = super().forward(batched_inputs)
+            results = super().forward(images)
         return [{"instances": result["proposals"]} for result in results]
 
     @classmethod

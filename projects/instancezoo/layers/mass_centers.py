@@ -44,8 +44,9 @@ def count_pixels(masks: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (M, W) and (M, H), long.
     """
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        # A trace cannot hold the view of bytes as integers below.
+    if not masks.numel() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        # Masks without pixels may have any strides, and a trace cannot hold the view of bytes as
+        # integers below.
         return masks.sum(dim=1), masks.sum(dim=2)
     height, width = masks.shape[1:]
     if width % 8 == 0:

@@ -13,12 +13,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import move_device_like
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from instancezoo.modeling.guards import is_without_images, tell_non_finite
+from instancezoo.modeling.guards import is_without_images, move_image, tell_non_finite
 from instancezoo.modeling.input_size import read_pair, stretch_image
 from instancezoo.modeling.masks import boxes_from_masks, masks_for_output, select_rows
 from instancezoo.modeling.objects import collect_ground_truth
@@ -174,7 +173,7 @@ class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them with zeros to one size."""
-        images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
+        images = [move_image(x["image"], self.pixel_mean) for x in batched_inputs]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(
             normalised,

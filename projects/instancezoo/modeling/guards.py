@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from detectron2.layers import move_device_like
 from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
@@ -25,6 +26,18 @@ def is_without_images(batched_inputs: Sequence[Any], training: bool) -> bool:
     if not batched_inputs and training:
         raise ZooError("an empty batch has no losses; give the model at least one image")
     return not batched_inputs
+
+
+def move_image(image: Tensor, like: Tensor) -> Tensor:
+    """Move an image (C, H, W) to a model's device; one of more precision gets the model's.
+
+    Args:
+        image: of any type.
+        like: buffer of the model.
+    """
+    moved = move_device_like(image, like)
+    is_wider = moved.is_floating_point() and moved.element_size() > like.element_size()
+    return moved.to(like.dtype) if is_wider else moved
 
 
 @contextmanager
