@@ -1,7 +1,7 @@
 # make demo   trains a small model on the built-in data set, evaluates it, writes pictures
 # make test   passes the tests, on all cores
-# make fuzz   checks thousands of mutated annotation files, images, checkpoints, config values and model inputs, and
-#             kills training runs, which takes an hour
+# make fuzz   tries thousands of odd annotation files, images, checkpoints, config values and model
+#             inputs, and kills training runs, in about 20 minutes
 # All set everything up first: Python >= 3.11 and make are all they need. With a C++ compiler the
 # compiled operators are built too.
 
