@@ -37,7 +37,9 @@ FLOORS = {
     "method": 3,
     # one folder a method: 4
     "methods": 5,
-    **dict.fromkeys(("config_values", "config_types", "config_limits", "config_trial"), 5),
+    **dict.fromkeys(
+        ("config_keys", "config_values", "config_types", "config_limits", "config_trial"), 5
+    ),
     "config": 6,
     "model_zoo": 7,
     "testing": 8,
@@ -60,7 +62,7 @@ LINEAGE = {
 FREE_OF_METHODS = (
     *("modeling", "layers", "data", "evaluation", "checkpoint", "engine", "inference"),
     *("testing", "doctor", "benchmark", "method", "config", "config_values", "model_zoo"),
-    *("config_types", "config_limits", "config_trial", "trial"),
+    *("config_keys", "config_types", "config_limits", "config_trial", "trial"),
 )
 METHODS_TO_COME = (
     *("maskrcnn", "mask r-cnn", "cascade", "htc", "panet", "point_rend", "yolact", "blendmask"),

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from instancezoo.checkpoint.content import measure
-from instancezoo.checkpoint.description import read_description
+from instancezoo.checkpoint.description import Description, read_description
 from instancezoo.checkpoint.display import show_names, show_text
 from instancezoo.config import CfgNode, ZooConfig, check_values, get_cfg
 from instancezoo.config_trial import check_builds
@@ -69,7 +69,13 @@ def get_trained_config(weights: str, overrides: list[Any] | None = None) -> ZooC
         ConfigError: the file names no config, or one that is invalid here.
         CheckpointError: the file cannot be read.
     """
-    description = read_description(weights)
+    return get_described_config(read_description(weights), weights, overrides)
+
+
+def get_described_config(
+    description: Description, weights: str, overrides: list[Any] | None = None
+) -> ZooConfig:
+    """`get_trained_config` of a checkpoint whose description was read already."""
     name = description.config_name
     cfg = get_cfg()
     if description.config_text:

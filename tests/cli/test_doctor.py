@@ -1,7 +1,5 @@
 """`instancezoo doctor`: each check on a case that it must find, and on real data."""
 
-import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +8,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, pairwise_iou
-from PIL import Image
+from doctor_cases import TINY, examine, make_dataset, pick
 
 from instancezoo import model_zoo
 from instancezoo.cli.main import main
 from instancezoo.data.coco_report import AnnotationReport
 from instancezoo.doctor import DatasetFacts, Finding, Severity, register_check
-from instancezoo.doctor.checks_data import find_same_content
 from instancezoo.doctor.checks_objects import match_anchors
 from instancezoo.doctor.context import InputSize
 from instancezoo.doctor.diagnose import diagnose
@@ -24,44 +21,6 @@ from instancezoo.doctor.findings import CHECKS
 from instancezoo.doctor.memory import count_saved_bytes, measure_free_memory
 from instancezoo.method import Method
 from instancezoo.methods import METHODS
-
-TINY = model_zoo.get_config_file("mask_rcnn/mask_rcnn_tiny")
-NAMES = (f"doctor_{i}" for i in itertools.count())
-
-
-def make_dataset(folder, *, num_images=4, box=(10, 10, 40, 30), objects=12, names=("a",), seed=0):
-    """Write a COCO data set of random 128 px images; returns its `NAME=json:images`."""
-    folder.mkdir()
-    rng = np.random.default_rng(seed)
-    images, annotations = [], []
-    x, y, w, h = box
-    for i in range(num_images):
-        pixels = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        images.append({"id": i + 1, "file_name": f"{i}.png", "height": 128, "width": 128})
-        for k in range(objects):
-            annotation = {"id": len(annotations) + 1, "image_id": i + 1, "bbox": list(box)}
-            annotation["category_id"] = k % len(names) + 1
-            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            annotations.append({**annotation, "area": w * h, "iscrowd": 0})
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "truth.json").write_text(json.dumps(content))
-    return f"{next(NAMES)}={folder}/truth.json:{folder}"
-
-
-def examine(train, test, overrides=(), config=TINY, **kwargs):
-    chosen = {"TRAIN": [train], "TEST": [test] if test else []}
-    words = []
-    for key, arguments in chosen.items():
-        names = tuple(argument.split("=")[0] for argument in arguments)
-        words += [f"DATASETS.{key}", repr(names)]
-    datasets = [argument for argument in (train, test) if argument]
-    return diagnose(config, [*words, *overrides], datasets, **kwargs)
-
-
-def pick(found, check, severity=None):
-    return [f for f in found if f.check == check and severity in (None, f.severity)]
 
 
 @pytest.fixture(scope="module")
@@ -274,68 +233,6 @@ def test_class_count_of_the_model_is_compared_with_the_data(pair, config):
     assert found.severity is Severity.OK and "the model has 1 classes" in found.message
 
 
-def test_categories_unused_rare_and_differing(tmp_path):
-    train = make_dataset(tmp_path / "train", names=("a", "b", "c"), objects=2)
-    test = make_dataset(tmp_path / "val", names=("a", "b"), seed=1)
-    found = examine(train, test)
-    ids = [f.message for f in pick(found, "category ids", Severity.WARNING)]
-    assert any("1 of 3 classes have no object: c" in message for message in ids)
-    assert any("2 of 3 classes have under 10 objects: a, b" in message for message in ids)
-    (finding,) = pick(found, "split")
-    assert finding.severity is Severity.ERROR
-    assert finding.message.endswith("c")
-
-
-def test_trained_on_the_validation_images(tmp_path):
-    train, test = (make_dataset(tmp_path / name) for name in ("train", "val"))
-    (finding,) = pick(examine(train, test), "overlap")
-    assert finding.severity is Severity.WARNING
-    assert "4 of 4" in finding.message
-
-
-def test_same_content_is_found_under_any_name(tmp_path):
-    for name, content in {"a": b"12", "b": b"34", "c": b"12", "d": b"567"}.items():
-        (tmp_path / name).write_bytes(content)
-    a, b, c, d = (tmp_path / name for name in "abcd")
-    assert find_same_content([a], [b, c, d, tmp_path / "missing"]) == [c]
-
-
-def test_bad_annotations_are_counted(tmp_path):
-    train = make_dataset(tmp_path / "train")
-    path = tmp_path / "train" / "truth.json"
-    content = json.loads(path.read_text())
-    content["annotations"][0]["category_id"] = 77
-    path.write_text(json.dumps(content))
-    (finding,) = pick(examine(train, None), "annotations", Severity.WARNING)
-    assert "1 entries dropped" in finding.message
-
-
-def _change_annotations(folder, change):
-    content = json.loads((folder / "truth.json").read_text())
-    for annotation in content["annotations"]:
-        change(annotation)
-    (folder / "truth.json").write_text(json.dumps(content))
-
-
-def test_boxes_that_do_not_fit_their_masks(tmp_path):
-    train = make_dataset(tmp_path / "train")
-    _change_annotations(tmp_path / "train", lambda a: a.update(bbox=[10, 10, 50, 40]))
-    (finding,) = pick(examine(train, None), "boxes")
-    assert finding.severity is Severity.WARNING
-    assert "48 of 48 boxes" in finding.message and "[x1, y1, x2, y2]" in finding.message
-
-
-def test_data_without_masks_are_for_configs_without_masks(tmp_path):
-    train = make_dataset(tmp_path / "train")
-    _change_annotations(tmp_path / "train", lambda a: a["id"] > 3 and a.pop("segmentation"))
-    assert pick(examine(train, None), "boxes", Severity.WARNING)
-    _change_annotations(tmp_path / "train", lambda a: a.pop("segmentation", None))
-    (finding,) = pick(examine(train, None), "annotations")
-    assert (finding.severity, "48 annotations" in finding.message) == (Severity.ERROR, True)
-    (finding,) = pick(examine(train, None, ["MODEL.MASK_ON", False]), "annotations")
-    assert finding.severity is Severity.OK
-
-
 def test_missing_data_set_and_bad_key_are_findings():
     (finding,) = [
         f for f in diagnose(TINY, ["DATASETS.TRAIN", "('nowhere',)"]) if "nowhere" in f.message
@@ -459,28 +356,3 @@ def test_coco(shared_data):
     assert [f for f in found if f.severity is Severity.ERROR] == []
     assert "80 categories, ids 1 to 90 with gaps" in pick(found, "category ids")[0].message
     assert "80 classes" in pick(found, "classes")[0].message
-
-
-def test_nothing_to_train_on_is_an_error_whatever_was_dropped(tmp_path):
-    train = make_dataset(tmp_path / "train")
-    _change_annotations(tmp_path / "train", lambda a: a.update(iscrowd=1))
-    _change_annotations(tmp_path / "train", lambda a: a["id"] == 1 and a.update(category_id=77))
-    first, second = pick(examine(train, None), "annotations")
-    assert (first.severity, second.severity) == (Severity.ERROR, Severity.WARNING)
-    assert "1 entries dropped" in second.message
-
-
-def test_boxes_without_masks_that_reach_beyond_the_image(tmp_path):
-    train = make_dataset(tmp_path / "train", box=(60, 60, 100, 100))
-    _change_annotations(tmp_path / "train", lambda a: a.pop("segmentation"))
-    (finding,) = pick(examine(train, None, ["MODEL.MASK_ON", False]), "boxes")
-    assert finding.severity is Severity.WARNING and "48 of 48 boxes" in finding.message
-
-
-def test_a_picture_under_two_ids_is_told(tmp_path):
-    train = make_dataset(tmp_path / "train")
-    content = json.loads((tmp_path / "train" / "truth.json").read_text())
-    content["images"].append({**content["images"][0], "id": 99, "file_name": "./0.png"})
-    (tmp_path / "train" / "truth.json").write_text(json.dumps(content))
-    (finding,) = pick(examine(train, None), "pictures")
-    assert "1 pictures" in finding.message and "0.png" in finding.message

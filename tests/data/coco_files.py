@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+from PIL import Image
 
 from instancezoo.data.coco_dataset import check_coco
 from instancezoo.data.coco_report import AnnotationReport
@@ -46,6 +47,13 @@ def make_coco() -> dict[str, Any]:
     images = [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in (2, 1)]
     categories = [{"id": 7, "name": "cell"}, {"id": 3, "name": "dirt"}]
     return copy.deepcopy({"images": images, "annotations": annotations, "categories": categories})
+
+
+def write_images(folder: Path) -> Path:
+    """Write the two images; returns their folder."""
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / name)
+    return folder
 
 
 def check(

@@ -18,9 +18,8 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 from pycocotools.coco import COCO
-from tests.data.coco_files import AREA, HEIGHT, SQUARE, WIDTH, make_coco, make_rle
+from tests.data.coco_files import AREA, HEIGHT, SQUARE, WIDTH, make_coco, make_rle, write_images
 
 from instancezoo.config import get_cfg
 from instancezoo.data.coco_dataset import check_coco
@@ -49,10 +48,7 @@ ODD_VALUES: list[Any] = [
 
 @pytest.fixture(scope="module")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fuzz")
-    for name in ("1.png", "2.png"):
-        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / name)
-    return folder
+    return write_images(tmp_path_factory.mktemp("fuzz"))
 
 
 @pytest.mark.parametrize("block", range(10))

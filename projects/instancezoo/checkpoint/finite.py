@@ -19,12 +19,16 @@ def check_finite(where: str | Path, state: Mapping[str, Tensor], remedy: str = "
         state: name -> tensor.
         remedy: how to use the tensors nevertheless.
     """
-    broken = [name for name, tensor in state.items() if not _is_finite(tensor)]
-    if broken:
+    if broken := list_non_finite(state):
         raise CheckpointError(
             f"{where}: {len(broken)} of {len(state)} tensors hold NaN, infinity or values beyond "
             f"float32: {show_names(broken)}. Use an earlier checkpoint{remedy}"
         )
+
+
+def list_non_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not finite as float32."""
+    return [name for name, tensor in state.items() if not _is_finite(tensor)]
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -125,7 +125,7 @@ def _find_other_method(
     model: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> tuple[list[str], list[str]] | None:
     """Find the parts that differ if at least half of the layers of one are absent in the other."""
-    if len(state) > MAX_TENSORS:  # no method has so many
+    if len(state) > MAX_TENSORS:  # more than any method has
         return None
     ours, theirs = _list_head_layers(model), _list_head_layers(state)
     missing = [name for name in ours if name not in state]

@@ -12,14 +12,14 @@ from detectron2.data.catalog import Metadata
 from instancezoo.checkpoint.classes import UNKNOWN, ClassList
 from instancezoo.checkpoint.description import read_description
 from instancezoo.cli.arguments import add_dataset_argument, read_share
-from instancezoo.config import ZooConfig, follow_dataset, load_cfg
-from instancezoo.data import load_metadata, parse_dataset_argument, register_dataset
+from instancezoo.config import ZooConfig, follow_dataset, load_cfg, register_datasets
+from instancezoo.data import load_metadata
 from instancezoo.errors import ConfigError, ZooError
 from instancezoo.inference import ImagePredictor, gather_inputs, predict_inputs
 from instancezoo.inference.coco_json import MASK_FORMS
 from instancezoo.inference.confidence import list_score_keys
 from instancezoo.inference.predict import PREDICTIONS_NAME
-from instancezoo.model_zoo import get_trained_config
+from instancezoo.model_zoo import get_described_config
 
 DEFAULT_CONFIDENCE = 0.5
 
@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _load_trained(args: argparse.Namespace) -> tuple[ZooConfig, Metadata, ClassList]:
     """Take config and classes from the weights. Returns them and the classes to compare with."""
-    cfg = get_trained_config(args.weights, _list_overrides(args))
-    for argument in args.dataset:
-        register_dataset(*parse_dataset_argument(argument), strict=cfg.DATASETS.STRICT)
-    known = read_description(args.weights).classes
+    description = read_description(args.weights)
+    cfg = get_described_config(description, args.weights, _list_overrides(args))
+    register_datasets(cfg, args.dataset)
+    known = description.classes
     if not _names_dataset(args) or not cfg.DATASETS.TEST:
         return cfg, known.to_metadata(), UNKNOWN
     name = cfg.DATASETS.TEST[0]

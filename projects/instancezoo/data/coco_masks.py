@@ -12,7 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
-from instancezoo.data.coco_polygons import CheckedMask, check_polygons
+from instancezoo.data.coco_polygons import CheckedMask, check_polygons, polygons_to_rle
 from instancezoo.data.coco_values import BadEntry, Problem, read_numbers, wrong_type
 
 _FIRST_CHARACTER = 48  # COCO's run-length strings hold 6 bits a character, from "0" on
@@ -45,7 +45,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> CheckedMas
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """A valid COCO segmentation (polygons, run-length lists or strings) as compressed RLE."""
     if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+        return polygons_to_rle(segmentation, height, width)
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, height, width)
     return segmentation

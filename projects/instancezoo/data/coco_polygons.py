@@ -77,16 +77,21 @@ def check_polygons(polygons: list[Any], height: int, width: int) -> CheckedMask:
             raise BadEntry(Problem.POLYGON_OUTSIDE)
         # Clipping may change the rounding of an edge. Keep the original if it does, unless its
         # outline is too long for pycocotools.
-        if sum(map(_measure_length, usable)) > MAX_LENGTH or _encode(
-            usable, height, width
-        ) == _encode(clipped, height, width):
+        is_long = sum(map(_measure_length, usable)) > MAX_LENGTH
+        if is_long or _are_equal(usable, clipped, height, width):
             usable = clipped
             repairs.append(Problem.POLYGON_CLIPPED)
-    rle = _encode(usable, height, width)
+    segmentation = _to_lists(usable)
+    rle = polygons_to_rle(segmentation, height, width)
     if not mask_util.area(rle):
         raise BadEntry(Problem.ZERO_AREA)
-    segmentation = [xy.reshape(-1).tolist() for xy in usable]
     return CheckedMask(segmentation, rle, [*low.tolist(), *high.tolist()], repairs)
+
+
+def polygons_to_rle(polygons: list[list[float]], height: int, width: int) -> dict[str, Any]:
+    """Valid polygons of one object as compressed RLE."""
+    rle: dict[str, Any] = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+    return rle
 
 
 def clip_polygon(vertices: Vertices, low: Any, high: Any) -> Vertices:
@@ -146,7 +151,11 @@ def _measure_length(vertices: Vertices) -> float:
     return float(np.sqrt(np.einsum("vc,vc->v", edges, edges)).sum())
 
 
-def _encode(polygons: list[Vertices], height: int, width: int) -> dict[str, Any]:
-    lists = [xy.reshape(-1).tolist() for xy in polygons]
-    rle: dict[str, Any] = mask_util.merge(mask_util.frPyObjects(lists, height, width))
-    return rle
+def _to_lists(polygons: list[Vertices]) -> list[list[float]]:
+    return [xy.reshape(-1).tolist() for xy in polygons]
+
+
+def _are_equal(first: list[Vertices], second: list[Vertices], height: int, width: int) -> bool:
+    """True if polygons cover the same pixels."""
+    one, other = (polygons_to_rle(_to_lists(each), height, width) for each in (first, second))
+    return one == other

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer
+from instancezoo.checkpoint.finite import list_non_finite
 from instancezoo.checkpoint.reader import CheckpointError
 from instancezoo.errors import first_line
 
@@ -96,8 +96,7 @@ def check_weights(context: Context) -> Iterator[Finding]:
     except (CheckpointError, OSError) as problem:
         yield error(str(problem), "set MODEL.WEIGHTS to a file that fits")
         return
-    broken = [n for n, v in model.state_dict().items() if not torch.isfinite(v.float()).all()]
-    if broken:
+    if broken := list_non_finite(model.state_dict()):
         yield error(
             f"{path}: {len(broken)} tensors hold NaN or infinity, first {broken[0]}",
             "set MODEL.WEIGHTS to an earlier checkpoint",

@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork
 
-from instancezoo.modeling.guards import is_without_images, move_image, tell_non_finite
+from instancezoo.modeling.guards import is_without_images, move_images, tell_non_finite
 from instancezoo.modeling.objects import check_ground_truth
 from instancezoo.modeling.whole_weights import WholeWeights
 
@@ -47,8 +47,7 @@ class OneStageDetector(WholeWeights, ProposalNetwork):
         """
         if is_without_images(batched_inputs, self.training):
             return []
-        mean: Any = self.pixel_mean
-        images = [{**x, "image": move_image(x["image"], mean)} for x in batched_inputs]
+        images = move_images(batched_inputs, self.pixel_mean)
         if self.training:
             check_ground_truth(batched_inputs)
             return super().forward(images)

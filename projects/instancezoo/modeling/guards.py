@@ -40,6 +40,11 @@ def move_image(image: Tensor, like: Tensor) -> Tensor:
     return moved.to(like.dtype) if is_wider else moved
 
 
+def move_images(batched_inputs: Sequence[dict[str, Any]], like: Any) -> list[dict[str, Any]]:
+    """Copies of model inputs whose images went through `move_image`."""
+    return [{**image, "image": move_image(image["image"], like)} for image in batched_inputs]
+
+
 @contextmanager
 def tell_non_finite(
     batched_inputs: Sequence[dict[str, Any]], parts: Iterable[nn.Module]

@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_po
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
-from instancezoo.modeling.guards import is_without_images, move_image, tell_non_finite
+from instancezoo.modeling.guards import is_without_images, move_images, tell_non_finite
 from instancezoo.modeling.masks import BoxMasks, masks_for_output
 from instancezoo.modeling.whole_weights import WholeWeights
 
@@ -68,8 +68,7 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> BatchImages:
         """Normalise and pad the images; the result goes to the ROI heads."""
-        mean: Any = self.pixel_mean
-        batched_inputs = [{**x, "image": move_image(x["image"], mean)} for x in batched_inputs]
+        batched_inputs = move_images(batched_inputs, self.pixel_mean)
         images = super().preprocess_image(batched_inputs)
         return BatchImages(images.tensor, images.image_sizes, batched_inputs)
 

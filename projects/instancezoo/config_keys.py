@@ -1,0 +1,93 @@
+"""The config keys that all methods share; those of one method are in its folder."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+
+
+def add_shared_keys(cfg: CfgNode) -> None:
+    """Add the keys to Detectron2's config, in place."""
+    _add_model_keys(cfg)
+    _add_input_keys(cfg)
+    _add_other_keys(cfg)
+
+
+def _add_model_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    # Form of `pred_masks` after inference: "bitmask" (bool tensor, as in Detectron2) or "rle" (list
+    # of COCO RLE dicts; full-size masks are never built). Evaluation always uses "rle".
+    cfg.MODEL.MASK_OUTPUT = "bitmask"
+    # Load what fits of MODEL.WEIGHTS and leave the other tensors as initialised. Set it to
+    # fine-tune on other classes.
+    cfg.MODEL.WEIGHTS_ALLOW_PARTIAL = False
+    # Load weights that are NaN or infinite, or that overflow float32, instead of an error that
+    # names them. Set it to look into a training that diverged.
+    cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE = False
+
+    # Number of pyramid levels above P5 made by convolutions: 2 (P6 and P7), 1 or 0; read by
+    # MODEL.BACKBONE.NAME "build_resnet_fpn_top_levels_backbone".
+    cfg.MODEL.FPN.TOP_LEVELS = 2
+
+    # Exponential moving average of the weights: evaluated, and saved beside the model.
+    cfg.MODEL.setdefault("EMA", CfgNode())
+    cfg.MODEL.EMA.ENABLED = False
+    # Decay per iteration, in [0, 1); lower it for short trainings.
+    cfg.MODEL.EMA.DECAY = 0.9998
+
+    # timm feature extractor under an FPN, for MODEL.BACKBONE.NAME "build_timm_fpn_backbone".
+    cfg.MODEL.setdefault("TIMM", CfgNode())
+    cfg.MODEL.TIMM.NAME = "resnet18"
+    # Its weights: "" random, "hub" timm's own, "package:NAME" of an installed package, or a file.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+
+
+def _add_input_keys(cfg: CfgNode) -> None:
+    # Form of ground-truth masks; "bitmask" takes annotations as polygons and as RLE.
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    # Height and width in pixels that every image is stretched to, in training and inference. ()
+    # keeps the aspect ratio and resizes by MIN_SIZE_* and MAX_SIZE_*.
+    cfg.INPUT.FIXED_SIZE = ()
+    # With FIXED_SIZE: lowest and highest height in pixels that training samples from; the width
+    # stays. () always takes FIXED_SIZE.
+    cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
+    # Ignore training objects with fewer pixels than MIN_OBJECT_AREA or with both box sides shorter
+    # than MIN_OBJECT_SIDE pixels (before resizing).
+    cfg.INPUT.MIN_OBJECT_AREA = 0
+    cfg.INPUT.MIN_OBJECT_SIDE = 0
+    # How the values of image files map to [0, 255], the range of MODEL.PIXEL_MEAN: "type" (8-bit
+    # values stay, 16-bit ones become their high byte, floats in [0, 1] are multiplied by 255),
+    # "minmax" or "percentiles" of each image ("percentiles 1 99" for others than 0.5 and 99.5), or
+    # the two values that become 0 and 255, such as (0, 4095). All but "type" keep every level.
+    # The number of channels is that of MODEL.PIXEL_MEAN.
+    cfg.INPUT.PIXEL_RANGE = "type"
+    # Largest number of pixels of an image, a guard against damaged and hostile files; 0 for any.
+    cfg.INPUT.MAX_PIXELS = 178956970
+    # Dataset mapper: "instance", or one that a method registers (its README says when to use it).
+    cfg.INPUT.MAPPER = "instance"
+
+
+def _add_other_keys(cfg: CfgNode) -> None:
+    # "SGD" or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Precision under SOLVER.AMP.ENABLED: "bfloat16" (any device) or "float16" (scaled gradients).
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+    # Refuse a data set with bad annotations. False drops them, and reports counts and ids.
+    cfg.DATASETS.STRICT = False
+    # Number of classes of the data sets that a config file names, for every NUM_CLASSES that was
+    # not set itself; 0 leaves them as they are. train_net.py replaces it by the data set's own.
+    cfg.DATASETS.NUM_CLASSES = 0
+
+    # Library that matches detections: "hotcoco", or the slower "pycocotools" (same numbers). AP
+    # counts all detections of the model: raise TEST.DETECTIONS_PER_IMAGE, or the method's own key,
+    # for images with more objects. COCO's figures, which count the 100 most confident ones of an
+    # image and class, are shown beside where they differ (in metrics.json: "segm_at_100").
+    cfg.TEST.COCO_BACKEND = "hotcoco"
+    # Number of best and number of worst images drawn after the last evaluation.
+    cfg.TEST.NUM_PICTURES = 20
+    # TASK/METRIC of the printed tables, such as segm/AP or bbox/AP50, whose best checkpoint is kept
+    # as model_best.pth; "" keeps none. For a model without masks segm means bbox.
+    cfg.TEST.BEST_METRIC = "segm/AP"
+    # Also compute the losses on DATASETS.TEST every TEST.EVAL_PERIOD iterations.
+    cfg.TEST.VALIDATION_LOSS = False
