@@ -258,8 +258,6 @@ def check_values(cfg: CfgNode) -> None:
     check_best_metric(cfg.TEST.BEST_METRIC)
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     ImageReader.from_config(cfg)  # refuses what it cannot read by
-    if cfg.TEST.AUG.ENABLED:
-        raise ConfigError("TEST.AUG.ENABLED: augmented tests are not supported; set it to False")
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError("MODEL.LOAD_PROPOSALS: not supported; set it to False")
 
