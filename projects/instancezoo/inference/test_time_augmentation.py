@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import transforms as T
@@ -290,13 +289,13 @@ def _join(found: Sequence[Instances]) -> dict[str, Any]:
     return joined
 
 
-def _compare_boxes(boxes: Tensor, rows: slice) -> Tensor:
-    return box_iou(boxes[rows], boxes)
+def _compare_boxes(boxes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return box_iou(boxes[rows], boxes[columns])
 
 
-def _compare_masks(masks: list[dict[str, Any]], rows: slice) -> Tensor:
-    chosen = masks[rows]
-    return torch.from_numpy(np.asarray(iou(chosen, masks, [0] * len(masks))))
+def _compare_masks(masks: list[dict[str, Any]], rows: Tensor, columns: Tensor) -> Tensor:
+    others = select_rows(masks, columns)
+    return torch.from_numpy(iou(select_rows(masks, rows), others, [0] * len(others)))
 
 
 def _vote(masks: list[dict[str, Any]], scores: Tensor, groups: CopyGroups) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Detections of one object in several copies of an image: found, and merged into one.
 
-Legend: M detections of all copies, best score first, G groups, A copies, R detections of a chunk,
-B pairs.
+Legend: M detections of all copies, best score first, V members of groups, G groups, A copies,
+R detections of a chunk, L leaders.
 """
 
 from __future__ import annotations
@@ -11,11 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from instancezoo.layers.budget import DEFAULT_BUDGET
-
-# Bytes per pair of detections of a chunk: its IoU in fp64 and the comparisons made with it.
-_BYTES_PER_PAIR = 16
 
 
 @dataclass(frozen=True)
@@ -65,13 +60,13 @@ class CopyGroups:
 
 
 def group_detections(
-    compute_ious: Callable[[slice], Tensor],
+    compute_ious: Callable[[Tensor, Tensor], Tensor],
     classes: Tensor,
     copies: Tensor,
     *,
     num_copies: int,
     min_iou: float,
-    budget: int = DEFAULT_BUDGET,
+    chunk_size: int = 128,
 ) -> CopyGroups:
     """Group detections of one class in different copies that overlap.
 
@@ -80,61 +75,49 @@ def group_detections(
     already told them apart, so a single copy keeps all its detections.
 
     Args:
-        compute_ious: rows -> IoU of these detections with all, (R, M).
+        compute_ious: indices (R,) and (L,) -> IoU of each pair of detections, (R, L).
         classes: (M,) long, best score first.
         copies: (M,) long, in [0, num_copies).
         num_copies: A.
         min_iou: smallest overlap of one object in two copies.
-        budget: bytes of working memory.
+        chunk_size: number of detections that are compared with all leaders at once.
     """
-    better, worse, ious = _find_pairs(compute_ious, classes, copies, min_iou, budget)
-    count = len(classes)
-    leads, before = torch.ones_like(classes, dtype=torch.bool), None
-    # Each round settles at least the first detection that was not; a few rounds settle all.
-    while before is None or not torch.equal(leads, before):
-        before, leads = leads, torch.ones_like(leads)
-        leads[worse[before[better]]] = False
-    leader = torch.arange(count, device=classes.device)
-    chosen = leads[better] & ~leads[worse]
-    better, worse, ious = better[chosen], worse[chosen], ious[chosen]
-    order = ious.argsort(descending=True, stable=True)
-    order = order[worse[order].argsort(stable=True)]
-    nearest = order[_find_firsts(worse[order])]
-    leader[worse[nearest]] = better[nearest]
-    group = (leads.cumsum(0) - 1)[leader]
+    rank = torch.arange(len(classes), device=classes.device)
+    leader = rank.clone()
+    leaders = rank[:0]
+    for rows in rank.split(chunk_size) if len(rank) else ():
+        columns = torch.cat([leaders, rows])
+        ious = compute_ious(rows, columns).double()  # (R, L)
+        rivals = (ious >= min_iou) & (classes[rows, None] == classes[columns])
+        rivals &= (copies[rows, None] != copies[columns]) & (columns < rows[:, None])
+        leads = _find_leading(rivals, len(leaders))
+        own = torch.cat([leads.new_ones(len(leaders)), leads])
+        nearest = ious.where(rivals & own, -1).argmax(dim=1)
+        leader[rows] = torch.where(leads, rows, columns[nearest])
+        leaders = torch.cat([leaders, rows[leads]])
+    group = torch.searchsorted(leaders, leader)
     key = group * num_copies + copies
     order = key.argsort(stable=True)
     members = order[_find_firsts(key[order])].sort().values
-    return CopyGroups(
-        leaders=leads.nonzero().squeeze(1),
-        members=members,
-        group=group[members],
-        copy=copies[members],
-        num_copies=num_copies,
-    )
+    return CopyGroups(leaders, members, group[members], copies[members], num_copies)
 
 
-def _find_pairs(
-    compute_ious: Callable[[slice], Tensor],
-    classes: Tensor,
-    copies: Tensor,
-    min_iou: float,
-    budget: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of a better and a worse detection of one object: their indices and IoU, (B,) each."""
-    count = len(classes)
-    size = max(1, budget // (_BYTES_PER_PAIR * max(count, 1)))
-    rank = torch.arange(count, device=classes.device)
-    found = [(rank[:0], rank[:0], rank[:0].double())]
-    for start in range(0, count, size):
-        rows = slice(start, start + size)
-        ious = compute_ious(rows)  # (R, M)
-        is_pair = (ious >= min_iou) & (classes[rows, None] == classes)
-        is_pair &= (copies[rows, None] != copies) & (rank[rows, None] < rank)
-        row, column = is_pair.nonzero(as_tuple=True)
-        found.append((row + start, column, ious[row, column].double()))
-    better, worse, overlaps = zip(*found, strict=True)
-    return torch.cat(better), torch.cat(worse), torch.cat(overlaps)
+def _find_leading(rivals: Tensor, num_leaders: int) -> Tensor:
+    """Detections of a chunk without a leading rival.
+
+    Args:
+        rivals: (R, L + R) bool, better detections: leaders, then those of the chunk.
+        num_leaders: L.
+
+    Returns:
+        (R,) bool.
+    """
+    is_free, rivals = ~rivals[:, :num_leaders].any(dim=1), rivals[:, num_leaders:]
+    leads, before = is_free, None
+    # Each round settles at least the first detection that was not; a few rounds settle all.
+    while before is None or not torch.equal(leads, before):
+        before, leads = leads, is_free & ~(rivals & leads).any(dim=1)
+    return leads
 
 
 def _find_firsts(values: Tensor) -> Tensor:
