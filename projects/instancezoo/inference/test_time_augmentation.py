@@ -153,31 +153,32 @@ class ModelWithTTA(nn.Module):
     def _infer(self, record: dict[str, Any]) -> Instances:
         height, width = record["image"].shape[1:]
         record = {"height": height, "width": width, **record}
-        size = record["height"], record["width"]
-        averages_masks = isinstance(self.model, GeneralizedRCNN) and bool(
-            getattr(self.model.roi_heads, "mask_on", False)
-        )
-        parts = [getattr(self.model, "roi_heads", None)] if averages_masks else []
-        found = []
-        with mask_output_set(self.model, "rle"), _attribute_set(parts, "mask_on", False):
-            for copy in self.copies:
-                found.append(_restore(self._run(record, copy), copy.is_mirrored))
-        merged, device = self._merge(found), found[0].scores.device
-        if not averages_masks:
-            if merged.has("pred_masks") and self.mask_output == "bitmask":
-                masks = merged.pred_masks
-                merged.remove("pred_masks")
-                merged.pred_masks = decode_masks(masks, *size)
+        heads = getattr(self.model, "roi_heads", None)
+        # Detectron2's two-stage models predict masks for any boxes.
+        has_box_masks = isinstance(self.model, GeneralizedRCNN) and getattr(heads, "mask_on", False)
+        with (
+            mask_output_set(self.model, "rle"),
+            _attribute_set([heads] if has_box_masks else [], "mask_on", False),
+        ):
+            found = [_restore(self._run(record, copy), copy.is_mirrored) for copy in self.copies]
+        device = found[0].scores.device
+        merged = self._merge(found)
+        if has_box_masks:
+            masks: Any = self._predict_masks(record, merged.to(device))
+        elif merged.has("pred_masks"):
+            masks = merged.pred_masks
+            merged.remove("pred_masks")
+            if self.mask_output == "bitmask":
+                masks = decode_masks(masks, *merged.image_size)
+        else:
             return merged.to(device)
-        merged = merged.to(device)
-        scores = self._average_box_masks(record, merged)
-        masks = BoxMasks(scores, merged.pred_boxes.tensor)
-        merged.pred_masks = masks_for_output(masks, *size, self.mask_output)
-        return merged
+        merged.pred_masks = masks
+        return merged.to(device)
 
     def _run(self, record: dict[str, Any], copy: ImageCopy) -> Instances:
         """The model's result on one copy."""
-        parts = [] if copy.input_size is None else [self.model]
+        is_stretched = getattr(self.model, "input_size", None) is not None
+        parts = [self.model] if is_stretched else []
         with _attribute_set(parts, "input_size", copy.input_size):
             found: Instances = self.model([make_copy(record, copy)])[0]["instances"]
         return found
@@ -215,8 +216,8 @@ class ModelWithTTA(nn.Module):
         fields = {name: select_rows(values, kept) for name, values in merged.items()}
         return Instances(found[0].image_size, **fields)
 
-    def _average_box_masks(self, record: dict[str, Any], merged: Instances) -> Tensor:
-        """Mean over the copies of the mask scores in each box: (G, h, w)."""
+    def _predict_masks(self, record: dict[str, Any], merged: Instances) -> Any:
+        """`pred_masks` of merged detections: the mean over the copies of the scores in each box."""
         model: Any = self.model
         total: Any = 0
         for copy in self.copies:
@@ -230,8 +231,9 @@ class ModelWithTTA(nn.Module):
             (result,) = model.inference([image], [given], do_postprocess=False)
             scores = result.pred_masks[:, 0]  # (G, h, w)
             total = total + (scores.flip(2) if copy.is_mirrored else scores)
-        mean: Tensor = total / len(self.copies)
-        return mean
+        height, width = merged.image_size
+        masks = BoxMasks(total / len(self.copies), merged.pred_boxes.tensor)
+        return masks_for_output(masks, height, width, self.mask_output)
 
 
 def make_copy(record: dict[str, Any], copy: ImageCopy) -> dict[str, Any]:
