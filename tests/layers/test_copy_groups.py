@@ -74,7 +74,7 @@ def test_scores_count_absent_copies_and_boxes_do_not():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 12, 10], [50, 0, 60, 10]])
     scores = torch.tensor([0.75, 0.25, 0.4])
     groups = _group(boxes, torch.zeros(3, dtype=torch.long), torch.tensor([1, 0, 1]), 2)
-    torch.testing.assert_close(groups.average_scores(scores), torch.tensor([0.5, 0.2]))
+    torch.testing.assert_close(groups.merge_scores(scores), torch.tensor([0.625, 0.3]))
     expected = torch.tensor([[0, 0, 10.5, 10], [50, 0, 60, 10]])
     torch.testing.assert_close(groups.average_boxes(boxes, scores), expected)
 
@@ -82,5 +82,5 @@ def test_scores_count_absent_copies_and_boxes_do_not():
 def test_without_detections_there_are_no_groups():
     none = torch.zeros(0, dtype=torch.long)
     groups = _group(torch.zeros(0, 4), none, none)
-    assert groups.average_scores(torch.zeros(0)).shape == (0,)
+    assert groups.merge_scores(torch.zeros(0)).shape == (0,)
     assert groups.average_boxes(torch.zeros(0, 4), torch.zeros(0)).shape == (0, 4)

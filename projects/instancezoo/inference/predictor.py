@@ -47,7 +47,7 @@ class ImagePredictor:
         is_augmented = cfg.TEST.AUG.ENABLED
         if confidence is not None:
             # The models' own thresholds: no masks are computed for instances that would be dropped.
-            # Copies keep theirs: the mean of their scores counts.
+            # Copies keep theirs: their merged scores count.
             apply_confidence(cfg, confidence, may_raise=not is_augmented)
         self.image_format: str = cfg.INPUT.FORMAT
         self.confidence = confidence

@@ -90,9 +90,10 @@ class ModelWithTTA(nn.Module):
 
     It takes the place of Detectron2's `GeneralizedRCNNWithTTA` and works with every method: each
     copy goes through the model's whole inference, and detections of one class that overlap are
-    merged. Their score is the mean over the copies, so that an object must be found in many to rank
-    high. Masks of two-stage models are predicted for the merged boxes in each copy, and their
-    scores averaged; other masks are merged by a vote of their pixels, in run-length form.
+    merged. Their score is half the best one and half the mean over the copies, so that an object
+    ranks higher if many copies show it. Masks of two-stage models are predicted for the merged
+    boxes in each copy, and their scores averaged; other masks are merged by a vote of their pixels,
+    in run-length form.
 
     The copies are made from `image`, best of the original size (see `keep_original_sizes`). A
     single copy of the size that the model is tested at gives the model's own result.
@@ -146,7 +147,7 @@ class ModelWithTTA(nn.Module):
         Returns:
             A list of `{"instances": Instances}` with `pred_boxes`, `scores`, `pred_classes`,
             `pred_masks` if the model makes masks, and other fields of one number per detection,
-            averaged as the scores are.
+            merged as the scores are.
         """
         return [{"instances": self._infer(record)} for record in batched_inputs]
 
@@ -198,7 +199,7 @@ class ModelWithTTA(nn.Module):
             min_iou=self.min_iou,
         )
         merged: dict[str, Any] = {
-            name: groups.average_scores(values)
+            name: groups.merge_scores(values)
             for name, values in fields.items()
             if isinstance(values, Tensor) and values.ndim == 1 and values.is_floating_point()
         }

@@ -32,15 +32,18 @@ class CopyGroups:
     copy: Tensor
     num_copies: int
 
-    def average_scores(self, scores: Tensor) -> Tensor:
-        """Mean over the copies, (G,); a copy without the object counts as 0.
+    def merge_scores(self, scores: Tensor) -> Tensor:
+        """Half of the best score and half of the mean over the copies, (G,).
+
+        In the mean, a copy without the object counts as 0, so that objects that many copies show
+        rank before those of one; half of it, as copies of some sizes cannot show every object.
 
         Args:
             scores: (M,).
         """
         table = scores.new_zeros((len(self.leaders), self.num_copies))
         table[self.group, self.copy] = scores[self.members]
-        return table.mean(dim=1)
+        return (table.amax(dim=1) + table.mean(dim=1)) / 2
 
     def average_boxes(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """Mean of the members' boxes, weighted by their scores: (G, 4).
