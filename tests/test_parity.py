@@ -9,6 +9,7 @@ from parity.fixtures import list_fixtures, read_fixture
 from parity.grid import GridParity
 from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
+from parity.yolact import YOLACTParity
 
 # method of a fixture -> what checks it
 CHECKS: dict[str, Any] = {
@@ -19,6 +20,8 @@ CHECKS: dict[str, Any] = {
     "fcos": FCOSParity,
     "polarmask": PolarMaskParity,
     "pointrend": PointRendParity,
+    "YOLACT (ResNet-50)": YOLACTParity,
+    "YOLACT++ (ResNet-50, DCNv2)": YOLACTParity,
 }
 
 

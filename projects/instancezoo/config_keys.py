@@ -28,6 +28,18 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Number of pyramid levels above P5 made by convolutions: 2 (P6 and P7), 1 or 0; read by
     # MODEL.BACKBONE.NAME "build_resnet_fpn_top_levels_backbone".
     cfg.MODEL.FPN.TOP_LEVELS = 2
+    # ReLU between P6 and P7.
+    cfg.MODEL.FPN.TOP_RELU = True
+    # Top-down path: "nearest" doubling (Lin et al.), or "bilinear" resizing to each map's own size,
+    # which takes images of any size.
+    cfg.MODEL.FPN.UPSAMPLING = "nearest"
+    # ReLU after the output convolution of each level.
+    cfg.MODEL.FPN.OUTPUT_RELU = False
+
+    # In the stages of DEFORM_ON_PER_STAGE, every n-th block is deformable, from the first on.
+    cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1
+    # Deformable convolutions have a bias, also under a norm.
+    cfg.MODEL.RESNETS.DEFORM_BIAS = False
 
     # Exponential moving average of the weights: evaluated, and saved beside the model.
     cfg.MODEL.setdefault("EMA", CfgNode())
