@@ -99,9 +99,9 @@ def test_objects_without_masks_are_for_configs_without_masks(small_cfg):
     DatasetCatalog.register("boxes_and_masks", lambda: records)
     small_cfg.DATASETS.TRAIN = ("boxes_and_masks",)
     small_cfg.MODEL.MASK_ON = True
-    assert len(build_train_loader(small_cfg, None, 0).dataset.dataset) == 1
+    assert len(build_train_loader(small_cfg, None, 0).dataset.records) == 1
     small_cfg.MODEL.MASK_ON = False
-    assert len(build_train_loader(small_cfg, None, 0).dataset.dataset) == 4
+    assert len(build_train_loader(small_cfg, None, 0).dataset.records) == 4
     small_cfg.MODEL.MASK_ON = True
     records.pop()
     with pytest.raises(ConfigError, match=r"boxes_and_masks has a segmentation.*MASK_ON False"):

@@ -103,8 +103,9 @@ class CanvasTransform(T.Transform):
 
     def _place(self, values: Array, fill: Any) -> Array:
         height, width = values.shape[:2]
-        canvas = np.empty((*self.size, *values.shape[2:]), values.dtype)
-        canvas[...] = fill
+        canvas = np.zeros((*self.size, *values.shape[2:]), values.dtype)
+        if np.any(fill):  # masks stay sparse: memory of zeros is not touched until it is read
+            canvas[...] = fill
         canvas[self.top : self.top + height, self.left : self.left + width] = values
         return canvas
 
