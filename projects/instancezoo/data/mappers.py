@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 from instancezoo.data.augmentations import build_augmentations
 from instancezoo.data.coco_masks import measure_area, segmentation_to_rle
 from instancezoo.data.images import ImageError, ImageReader, read_image
-from instancezoo.data.transforms import RandomCrop, adapt_to_masks, build_resize, to_tensor
+from instancezoo.data.transforms import (
+    RandomCrop,
+    adapt_to_masks,
+    build_resize,
+    needs_pixels,
+    to_tensor,
+)
 from instancezoo.errors import check_choice, first_line
 
 Record = dict[str, Any]
@@ -139,7 +145,6 @@ class InstanceMapper(DatasetMapper):
         needs_masks: bool = True,
         measure_boxes: bool = False,
         keep_crowds: bool = False,
-        fill_polygons: bool = False,
         **kwargs: Any,
     ):
         """
@@ -154,7 +159,6 @@ class InstanceMapper(DatasetMapper):
             needs_masks: leave out objects without a segmentation.
             measure_boxes: replace the boxes by those around the transformed masks, if there are.
             keep_crowds: keep crowds, marked by `gt_is_crowd`.
-            fill_polygons: make masks of polygons before the augmentations, not after them.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
         super().__init__(is_train, augmentations=augmentations, **kwargs)
@@ -162,7 +166,7 @@ class InstanceMapper(DatasetMapper):
         self.min_object_area, self.min_object_side = min_object_area, min_object_side
         self.min_box_side = min_box_side
         self.needs_masks, self.measure_boxes = needs_masks, measure_boxes
-        self.keep_crowds, self.fill_polygons = keep_crowds, fill_polygons
+        self.keep_crowds = keep_crowds
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -182,8 +186,6 @@ class InstanceMapper(DatasetMapper):
             # A cropped mask's box is not the cropped box.
             "measure_boxes": is_train and cfg.INPUT.CROP.ENABLED,
             "keep_crowds": cfg.INPUT.CROWDS,
-            # The resize without antialias is one of pixels, also for masks.
-            "fill_polygons": bool(cfg.INPUT.FIXED_SIZE) and not cfg.INPUT.FIXED_SIZE_ANTIALIAS,
         }
 
     def __call__(self, dataset_dict: Record) -> Record | None:
@@ -215,6 +217,8 @@ class InstanceMapper(DatasetMapper):
         if aug_input.sem_seg is not None:
             record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
         if annotations is not None:
+            if needs_pixels(transforms):
+                _fill_polygons(annotations, record["height"], record["width"])
             instances = self._make_instances(annotations, transforms, aug_input.image.shape[:2])
             if self.min_box_side:
                 num_before, instances = len(annotations), self._drop_thin(instances)
@@ -236,10 +240,6 @@ class InstanceMapper(DatasetMapper):
         if not all("segmentation" in annotation for annotation in selected):
             for annotation in selected:
                 annotation.pop("segmentation", None)
-        elif self.fill_polygons:
-            size = record["height"], record["width"]
-            for annotation in selected:
-                annotation["segmentation"] = segmentation_to_rle(annotation["segmentation"], *size)
         return selected
 
     def _make_instances(
@@ -286,6 +286,13 @@ class InstanceMapper(DatasetMapper):
             return True
         area = measure_area(annotation["segmentation"], record["height"], record["width"])
         return area >= self.min_object_area
+
+
+def _fill_polygons(annotations: list[Record], height: int, width: int) -> None:
+    for annotation in annotations:
+        if "segmentation" in annotation:
+            mask = segmentation_to_rle(annotation["segmentation"], height, width)
+            annotation["segmentation"] = mask
 
 
 def _stack_boxes(annotations: list[Record] | None) -> Array | None:

@@ -77,6 +77,7 @@ class ResizeTransform(T.ResizeTransform):
     ) -> None:
         super().__init__(height, width, max(new_height, 1), max(new_width, 1))
         self.antialias = antialias
+        self.needs_pixels = not antialias
 
     def apply_image(self, img: NDArray[Any], interp: int | None = None) -> NDArray[Any]:
         """Resize (H, W) or (H, W, C) of uint8 or floats, by `interp` or bilinearly."""
@@ -181,6 +182,11 @@ class MaskCrop(T.CropTransform):
 
     def apply_polygons(self, polygons: list[NDArray[Any]]) -> list[NDArray[Any]]:
         return [self.apply_coords(polygon) for polygon in polygons]
+
+
+def needs_pixels(transforms: T.TransformList) -> bool:
+    """True if polygons have to become masks first, as a transform's `needs_pixels` says."""
+    return any(getattr(transform, "needs_pixels", False) for transform in transforms.transforms)
 
 
 def adapt_to_masks(transforms: T.TransformList) -> T.TransformList:

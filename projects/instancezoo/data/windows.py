@@ -69,6 +69,8 @@ class CanvasTransform(T.Transform):
         label: value of the canvas in segmentations.
     """
 
+    needs_pixels = True  # it would show the part of a polygon that a crop before it cut off
+
     def __init__(
         self,
         left: int,
