@@ -112,7 +112,7 @@ def check_crowds(cfg: Any) -> None:
     Architectures that know of crowds have an attribute `keep_crowds`.
     """
     name = cfg.MODEL.META_ARCHITECTURE
-    if cfg.INPUT.CROWDS and not hasattr(META_ARCH_REGISTRY.get(name), "keep_crowds"):
+    if cfg.INPUT.CROWDS and not hasattr(dict(META_ARCH_REGISTRY).get(name), "keep_crowds"):
         raise ConfigError(
             f"INPUT.CROWDS is True, but MODEL.META_ARCHITECTURE {name} would learn crowds as "
             "objects: set it to False"

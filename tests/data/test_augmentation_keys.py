@@ -66,20 +66,20 @@ def test_without_the_key_nothing_is_added() -> None:
 
 
 def test_it_is_set_on_the_command_line_too() -> None:
-    canvases = "{'ExpandCanvas': {'prob': 1, 'max_ratio': 2}}, {'ExpandCanvas': None}"
+    canvases = "{'ExpandCanvas': {'prob': 1, 'max_ratio': 2, 'fill': [7]}}, {'ExpandCanvas': None}"
     text = f"['RandomSampleCrop', {canvases}]"
     crop, canvas, default = build_augmentations(load_cfg("", ["INPUT.AUGMENTATIONS", text]))
     assert isinstance(crop, RandomSampleCrop)
-    assert (canvas.prob, canvas.max_ratio) == (1, 2)
-    assert (default.prob, default.max_ratio) == (0.5, 4)
+    assert (canvas.prob, canvas.max_ratio, canvas.fill) == (1, 2, (7,))
+    assert (default.prob, default.max_ratio, len(default.fill)) == (0.5, 4, 3)
 
 
 def test_the_table_of_the_documentation_is_complete() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    for name in ("PhotometricDistort", "ExpandCanvas", "RandomSampleCrop"):
+    for name, _ in AUGMENTATION_REGISTRY:
         rows = text[text.index(f"| `{name}`") :].split("\n")
         end = next(i for i, row in enumerate(rows[1:], 1) if not row.startswith("| | `"))
-        listed = re.findall(r"\| `(\w+)` \| [\d\[]", "\n".join(rows[:end]))
+        listed = [row.split("|")[2].strip(" `") for row in rows[:end]]
         with pytest.raises(ConfigError) as error:
             load_cfg("", ["INPUT.AUGMENTATIONS", [{name: {"nonsense": 1}}]])
         assert str(error.value).endswith(f"it takes: {', '.join(listed)}")
@@ -97,7 +97,10 @@ def test_the_table_of_the_documentation_is_complete() -> None:
         ({"ExpandCanvas": 2.0}, "one name with its arguments"),
         ({7: {}}, "no augmentation has that name"),
         ({"ExpandCanvas": {"ratio": 2}}, "no argument 'ratio'.*prob, max_ratio"),
-        ({"ExpandCanvas": {"fill": [0, 0, 0]}}, "no argument 'fill'"),
+        ({"ExpandCanvas": {"fill": 3}}, "fill is 3"),
+        ({"ExpandCanvas": {"fill": []}}, "fill is"),
+        ({"ExpandCanvas": {"fill": [1, "a"]}}, "a value of fill is 'a'"),
+        ({"PhotometricDistort": {"channel_order": "HSV"}}, "channel_order is 'HSV'"),
         ({"ExpandCanvas": {1: 2}}, "no argument 1"),
         ({"ExpandCanvas": {"prob": 2}}, "prob is 2; it must be between 0 and 1"),
         ({"ExpandCanvas": {"prob": True}}, "prob is True"),

@@ -19,8 +19,7 @@ AUGMENTATION_REGISTRY.__doc__ = """Detectron2 `Augmentation` classes, by their n
 INPUT.AUGMENTATIONS.
 
 The arguments in the config are those of the constructor, which raises `ValueError` for a bad value.
-What the constructor takes from other keys is named by an optional class method
-`read_config(cfg) -> dict`, and cannot be set in the entry.
+An optional class method `read_config(cfg) -> dict` takes defaults of arguments from other keys.
 """
 
 
@@ -61,20 +60,16 @@ def _build(entry: Any, cfg: CfgNode) -> T.Augmentation:
             f"{suggest(str(name), registered)}; known: {known}"
         )
     augmentation = registered[name]
-    from_other_keys = augmentation.read_config(cfg) if hasattr(augmentation, "read_config") else {}
-    known_arguments = [
-        argument
-        for argument in inspect.signature(augmentation).parameters
-        if argument not in from_other_keys
-    ]
+    known_arguments = inspect.signature(augmentation).parameters
     for argument in arguments:
         if argument not in known_arguments:
             raise ConfigError(
                 f"{KEY} has the entry {entry!r}, but {name} has no argument {argument!r}; it "
                 f"takes: {', '.join(known_arguments) or 'none'}"
             )
+    defaults = augmentation.read_config(cfg) if hasattr(augmentation, "read_config") else {}
     try:
-        return augmentation(**from_other_keys, **arguments)
+        return augmentation(**{**defaults, **arguments})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{KEY} has the entry {entry!r}: {error}") from error
 

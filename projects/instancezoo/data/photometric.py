@@ -35,7 +35,7 @@ class PhotometricDistort(T.Augmentation):
     saturation: only their brightness and contrast change.
 
     Args:
-        channel_order: "BGR" or "RGB" (the config's INPUT.FORMAT).
+        channel_order: "BGR" or "RGB"; by default INPUT.FORMAT.
         prob: of each change.
         brightness: largest value that is added or subtracted, in the image's units (of 255).
         contrast: lowest and highest factor of all values.

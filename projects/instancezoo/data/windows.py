@@ -28,7 +28,7 @@ class ExpandCanvas(T.Augmentation):
     """Place the image somewhere on a larger canvas, so that its objects become smaller.
 
     Args:
-        fill: values of the canvas, one for each channel (the config's MODEL.PIXEL_MEAN).
+        fill: values of the canvas, one for each channel; by default MODEL.PIXEL_MEAN.
         prob: probability of a change.
         max_ratio: largest ratio of a side of the canvas to that of the image, 1 or more. It is
             lower for large images, whose canvas has 2^24 pixels at most.
@@ -38,7 +38,9 @@ class ExpandCanvas(T.Augmentation):
         self, *, fill: Sequence[float] = (0.0,), prob: float = 0.5, max_ratio: float = 4.0
     ) -> None:
         super().__init__()
-        self.fill = tuple(float(value) for value in fill)
+        if not isinstance(fill, Sequence) or not fill:
+            raise ValueError(f"fill is {fill!r}; it must be a list with a number for each channel")
+        self.fill = tuple(check_number("a value of fill", value, -1e6, 1e6) for value in fill)
         self.prob = check_number("prob", prob, 0, 1)
         self.max_ratio = check_number("max_ratio", max_ratio, 1, 16)
 
