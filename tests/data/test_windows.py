@@ -320,3 +320,29 @@ def test_keypoints_move_along(record: Any) -> None:
         assert (points[:, 0, 0] <= width).all() and (points[:, 0, 1] <= height).all()
         num_cut += int((points[:, 1, 2] == 0).sum())
     assert num_cut
+
+
+@pytest.mark.parametrize("pixel_range", ["type", "percentiles"])
+@pytest.mark.parametrize("num_channels", [1, 3, 6])
+def test_the_pipeline_takes_images_of_any_depth(
+    num_channels: int, pixel_range: str, tmp_path: Path
+) -> None:
+    cfg = get_cfg()
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [40.0] * num_channels, [50.0] * num_channels
+    cfg.INPUT.PIXEL_RANGE = pixel_range
+    cfg.INPUT.AUGMENTATIONS = ["PhotometricDistort", "ExpandCanvas", "RandomSampleCrop"]
+    cfg.INPUT.FIXED_SIZE, cfg.INPUT.FIXED_SIZE_ANTIALIAS = (47, 53), False
+    mapper = InstanceMapper(cfg, is_train=True)
+    shape = (HEIGHT, WIDTH, num_channels)
+    values = np.random.default_rng(0).integers(0, 60000, shape, dtype=np.uint16)
+    np.save(tmp_path / "a.npy", values)
+    record = {"file_name": str(tmp_path / "a.npy"), "height": HEIGHT, "width": WIDTH}
+    mask = mask_util.encode(np.asfortranarray(MASKS[0], dtype=np.uint8))
+    fixed = {"bbox": [5.0, 8, 40, 32], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record["annotations"] = [fixed | {"segmentation": mask}]
+    for seed in range(10):
+        np.random.seed(seed)  # noqa: NPY002
+        mapped = mapper(record)
+        assert mapped["image"].shape == (num_channels, 47, 53)
+        assert mapped["image"].dtype == torch.float32 and mapped["image"].isfinite().all()
+        assert mapped["image"].abs().max() < 600 and len(mapped["instances"]) == 1

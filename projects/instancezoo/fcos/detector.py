@@ -25,7 +25,7 @@ class OneStageDetector(WholeWeights, ProposalNetwork):
         kwargs: those of `ProposalNetwork`.
     """
 
-    keep_crowds = False
+    keep_crowds = False  # crowds of INPUT.CROWDS are left out before training
 
     @configurable
     def __init__(self, *, allow_partial: bool = False, **kwargs: Any) -> None:

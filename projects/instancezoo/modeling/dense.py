@@ -72,8 +72,8 @@ class DenseMethod(nn.Module, Generic[Outputs, Targets]):
 class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
     """Stretch, normalise and pad images, run backbone and head; a method adds the four verbs.
 
-    A method that learns from crowds sets `keep_crowds` True; its ground truth then has the field
-    `gt_is_crowd`.
+    Crowds are left out of the ground truth. A method that uses them sets `keep_crowds` True; they
+    come after the objects then, and the field `gt_is_crowd` marks them.
 
     Args:
         backbone: Detectron2 backbone.

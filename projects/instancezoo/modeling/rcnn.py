@@ -45,7 +45,7 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
         kwargs: those of `GeneralizedRCNN`.
     """
 
-    keep_crowds = False
+    keep_crowds = False  # crowds of INPUT.CROWDS are left out before training
 
     @configurable
     def __init__(
