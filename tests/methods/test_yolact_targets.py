@@ -44,6 +44,7 @@ def make_ground_truth(boxes: list[list[float]], classes: list[int]) -> Instances
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[int(y1) : int(y2), int(x1) : int(x2)] = True
     instances.gt_masks = BitMasks(masks)
+    instances.gt_is_crowd = torch.zeros(len(boxes), dtype=torch.bool)
     return instances
 
 

@@ -288,8 +288,9 @@ class YOLACTParity(ParityBase):
 
     @cached_property
     def images(self) -> Any:
-        size = self.cfg.INPUT.FIXED_SIZE
-        return self.model.preprocess([stretch_image(image, size) for image in self.batch])
+        size, antialias = self.model.input_size, self.model.input_antialias
+        batch = [stretch_image(image, size, antialias) for image in self.batch]
+        return self.model.preprocess(batch)
 
     @cached_property
     def _outputs(self) -> Any:

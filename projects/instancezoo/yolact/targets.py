@@ -152,8 +152,8 @@ def make_targets(
     """Targets of a batch.
 
     Args:
-        ground_truth: N Instances with `gt_boxes`, `gt_classes`, `gt_masks` (BitMasks) and, if there
-            are crowds, `gt_is_crowd`. Objects without area are left out.
+        ground_truth: N Instances with `gt_boxes`, `gt_classes`, `gt_masks` (BitMasks) and
+            `gt_is_crowd`. Objects without area are left out.
         anchors: (P, 4) from `make_anchors`.
         rules: which anchors are positive.
         padded_size: height and width of the network input in pixels.
@@ -198,8 +198,6 @@ def split_crowds(image: Instances) -> tuple[Instances, Tensor]:
     """Objects with an area, and the boxes (crowds, 4) of crowds."""
     boxes = image.gt_boxes.tensor
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    if not image.has("gt_is_crowd"):
-        return image[has_area], boxes[:0]
     return image[has_area & ~image.gt_is_crowd], boxes[has_area & image.gt_is_crowd]
 
 

@@ -68,7 +68,7 @@ class YOLACT(DenseSegmenter[YOLACTOutputs, YOLACTTargets]):
     """
 
     head: YOLACTHead
-    keeps_crowds = True
+    keep_crowds = True  # anchors on them are no background
 
     @configurable
     def __init__(
