@@ -1,0 +1,104 @@
+"""Masks given as foreground runs: to COCO RLE and to full masks.
+
+Legend: M masks, H W image size, E ends of runs.
+
+Pixels are numbered column by column. `positions` (E,) long are the numbers of the pixels where
+foreground begins, or of the first pixel after it; for each mask they ascend within [0, H * W], none
+twice.
+`lengths` (M,) long is the number of positions of each mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instancezoo.layers.budget import DEFAULT_BUDGET
+from instancezoo.layers.extension import find_compiled, register_fake
+from instancezoo.layers.rle import encode_ends
+
+
+def encode_runs(
+    positions: Tensor, lengths: Tensor, height: int, width: int
+) -> list[dict[str, Any]]:
+    """COCO RLE of masks given as runs.
+
+    Args:
+        positions, lengths: as above.
+        height, width: size of the image in pixels.
+
+    Returns:
+        M dicts `{"size": [H, W], "counts": str}`.
+    """
+    pack = find_compiled("pack_runs", positions.device)
+    if pack is None:
+        ends = torch.repeat_interleave(lengths) * (height * width + 1) + positions
+        return encode_ends(ends, len(lengths), height, width)
+    characters, sizes = pack(positions, lengths, height * width)
+    text, stop = characters.numpy().tobytes().decode("ascii"), 0
+    codes: list[dict[str, Any]] = []
+    for size in sizes.tolist():
+        start, stop = stop, stop + size
+        codes.append({"size": [int(height), int(width)], "counts": text[start:stop]})
+    return codes
+
+
+def fill_runs(positions: Tensor, lengths: Tensor, height: int, width: int) -> Tensor:
+    """Full masks given as runs.
+
+    Args:
+        positions, lengths: as above; each run has a begin and an end.
+        height, width: size of the image in pixels.
+
+    Returns:
+        (M, H, W) bool, on the device of the positions.
+    """
+    fill = find_compiled("fill_runs", positions.device) or _fill_runs
+    masks: Tensor = fill(positions, lengths, height, width)
+    return masks
+
+
+def split_ends(ends: Tensor, num_masks: int, num_pixels: int) -> tuple[Tensor, Tensor]:
+    """Ends as `encode_ends` takes them to positions and lengths.
+
+    Args:
+        ends: (E,) long, ascending: index of the mask * (num_pixels + 1) + position.
+        num_masks: M.
+        num_pixels: H * W.
+
+    Returns:
+        Positions (E,) and lengths (M,), long.
+    """
+    owners = ends.div(num_pixels + 1, rounding_mode="floor")
+    return ends - owners * (num_pixels + 1), owners.bincount(minlength=num_masks)
+
+
+def _fill_runs(positions: Tensor, lengths: Tensor, height: int, width: int) -> Tensor:
+    """The plain version of the operator: a pixel is inside after an odd number of ends."""
+    num_pixels = height * width
+    masks = positions.new_empty((len(lengths), height, width), dtype=torch.bool)
+    size = max(1, DEFAULT_BUDGET // (2 * (num_pixels + 1)))  # a byte for changes, one for counts
+    sizes = [int(part.sum()) for part in lengths.split(size)] if len(lengths) else []
+    parts = zip(masks.split(size), positions.split(sizes), lengths.split(size), strict=True)
+    for part, ends, counts in parts if sizes else ():
+        changes = torch.zeros(len(part), num_pixels + 1, dtype=torch.uint8, device=ends.device)
+        changes[torch.repeat_interleave(counts), ends] = 1
+        inside = changes[:, :-1].cumsum(1, dtype=torch.uint8)  # modulo 256 the last bit is right
+        part.copy_(inside.bitwise_and_(1).view(-1, width, height).transpose(1, 2))
+    return masks
+
+
+@register_fake("pack_runs")
+def _shape_text(positions: Tensor, lengths: Tensor, num_pixels: int) -> tuple[Tensor, Tensor]:
+    num_characters = torch.library.get_ctx().new_dynamic_size()
+    return (
+        positions.new_empty((num_characters,), dtype=torch.uint8),
+        positions.new_empty((len(lengths),)),
+    )
+
+
+@register_fake("fill_runs")
+def _shape_masks(positions: Tensor, lengths: Tensor, height: int, width: int) -> Tensor:
+    return positions.new_empty((len(lengths), height, width), dtype=torch.bool)
