@@ -1,6 +1,6 @@
 """Masks given as foreground runs: to COCO RLE and to full masks.
 
-Legend: M masks, H W image size, E ends of runs.
+Legend: M masks, H W image size, E ends of runs, R owners.
 
 Pixels are numbered column by column. `positions` (E,) long are the numbers of the pixels where
 foreground begins, or of the first pixel after it; for each mask they ascend within [0, H * W], none
@@ -18,6 +18,9 @@ from torch import Tensor
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.extension import find_compiled, register_fake
 from instancezoo.layers.rle import encode_ends
+
+# Bytes per foreground pixel of a chunk: its numbers as long.
+_BYTES_PER_PIXEL = 64
 
 
 def encode_runs(
@@ -75,18 +78,49 @@ def split_ends(ends: Tensor, num_masks: int, num_pixels: int) -> tuple[Tensor, T
     return ends - owners * (num_pixels + 1), owners.bincount(minlength=num_masks)
 
 
+def expand_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the items of each owner.
+
+    Args:
+        counts: (R,) long, items of each owner.
+
+    Returns:
+        Owner and number within the owner, from 0 on, of all items, long.
+    """
+    owners = torch.repeat_interleave(counts)
+    starts = counts.cumsum(0) - counts
+    return owners, torch.arange(len(owners), device=counts.device) - starts[owners]
+
+
+def split_counts(counts: Tensor, most: int) -> list[int]:
+    """Cut consecutive owners into parts of about `most` items.
+
+    Args:
+        counts: (R,) long, items of each owner; one owner may have more than `most`.
+        most: items.
+
+    Returns:
+        Number of owners of each part.
+    """
+    part = counts.cumsum(0).div(max(1, most), rounding_mode="floor")
+    sizes: list[int] = part.unique_consecutive(return_counts=True)[1].tolist()
+    return sizes
+
+
 def _fill_runs(positions: Tensor, lengths: Tensor, height: int, width: int) -> Tensor:
-    """The plain version of the operator: a pixel is inside after an odd number of ends."""
-    num_pixels = height * width
-    masks = positions.new_empty((len(lengths), height, width), dtype=torch.bool)
-    size = max(1, DEFAULT_BUDGET // (2 * (num_pixels + 1)))  # a byte for changes, one for counts
-    sizes = [int(part.sum()) for part in lengths.split(size)] if len(lengths) else []
-    parts = zip(masks.split(size), positions.split(sizes), lengths.split(size), strict=True)
-    for part, ends, counts in parts if sizes else ():
-        changes = torch.zeros(len(part), num_pixels + 1, dtype=torch.uint8, device=ends.device)
-        changes[torch.repeat_interleave(counts), ends] = 1
-        inside = changes[:, :-1].cumsum(1, dtype=torch.uint8)  # modulo 256 the last bit is right
-        part.copy_(inside.bitwise_and_(1).view(-1, width, height).transpose(1, 2))
+    """The plain version of the operator: only foreground costs."""
+    masks = positions.new_zeros((len(lengths), height, width), dtype=torch.bool)
+    begins, stops = positions.view(-1, 2).unbind(1)
+    owners = torch.repeat_interleave(lengths)[::2]
+    sizes = stops - begins
+    parts = split_counts(sizes, DEFAULT_BUDGET // _BYTES_PER_PIXEL)
+    runs = zip(sizes.split(parts), begins.split(parts), owners.split(parts), strict=True)
+    for size, begin, owner in runs if parts else ():
+        run, within = expand_counts(size)
+        number = begin[run] + within
+        x = number.div(height, rounding_mode="floor")
+        index = (owner[run] * height + number - x * height) * width + x
+        masks.view(-1).index_fill_(0, index, True)
     return masks
 
 

@@ -14,7 +14,6 @@ window lie row by row, those of all windows one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import frexp
 
@@ -25,7 +24,7 @@ from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.extension import find_compiled, register_fake
 from instancezoo.layers.resize_chain import Resize, weigh_samples
 from instancezoo.layers.rle import cancel_pairs
-from instancezoo.layers.runs import split_ends
+from instancezoo.layers.runs import expand_counts, split_counts, split_ends
 
 # How far rounding may move a pixel of scores in [0, 1]: both interpolations of torch's resize, with
 # or without fused multiplications, and ours.
@@ -110,18 +109,10 @@ def find_score_runs(
 def locate_cells(windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mask, row and column (S,) long each of all cells of windows (M, 4)."""
     heights, widths = (windows[:, 2:] - windows[:, :2]).unbind(1)
-    areas = heights * widths
-    owners = torch.repeat_interleave(areas)
-    within = _count_up(areas, owners)
+    owners, within = expand_counts(heights * widths)
     y = within.div(widths[owners], rounding_mode="floor")
     x = within - y * widths[owners]
     return owners, windows[owners, 0] + y, windows[owners, 1] + x
-
-
-def _count_up(counts: Tensor, owners: Tensor) -> Tensor:
-    """0, 1, ... for each owner; `owners` is `repeat_interleave(counts)`."""
-    starts = counts.cumsum(0) - counts
-    return torch.arange(len(owners), device=owners.device) - starts[owners]
 
 
 def _multiply_in_windows(prototypes: Tensor, coefficients: Tensor, windows: Tensor) -> Tensor:
@@ -153,16 +144,18 @@ def _find_score_runs(
     groups = _group_pixels(scores, windows, rows, columns)
     least, most = groups.corners.amin(dim=1), groups.corners.amax(dim=1)  # NaN stays
     is_above = least > threshold + margin
-    is_unknown = ~(is_above | (most < threshold - margin)) & (groups.size.prod(dim=1) > 0)
+    counts = groups.size.prod(dim=1)
+    unknown = (~(is_above | (most < threshold - margin)) & (counts > 0)).nonzero().squeeze(1)
     ends = [_find_known_ends(groups, is_above, windows, len(row_cells), num_pixels)]
     unsure = [windows.new_zeros(0, 3)]
-    for chosen in _split_groups(groups.size.prod(dim=1), is_unknown.nonzero().squeeze(1)):
+    parts = split_counts(counts[unknown], _PIXELS_PER_CHUNK)
+    for chosen in unknown.split(parts) if parts else ():
         some = groups.select(chosen)
         pixels = _compute_pixels(some, rows, columns)
         inside = pixels.values > threshold
         ends.append(_find_ends(some, pixels, inside, len(row_cells), num_pixels))
-        # A mean of values that do not exceed a power of two does not either, however rounded.
-        is_flat = (most[chosen] <= threshold) & (frexp(threshold)[0] == 0.5)
+        # A mean of values up to a power of two does not exceed it, however it is rounded.
+        is_flat = (most[chosen] <= threshold) & (frexp(threshold)[0] in (0.0, 0.5))
         is_near = ((pixels.values - threshold).abs() <= margin) & ~is_flat[pixels.group]
         place = some.first[pixels.group] + torch.stack([pixels.y, pixels.x], dim=1)  # (P, 2)
         unsure.append(torch.cat([some.owner[pixels.group, None], place], dim=1)[is_near])
@@ -235,19 +228,8 @@ def _group_pixels(
     return _Groups(owner, padded[corner], first, stop - first)
 
 
-def _split_groups(num_pixels: Tensor, chosen: Tensor) -> Iterator[Tensor]:
-    """Split chosen groups (G,) so that each part has few pixels; `num_pixels` is of all groups."""
-    if len(chosen) == 0:
-        return
-    part = num_pixels[chosen].cumsum(0).div(_PIXELS_PER_CHUNK, rounding_mode="floor")
-    _, counts = part.unique_consecutive(return_counts=True)
-    yield from chosen.split(counts.tolist())
-
-
 def _compute_pixels(groups: _Groups, rows: PixelAxis, columns: PixelAxis) -> _Pixels:
-    num_pixels = groups.size.prod(dim=1)
-    group = torch.repeat_interleave(num_pixels)
-    within = _count_up(num_pixels, group)
+    group, within = expand_counts(groups.size.prod(dim=1))
     heights = groups.size[group, 0]
     x = within.div(heights, rounding_mode="floor")
     y = within - x * heights
@@ -286,8 +268,8 @@ def _find_known_ends(
     ends = []
     for chosen, is_stop in ((begins, 0), (stops, 1)):
         some = groups.select(chosen)
-        group = torch.repeat_interleave(some.size[:, 1])
-        x = some.first[group, 1] + _count_up(some.size[:, 1], group)
+        group, within = expand_counts(some.size[:, 1])
+        x = some.first[group, 1] + within
         y = some.first[group, 0] + is_stop * some.size[group, 0]
         ends.append(some.owner[group] * (num_pixels + 1) + x * height + y)
     return torch.cat(ends)

@@ -6,7 +6,7 @@ E ends of runs, U unsure pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from math import isfinite
 from typing import Any, Self
@@ -17,7 +17,7 @@ from torch import Tensor
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.resize_chain import Resize, resize_at_points
 from instancezoo.layers.rle import cancel_pairs
-from instancezoo.layers.runs import encode_runs, fill_runs, split_ends
+from instancezoo.layers.runs import encode_runs, fill_runs, split_counts, split_ends
 from instancezoo.layers.score_windows import (
     find_score_runs,
     locate_cells,
@@ -101,19 +101,10 @@ class PrototypeMasks(MaskForm):
         return {"coefficients": self.coefficients, "boxes": self.boxes}
 
     def bitmasks(self, height: int, width: int) -> Tensor:
-        masks = self.boxes.new_empty((len(self), height, width), dtype=torch.bool)
-        start = 0
-        for positions, lengths in self._find_runs(height, width):
-            stop = start + len(lengths)
-            masks[start:stop] = fill_runs(positions, lengths, height, width)
-            start = stop
-        return masks
+        return fill_runs(*self._find_runs(height, width), height, width)
 
     def rle(self, height: int, width: int) -> list[dict[str, Any]]:
-        codes: list[dict[str, Any]] = []
-        for positions, lengths in self._find_runs(height, width):
-            codes += encode_runs(positions, lengths, height, width)
-        return codes
+        return encode_runs(*self._find_runs(height, width), height, width)
 
     def cropped_scores(self) -> Tensor:
         """Scores of the whole grid, 0 outside the boxes, without a gradient: (M, 1, h, w) fp32."""
@@ -144,24 +135,26 @@ class PrototypeMasks(MaskForm):
         maps[locate_cells(windows)] = scores
         return maps
 
-    def _find_runs(self, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield positions and lengths of the runs of some masks, in order, see `layers/runs.py`."""
+    def _find_runs(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Positions (E,) and lengths (M,) of the masks' runs, see `layers/runs.py`."""
         if min(height, width) < 1:
             raise ValueError(f"masks need an image with pixels, not {height} x {width}")
-        if len(self) == 0:
-            return
         grid = self.prototypes.shape[1], self.prototypes.shape[2]
         rows, columns = weigh_axes(grid, height, width, self.boxes.device)
         windows = self._find_windows()
-        for some in _split_masks(windows, self.budget // _BYTES_PER_CELL):
-            scores = self._score(self.coefficients[some], windows[some])
-            positions, lengths, unsure = find_score_runs(
-                scores, windows[some], rows, columns, self.threshold
-            )
+        areas = (windows[:, 2:] - windows[:, :2] + 2).prod(dim=1)  # with a border of one cell
+        sizes = split_counts(areas, self.budget // _BYTES_PER_CELL) if len(self) else [0]
+        runs = []
+        for factors, places in zip(
+            self.coefficients.split(sizes), windows.split(sizes), strict=True
+        ):
+            scores = self._score(factors, places)
+            *found, unsure = find_score_runs(scores, places, rows, columns, self.threshold)
             if len(unsure):
-                maps = self._spread(scores, windows[some])
-                positions, lengths = self._decide(positions, lengths, unsure, maps, height, width)
-            yield positions, lengths
+                found = self._decide(*found, unsure, self._spread(scores, places), height, width)
+            runs.append(found)
+        positions, lengths = (torch.cat(parts) for parts in zip(*runs, strict=True))
+        return positions, lengths
 
     def _decide(
         self,
@@ -185,12 +178,3 @@ class PrototypeMasks(MaskForm):
         ends = torch.cat([ends, wrong, wrong + 1]).sort().values
         return split_ends(cancel_pairs(ends), len(lengths), num_pixels)
 
-
-def _split_masks(windows: Tensor, max_cells: int) -> Iterator[slice]:
-    """Slices of masks with few cells together; a single larger mask is a slice of its own."""
-    areas = (windows[:, 2:] - windows[:, :2] + 2).prod(dim=1)  # with a border of one cell
-    part = areas.cumsum(0).div(max(1, max_cells), rounding_mode="floor")
-    start = 0
-    for count in part.unique_consecutive(return_counts=True)[1].tolist():
-        yield slice(start, start + count)
-        start += count

@@ -1,6 +1,7 @@
 #include "runs.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include <ATen/ops/empty.h>
@@ -65,6 +66,80 @@ class Packer {
   int64_t before_last_ = 0;
 };
 
+// Writes masks row by row, which a processor does faster than column by column.
+class Filler {
+ public:
+  Filler(int64_t height, int64_t width) : height_(height), width_(width), next_(height + 1) {
+    inside_.resize(width, 0);
+  }
+
+  // mask: height x width, all false.
+  void fill(const int64_t* position, int64_t length, bool* mask) {
+    if (length == 0 || height_ == 0) {
+      return;
+    }
+    find_changes(position, length);
+    sort_changes();
+    const int64_t left = position[0] / height_;
+    const int64_t right = std::min((position[length - 1] - 1) / height_ + 1, width_);
+    size_t change = 0;
+    for (int64_t y = 0; y < height_; ++y) {
+      for (; change < next_[y]; ++change) {
+        inside_[sorted_[change]] ^= 1;
+      }
+      if (right > left) {
+        std::memcpy(mask + y * width_ + left, inside_.data() + left, right - left);
+      }
+    }
+    std::fill(inside_.begin(), inside_.end(), 0);
+  }
+
+ private:
+  struct Change {
+    int64_t y;
+    int64_t x;
+  };
+
+  // Where a column changes from one row to the next; every column begins outside.
+  void find_changes(const int64_t* position, int64_t length) {
+    changes_.clear();
+    for (int64_t run = 0; run < length; run += 2) {
+      int64_t x = position[run] / height_;
+      int64_t y = position[run] % height_;
+      for (int64_t left = position[run + 1] - position[run]; left > 0; ++x, y = 0) {
+        const int64_t bottom = std::min(y + left, height_);
+        left -= bottom - y;
+        changes_.push_back({y, x});
+        if (bottom < height_) {
+          changes_.push_back({bottom, x});
+        }
+      }
+    }
+  }
+
+  // Columns of the changes, by rows; `next_` becomes the end of each row's.
+  void sort_changes() {
+    std::fill(next_.begin(), next_.end(), 0);
+    for (const Change change : changes_) {
+      ++next_[change.y + 1];
+    }
+    for (int64_t y = 0; y < height_; ++y) {
+      next_[y + 1] += next_[y];
+    }
+    sorted_.resize(changes_.size());
+    for (const Change change : changes_) {
+      sorted_[next_[change.y]++] = change.x;
+    }
+  }
+
+  const int64_t height_;
+  const int64_t width_;
+  std::vector<size_t> next_;
+  std::vector<uint8_t> inside_;
+  std::vector<Change> changes_;
+  std::vector<int64_t> sorted_;
+};
+
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> pack_runs_cpu(const at::Tensor& positions,
@@ -107,19 +182,11 @@ at::Tensor fill_runs_cpu(const at::Tensor& positions, const at::Tensor& lengths,
   const auto* length = packed_lengths.const_data_ptr<int64_t>();
   at::Tensor masks = at::zeros({lengths.size(0), height, width}, at::kBool);
   auto* mask = masks.mutable_data_ptr<bool>();
+  Filler filler(height, width);
   for (int64_t index = 0; index < lengths.size(0); ++index, mask += height * width) {
     TORCH_CHECK(length[index] % 2 == 0, "every run needs a begin and an end");
-    for (const int64_t* stop = position + length[index]; position < stop; position += 2) {
-      int64_t x = height ? position[0] / height : 0;
-      int64_t y = height ? position[0] % height : 0;
-      for (int64_t left = position[1] - position[0]; left > 0; ++x, y = 0) {
-        const int64_t bottom = std::min(y + left, height);
-        left -= bottom - y;
-        for (; y < bottom; ++y) {
-          mask[y * width + x] = true;
-        }
-      }
-    }
+    filler.fill(position, length[index], mask);
+    position += length[index];
   }
   return masks;
 }

@@ -53,7 +53,7 @@ int64_t count_scores(const Window* windows, int64_t num_masks) {
 struct Axis {
   const int64_t* cells;
   const float* weights;
-  // For each cell the first pixel that begins with it or a later one, and the number of pixels.
+  // For each cell the first pixel whose cell it or a later one is, then the number of pixels.
   std::vector<int64_t> first;
 
   int64_t find_first(int64_t cell) const {
@@ -78,9 +78,10 @@ Axis make_axis(const at::Tensor& cells, const at::Tensor& weights) {
   return axis;
 }
 
-bool is_power_of_two(float value) {
+// A mean of values up to a power of two, or to 0, does not exceed it, however it is rounded.
+bool bounds_means(float value) {
   int exponent = 0;
-  return std::frexp(value, &exponent) == 0.5F;
+  return value == 0.0F || std::frexp(value, &exponent) == 0.5F;
 }
 
 class Tracer {
@@ -91,7 +92,7 @@ class Tracer {
         height_(height),
         threshold_(threshold),
         margin_(margin),
-        is_exact_(is_power_of_two(threshold)) {}
+        is_exact_(bounds_means(threshold)) {}
 
   // Appends the ends of a mask's runs.
   void trace(int64_t mask, const float* scores, Window window) {
