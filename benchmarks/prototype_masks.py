@@ -2,10 +2,10 @@
 
     python benchmarks/prototype_masks.py [--masks 100] [--rounds 7] [--threads 1]
 
-The reference is the usual YOLACT decoder: one product for whole maps, sigmoid, crop, resize of whole
-maps to the image, threshold, then pycocotools' encode. All run in turn in one process; medians and
-their ratios are printed. Masks may differ where the order of a sum decides a pixel: the number of
-such pixels is printed.
+The reference is the usual YOLACT decoder: one product for whole maps, sigmoid, crop, resize of
+whole maps to the image, threshold, then pycocotools' encode. All run in turn in one process;
+medians and their ratios are printed. Masks may differ where the order of a sum decides a pixel: the
+number of such pixels is printed.
 
 Legend: M masks, D prototypes, h w grid size, H W image size.
 """

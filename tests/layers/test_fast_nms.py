@@ -1,4 +1,4 @@
-"""Fast NMS, its variant across classes and greedy NMS, against loops that follow the definitions."""
+"""Fast NMS, its variant across classes and greedy NMS, against loops by the definitions."""
 
 import pytest
 import torch

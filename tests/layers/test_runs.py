@@ -7,7 +7,14 @@ from pycocotools import mask as coco_mask
 
 from instancezoo.layers import extension
 from instancezoo.layers.rle import cancel_pairs, find_ends
-from instancezoo.layers.runs import encode_runs, expand_counts, fill_runs, split_counts, split_ends
+from instancezoo.layers.runs import (
+    encode_runs,
+    expand_counts,
+    fill_runs,
+    set_pixels,
+    split_counts,
+    split_ends,
+)
 
 pytestmark = pytest.mark.usefixtures("op_version")
 
@@ -47,6 +54,17 @@ def test_no_mask_and_no_pixel():
         assert not fill_runs(none, empty, *size).any()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_single_pixels_are_set(share):
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(5, 9, 8, generator=generator) < share
+    pixels = (torch.rand(5, 9, 8, generator=generator) < 0.4).nonzero()
+    inside = torch.rand(len(pixels), generator=generator) < 0.5
+    found = set_pixels(*_find_runs(masks), pixels, inside, 9, 8)
+    masks[tuple(pixels.T)] = inside
+    assert all(torch.equal(a, b) for a, b in zip(found, _find_runs(masks), strict=True))
+
+
 def test_counts_are_expanded_and_split():
     counts = torch.tensor([0, 3, 0, 2, 9, 1])
     owners, within = expand_counts(counts)
@@ -60,7 +78,9 @@ def test_counts_are_expanded_and_split():
 
 
 def test_operators_are_well_registered(op_version):
-    ops = [extension.find_compiled(name, torch.device("cpu")) for name in ("pack_runs", "fill_runs")]
+    ops = [
+        extension.find_compiled(name, torch.device("cpu")) for name in ("pack_runs", "fill_runs")
+    ]
     if op_version == "plain":
         assert ops == [None, None]
         return

@@ -204,7 +204,7 @@ def _find_suppressed(
 
 
 def _find_ious(boxes: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """IoU (J,) of boxes with others, pair by pair; x0, y0, x1, y1 (J,) each; NaN if both are empty."""
+    """IoU (J,) of pairs of boxes, x0, y0, x1, y1 (J,) each; NaN if both are empty."""
     x0, y0 = (torch.maximum(boxes[i], others[i]) for i in (0, 1))
     x1, y1 = (torch.minimum(boxes[i], others[i]) for i in (2, 3))
     shared = (x1 - x0).clamp_(min=0) * (y1 - y0).clamp_(min=0)

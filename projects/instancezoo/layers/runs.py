@@ -1,6 +1,6 @@
 """Masks given as foreground runs: to COCO RLE and to full masks.
 
-Legend: M masks, H W image size, E ends of runs, R owners.
+Legend: M masks, H W image size, E ends of runs, U pixels, R owners.
 
 Pixels are numbered column by column. `positions` (E,) long are the numbers of the pixels where
 foreground begins, or of the first pixel after it; for each mask they ascend within [0, H * W], none
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.extension import find_compiled, register_fake
-from instancezoo.layers.rle import encode_ends
+from instancezoo.layers.rle import cancel_pairs, encode_ends
 
 # Bytes per foreground pixel of a chunk: its numbers as long.
 _BYTES_PER_PIXEL = 64
@@ -78,6 +78,31 @@ def split_ends(ends: Tensor, num_masks: int, num_pixels: int) -> tuple[Tensor, T
     return ends - owners * (num_pixels + 1), owners.bincount(minlength=num_masks)
 
 
+def set_pixels(
+    positions: Tensor, lengths: Tensor, pixels: Tensor, inside: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Change single pixels of masks given as runs.
+
+    Args:
+        positions, lengths: as above.
+        pixels: (U, 3) long, mask, row and column, none twice.
+        inside: (U,) bool, which of them shall be foreground.
+        height, width: size of the image in pixels.
+
+    Returns:
+        Positions and lengths.
+    """
+    num_numbers = height * width + 1
+    ends = torch.repeat_interleave(lengths) * num_numbers + positions
+    owner, y, x = pixels.unbind(1)
+    numbers = owner * num_numbers + x * height + y  # (U,)
+    # A pixel is foreground after an odd number of ends; other masks have an even number each.
+    was_inside = torch.searchsorted(ends, numbers, right=True) % 2 == 1
+    wrong = numbers[inside != was_inside]
+    ends = torch.cat([ends, wrong, wrong + 1]).sort().values
+    return split_ends(cancel_pairs(ends), len(lengths), height * width)
+
+
 def expand_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Number the items of each owner.
 
@@ -89,7 +114,7 @@ def expand_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
     """
     owners = torch.repeat_interleave(counts)
     starts = counts.cumsum(0) - counts
-    return owners, torch.arange(len(owners), device=counts.device) - starts[owners]
+    return owners, torch.arange(len(owners), device=counts.device) - starts.index_select(0, owners)
 
 
 def split_counts(counts: Tensor, most: int) -> list[int]:
@@ -117,9 +142,10 @@ def _fill_runs(positions: Tensor, lengths: Tensor, height: int, width: int) -> T
     runs = zip(sizes.split(parts), begins.split(parts), owners.split(parts), strict=True)
     for size, begin, owner in runs if parts else ():
         run, within = expand_counts(size)
-        number = begin[run] + within
+        number = begin.index_select(0, run) + within
         x = number.div(height, rounding_mode="floor")
-        index = (owner[run] * height + number - x * height) * width + x
+        y = number - x * height
+        index = (owner.index_select(0, run) * height + y) * width + x
         masks.view(-1).index_fill_(0, index, True)
     return masks
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.resize_chain import Resize, resize_at_points
-from instancezoo.layers.rle import cancel_pairs
-from instancezoo.layers.runs import encode_runs, fill_runs, split_counts, split_ends
+from instancezoo.layers.runs import encode_runs, fill_runs, set_pixels, split_counts
 from instancezoo.layers.score_windows import (
     find_score_runs,
     locate_cells,
@@ -149,32 +148,27 @@ class PrototypeMasks(MaskForm):
             self.coefficients.split(sizes), windows.split(sizes), strict=True
         ):
             scores = self._score(factors, places)
-            *found, unsure = find_score_runs(scores, places, rows, columns, self.threshold)
+            positions, lengths, unsure = find_score_runs(
+                scores, places, rows, columns, self.threshold
+            )
             if len(unsure):
-                found = self._decide(*found, unsure, self._spread(scores, places), height, width)
-            runs.append(found)
+                values = self._resize_at(scores, places, unsure, height, width)
+                is_inside = values > self.threshold
+                positions, lengths = set_pixels(
+                    positions, lengths, unsure, is_inside, height, width
+                )
+            runs.append((positions, lengths))
         positions, lengths = (torch.cat(parts) for parts in zip(*runs, strict=True))
         return positions, lengths
 
-    def _decide(
-        self,
-        positions: Tensor,
-        lengths: Tensor,
-        unsure: Tensor,
-        maps: Tensor,
-        height: int,
-        width: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Runs (E,), (M,) in which torch's own resize of the maps has decided (U, 3) pixels."""
-        num_pixels = height * width
-        ends = torch.repeat_interleave(lengths) * (num_pixels + 1) + positions
-        owner, y, x = unsure.unbind(1)
-        pixels = owner * (num_pixels + 1) + x * height + y  # (U,)
-        # A pixel is inside after an odd number of ends; some masks may have none.
-        first = torch.searchsorted(ends, torch.stack([owner * (num_pixels + 1), pixels + 1]))
-        is_inside = (first[1] - first[0]) % 2 == 1
-        values = resize_at_points(maps, [Resize(height, width)], unsure)
-        wrong = pixels[(values > self.threshold) != is_inside]
-        ends = torch.cat([ends, wrong, wrong + 1]).sort().values
-        return split_ends(cancel_pairs(ends), len(lengths), num_pixels)
-
+    def _resize_at(
+        self, scores: Tensor, windows: Tensor, pixels: Tensor, height: int, width: int
+    ) -> Tensor:
+        """Single pixels (U, 3) by torch's own resize: (U,). Only their masks become whole maps."""
+        masks, owner = pixels[:, 0].unique(return_inverse=True)
+        wanted = torch.zeros(len(windows), dtype=torch.bool, device=masks.device)
+        wanted[masks] = True
+        of_wanted = wanted[locate_cells(windows)[0]]
+        maps = self._spread(scores[of_wanted], windows[masks])
+        points = torch.cat([owner[:, None], pixels[:, 1:]], dim=1)
+        return resize_at_points(maps, [Resize(height, width)], points)
