@@ -99,6 +99,8 @@ def set_pixels(
     # A pixel is foreground after an odd number of ends; other masks have an even number each.
     was_inside = torch.searchsorted(ends, numbers, right=True) % 2 == 1
     wrong = numbers[inside != was_inside]
+    if len(wrong) == 0:
+        return positions, lengths
     ends = torch.cat([ends, wrong, wrong + 1]).sort().values
     return split_ends(cancel_pairs(ends), len(lengths), height * width)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.resize_chain import Resize, resize_at_points
-from instancezoo.layers.runs import encode_runs, fill_runs, set_pixels, split_counts
+from instancezoo.layers.runs import encode_runs, expand_counts, fill_runs, set_pixels, split_counts
 from instancezoo.layers.score_windows import (
     find_score_runs,
     locate_cells,
@@ -166,9 +166,9 @@ class PrototypeMasks(MaskForm):
     ) -> Tensor:
         """Single pixels (U, 3) by torch's own resize: (U,). Only their masks become whole maps."""
         masks, owner = pixels[:, 0].unique(return_inverse=True)
-        wanted = torch.zeros(len(windows), dtype=torch.bool, device=masks.device)
-        wanted[masks] = True
-        of_wanted = wanted[locate_cells(windows)[0]]
-        maps = self._spread(scores[of_wanted], windows[masks])
+        areas = (windows[:, 2:] - windows[:, :2]).prod(dim=1)
+        some, within = expand_counts(areas[masks])
+        starts = (areas.cumsum(0) - areas)[masks]
+        maps = self._spread(scores[starts[some] + within], windows[masks])
         points = torch.cat([owner[:, None], pixels[:, 1:]], dim=1)
         return resize_at_points(maps, [Resize(height, width)], points)
