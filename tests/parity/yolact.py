@@ -178,7 +178,7 @@ class YOLACTParity(ParityBase):
 
     def check_soft_masks(self) -> None:
         found = self._decoded
-        scores = found.pred_masks.crop_scores()[:, ::3, ::3]
+        scores = found.pred_masks.cropped_scores()[:, 0, ::3, ::3]
         order = self._match(found.scores, found.pred_classes, "fastnms")
         self._check_map("det_softmask_s3", scores[order])
 
@@ -197,7 +197,7 @@ class YOLACTParity(ParityBase):
             self._check_close("det_mask_score", found.mask_scores[order], SCORES)
             decoded = self._decoded
             with torch.no_grad():
-                ious = self.model.head.mask_iou(decoded.pred_masks.crop_scores()[:, None])
+                ious = self.model.head.mask_iou(decoded.pred_masks.cropped_scores())
             self._check_map("det_maskiou_all_classes", ious[order])
 
     def check_masks(self) -> None:

@@ -163,7 +163,7 @@ def rescore_masks(found: Instances, mask_iou: MaskIoUNet, rescore_boxes: bool) -
         mask_iou: see `MaskIoUNet`.
         rescore_boxes: if True, they become the scores, and the best ones are first.
     """
-    ious = mask_iou(found.pred_masks.crop_scores()[:, None])  # (M, K)
+    ious = mask_iou(found.pred_masks.cropped_scores())  # (M, K)
     own = ious.float().gather(1, found.pred_classes[:, None]).squeeze(1)
     found.mask_scores = found.scores * own
     if not rescore_boxes:
