@@ -188,3 +188,11 @@ def test_limits_below_one_are_refused():
         fast_nms(boxes, probs, top_k=0)
     with pytest.raises(ValueError, match="max_detections must be at least 1"):
         exact_nms(boxes, probs, max_detections=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("nms", [fast_nms, cross_class_fast_nms, exact_nms])
+def test_nms_on_a_gpu(nms):
+    boxes, probs = _make_case(120, 6, "random", seed=6)
+    found, expected = nms(boxes.cuda(), probs.cuda()), nms(boxes, probs)
+    assert all(a.is_cuda and torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))

@@ -247,3 +247,12 @@ def test_other_thresholds_and_pads_are_refused(numbers):
 def test_an_image_has_pixels():
     with pytest.raises(ValueError, match="0 x 5"):
         _make_masks(2).rle(0, 5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_masks_on_a_gpu():
+    masks = _make_masks(60).to("cuda")
+    found = masks.bitmasks(96, 128)
+    own = F.interpolate(masks.cropped_scores(), (96, 128), mode="bilinear")[:, 0]
+    assert found.is_cuda and torch.equal(found, own > 0.5)
+    _assert_rle(masks.rle(96, 128), found.cpu())

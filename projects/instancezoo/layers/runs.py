@@ -1,11 +1,10 @@
-"""Masks given as foreground runs: to COCO RLE and to full masks.
+"""Masks given as foreground runs: to COCO RLE, to full masks, single pixels changed.
 
 Legend: M masks, H W image size, E ends of runs, U pixels, R owners.
 
 Pixels are numbered column by column. `positions` (E,) long are the numbers of the pixels where
 foreground begins, or of the first pixel after it; for each mask they ascend within [0, H * W], none
-twice.
-`lengths` (M,) long is the number of positions of each mask.
+twice. `lengths` (M,) long are the numbers of positions of the masks.
 """
 
 from __future__ import annotations

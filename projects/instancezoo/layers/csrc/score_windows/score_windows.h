@@ -1,9 +1,10 @@
-// Scores in windows of a grid, enlarged to masks. The contract is that of `layers/score_windows.py`.
+// Scores in windows of a grid, enlarged to masks. The contract is that of
+// `layers/score_windows.py`.
 // Legend: M masks, D prototypes, h w size of the grid, H W image size, S scores of all windows,
 // E ends of runs, U pixels.
 //
-// windows: (M, 4) int64, first row, first column, the rows' and columns' end; the scores of a window
-// lie row by row, those of all windows one after the other.
+// windows: (M, 4) int64, first row, first column, the rows' and columns' end; the scores of a
+// window lie row by row, those of all windows one after the other.
 #pragma once
 
 #include <tuple>
@@ -20,8 +21,9 @@ at::Tensor multiply_in_windows_cpu(const at::Tensor& prototypes, const at::Tenso
 // scores: (S,) float, values in [0, 1].
 // row_cells (H,) int64, ascending, and row_weights (H, 2) float: a row of pixels is a mean of that
 // row of cells and the next; column_cells (W,) and column_weights (W, 2) likewise.
-// Returns positions (E,) int64 and lengths (M,) int64 as `runs.h` has them, and (U, 3) int64 mask,
-// row and column of the pixels that rounding could put on the other side of the threshold.
+// Returns positions (E,) int64 and lengths (M,) int64, as `runs.h` has them, of the pixels above
+// the threshold, and (U, 3) int64 mask, row and column of those within `margin` of it: rounding
+// could put them on its other side.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> find_score_runs_cpu(
     const at::Tensor& scores, const at::Tensor& windows, const at::Tensor& row_cells,
     const at::Tensor& row_weights, const at::Tensor& column_cells,
