@@ -1,6 +1,6 @@
 """What cropping does to YOLACT's masks: by predicted boxes, by the objects' own, or not at all.
 
-    python benchmarks/yolact_crops.py --weights output/yolact/model_best.pth --dataset shapes_tiny_val
+    python benchmarks/yolact_crops.py --weights model_best.pth --dataset shapes_tiny_val
 
 Detections and scores are the same in all rows. A detection that overlaps no object of the data set
 by an IoU of 0.5 keeps its own box in the second row.
