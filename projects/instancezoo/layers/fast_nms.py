@@ -197,7 +197,7 @@ def _find_suppressed(
     for one, other in pairs if len(lower) else ():
         ious = _find_ious(*([side.index_select(0, i) for side in sides] for i in (one, other)))
         # A comparison with NaN is false: 0 / 0 counts as an overlap.
-        suppressed.index_fill_(0, one.masked_select(~(ious <= iou_threshold)), True)
+        suppressed.index_fill_(0, one.masked_select(~(ious <= iou_threshold)), 1)
     result = torch.empty_like(suppressed)
     result[by_class] = suppressed
     return result[start:]

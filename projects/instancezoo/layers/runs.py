@@ -147,7 +147,7 @@ def _fill_runs(positions: Tensor, lengths: Tensor, height: int, width: int) -> T
         x = number.div(height, rounding_mode="floor")
         y = number - x * height
         index = (owner.index_select(0, run) * height + y) * width + x
-        masks.view(-1).index_fill_(0, index, True)
+        masks.view(-1).index_fill_(0, index, 1)  # not True: it cannot be traced
     return masks
 
 
