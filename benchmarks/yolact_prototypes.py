@@ -25,8 +25,8 @@ from instancezoo.modeling.input_size import stretch_image
 PLACES = ((0.25, 0.25), (0.5, 0.25), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.75, 0.75))
 RADIUS = 0.16  # of the image's side
 BACKGROUND, OBJECT = (70, 90, 80), (230, 140, 60)  # RGB
-NOISE = 6
-CELL, GAP = 128, 4  # pixels of the picture
+NOISE = 2
+CELL, GAP = 96, 3  # pixels of the picture
 
 
 def draw_images(shape: str, side: int) -> np.ndarray:
@@ -60,10 +60,16 @@ def compute_prototypes(model: Any, images: np.ndarray, size: tuple[int, int]) ->
 
 
 def choose_prototypes(prototypes: Tensor, count: int) -> list[int]:
-    """Those that change most from image to image, relative to their largest value."""
-    spread = prototypes.std(dim=0).mean(dim=(1, 2))  # (D,)
-    largest = prototypes.amax(dim=(0, 2, 3))
-    return (spread / largest.clamp(min=1e-6)).topk(count).indices.tolist()
+    """The one that changes most from image to image, then those least like the chosen ones."""
+    values = prototypes.transpose(0, 1).flatten(1)  # (D, T*H*W)
+    spread = prototypes.std(dim=0).mean(dim=(1, 2)) / values.amax(dim=1).clamp(min=1e-6)  # (D,)
+    likeness = torch.corrcoef(values).nan_to_num(1.0).abs()  # (D, D); NaN: it is constant
+    energy = values.mean(dim=1)
+    likeness[:, energy < energy.median()] = 1.0  # nearly unused
+    chosen = [int(spread.argmax())]
+    while len(chosen) < count:
+        chosen.append(int(likeness[chosen].amax(dim=0).argmin()))
+    return chosen
 
 
 def draw_picture(images: np.ndarray, prototypes: Tensor, chosen: list[int]) -> np.ndarray:
