@@ -1,0 +1,126 @@
+"""Boxes as in Caffe2's Detectron, which the published weights were trained with.
+
+There the second corner of a box is its last pixel, and a width is x2 - x1 + 1. Here all boxes are
+exclusive, as in Detectron2: x2 is one more. With that, box deltas and IoU are the same in both.
+The last pixel counts where a box is scaled, clipped, pooled from, or pasted into.
+
+Legend: L levels, H W map size, A anchors of a cell, R regions, M masks, S side of a mask.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.anchor_generator import BufferList, DefaultAnchorGenerator
+from torch import Tensor
+
+from instancezoo.modeling.masks import BoxMasks
+
+_MASK_THRESHOLD = 0.5
+
+
+class LegacyAnchorGenerator(DefaultAnchorGenerator):
+    """Anchors of whole sizes around the centres of the cells.
+
+    A level's smallest anchor has the level's stride as its size; its sides are rounded before they
+    are multiplied.
+
+    Args:
+        sizes, aspect_ratios, strides: as in Detectron2's, L each; the centres need no `offset`.
+    """
+
+    def __init__(
+        self, *, sizes: list[list[float]], aspect_ratios: list[list[float]], strides: list[int]
+    ) -> None:
+        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=0.5)
+
+    def _calculate_anchors(
+        self, sizes: list[list[float]], aspect_ratios: list[list[float]]
+    ) -> BufferList:
+        levels = zip(self.strides, sizes, aspect_ratios, strict=True)
+        return BufferList([make_cell_anchors(*level) for level in levels])
+
+
+def make_cell_anchors(stride: int, sizes: list[float], ratios: list[float]) -> Tensor:
+    """Anchors around the origin: (A, 4) XYXY in pixels.
+
+    Args:
+        stride: of the level.
+        sizes: square roots of the areas.
+        ratios: height / width.
+    """
+    rows = []
+    for size in sizes:
+        for ratio in ratios:
+            width = round(sqrt(stride**2 / ratio))  # to even, as in NumPy
+            height = round(width * ratio)
+            x, y = width * size / stride / 2, height * size / stride / 2
+            rows.append([-x, -y, x, y])
+    return torch.tensor(rows)
+
+
+def to_inclusive(boxes: Tensor) -> Tensor:
+    """Exclusive boxes (R, 4) -> the same with their last pixels as second corners."""
+    return boxes - boxes.new_tensor([0, 0, 1, 1])
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Clip exclusive boxes to the pixels of an image; at least one remains of each.
+
+    Args:
+        boxes: (..., 4).
+        size: height and width.
+    """
+    height, width = size
+    low = boxes.new_tensor([0, 0, 1, 1])
+    high = boxes.new_tensor([width, height, width, height]) - 1 + low
+    return boxes.clamp(min=low, max=high)
+
+
+def resize_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Scale exclusive boxes with an image: their last pixels are scaled.
+
+    Args:
+        boxes: (R, 4).
+        size, new_size: height and width of the image before and after.
+    """
+    scale_y, scale_x = new_size[0] / size[0], new_size[1] / size[1]
+    scale = boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+    return to_inclusive(boxes) * scale + boxes.new_tensor([0, 0, 1, 1])
+
+
+def place_masks(scores: Tensor, boxes: Tensor) -> BoxMasks:
+    """Place mask scores on whole pixels of an image, as Detectron pasted them.
+
+    Scores get a border of zeros. Boxes grow by it, their corners lose their fractions, and the
+    scores fill all pixels from the first to the last; a pixel of the mask has more than 0.5.
+
+    Args:
+        scores: (M, S, S), values in [0, 1].
+        boxes: (M, 4), exclusive.
+
+    Returns:
+        The same masks on equivalent boxes.
+    """
+    border = 1 + 2 / scores.shape[-1]
+    first, last = to_inclusive(boxes).unflatten(1, (2, 2)).unbind(1)  # (M, 2) x and y
+    center, half = (first + last) / 2, (last - first) / 2 * border
+    first, last = (center - half).trunc(), (center + half).trunc()
+    corners = torch.cat([first, first + (last - first + 1).clamp(min=1)], dim=1)
+    return BoxMasks(F.pad(scores, (1, 1, 1, 1)), corners, threshold=just_above(_MASK_THRESHOLD))
+
+
+def just_above(value: float) -> float:
+    """The next number in fp32: `x >= just_above(value)` means `x > value`."""
+    return _step(value, torch.inf)
+
+
+def just_below(value: float) -> float:
+    """The number before in fp32: `x > just_below(value)` means `x >= value`."""
+    return _step(value, -torch.inf)
+
+
+def _step(value: float, towards: float) -> float:
+    return torch.nextafter(torch.tensor(value), torch.tensor(towards)).item()
