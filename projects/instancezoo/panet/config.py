@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import Any
+
 from detectron2.config import CfgNode
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers
@@ -15,9 +18,12 @@ _HEADS = {
     "ROI_BOX_HEAD": "PANetConvFCHead",
     "ROI_MASK_HEAD": "PANetFusionMaskHead",
 }
-_LEGACY_PARTS = {
-    "META_ARCHITECTURE": "GeneralizedRCNNCompactMasks",
-    "PROPOSAL_GENERATOR.NAME": "PANetRPN",
+_LEGACY_NEEDS = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNNCompactMasks",
+    "MODEL.PROPOSAL_GENERATOR.NAME": "PANetRPN",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": False,
+    "MODEL.KEYPOINT_ON": False,
+    "INPUT.CROP.ENABLED": False,  # the scale follows from the sizes of image and original
 }
 _POOLERS = ("ROIAlignV2", "ROIAlign")
 
@@ -35,7 +41,6 @@ def add_panet_config(cfg: CfgNode) -> None:
     # Boxes as in Caffe2's Detectron, which the published weights need: ends of boxes are pixels,
     # anchors have whole sizes, RoIAlign is not shifted by half a cell, proposals are clipped to the
     # padded image, boxes are decoded in the original image, masks are pasted on whole pixels.
-    # Leave it False to train.
     node.LEGACY_BOXES = False
 
 
@@ -50,13 +55,13 @@ def check_panet_config(cfg: CfgNode) -> None:
     box, mask = model.ROI_BOX_HEAD, model.ROI_MASK_HEAD
     parts = ["ROI_HEADS", "ROI_BOX_HEAD"] + ["ROI_MASK_HEAD"] * model.MASK_ON
     for part in parts:
-        _check_partner(f"MODEL.{part}.NAME", model[part].NAME, _HEADS[part])
+        _check_partner(f"MODEL.{part}.NAME", model[part].NAME, _HEADS[part], "heads of PANet")
     for part in parts[1:]:
         check_choice(f"MODEL.{part}.POOLER_TYPE", model[part].POOLER_TYPE, _POOLERS)
     if model.PANET.LEGACY_BOXES:
-        names = (model.META_ARCHITECTURE, model.PROPOSAL_GENERATOR.NAME)
-        for (key, wanted), name in zip(_LEGACY_PARTS.items(), names, strict=True):
-            _check_partner(f"MODEL.{key}", name, wanted, " with MODEL.PANET.LEGACY_BOXES True")
+        for key, wanted in _LEGACY_NEEDS.items():
+            found = reduce(getattr, key.split("."), cfg)
+            _check_partner(key, found, wanted, "MODEL.PANET.LEGACY_BOXES True")
     if box.NUM_CONV + box.NUM_FC < 1:
         raise ConfigError(
             "MODEL.ROI_BOX_HEAD.NUM_CONV and MODEL.ROI_BOX_HEAD.NUM_FC are both 0: the first layer "
@@ -77,6 +82,6 @@ def _check_mask_head(node: CfgNode, fc_fusion: bool) -> None:
         check_group_norm(node.NORM, {f"half of {key}": node.CONV_DIM // 2})
 
 
-def _check_partner(key: str, name: str, wanted: str, where: str = "") -> None:
-    if name != wanted:
-        raise ConfigError(f"{key} is '{name}'; with PANet's heads{where} it must be '{wanted}'")
+def _check_partner(key: str, value: Any, wanted: Any, partner: str) -> None:
+    if value != wanted:
+        raise ConfigError(f"{key} is {value!r}; with {partner} it must be {wanted!r}")

@@ -28,6 +28,11 @@ def drop_background_box(tensor: Tensor) -> Tensor:
     return tensor[4:]
 
 
+def make_zero_mean(tensor: Tensor) -> Tensor:
+    """The mean with which a frozen norm only scales and shifts."""
+    return torch.zeros_like(tensor)
+
+
 def make_unit_variance(tensor: Tensor) -> Tensor:
     """The variance with which a frozen norm only scales and shifts."""
     return torch.full_like(tensor, 1 - _DETECTRON2_EPS)
@@ -40,7 +45,7 @@ _NORMS = {
     f"{_BODY}.res{{s}}.0.downsample.1": f"{_RESNET}.res{{s}}.0.shortcut.norm",
 }
 _DERIVED = (
-    *((f"{a}.bias", f"{b}.running_mean", torch.zeros_like) for a, b in _NORMS.items()),
+    *((f"{a}.bias", f"{b}.running_mean", make_zero_mean) for a, b in _NORMS.items()),
     *((f"{a}.bias", f"{b}.running_var", make_unit_variance) for a, b in _NORMS.items()),
 )
 

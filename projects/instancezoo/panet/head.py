@@ -6,7 +6,7 @@ Legend: L levels, R regions, C channels, K classes, S side of a mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -93,27 +93,21 @@ class PANetConvFCHead(nn.Sequential):
         fuse: str = "max",
     ) -> None:
         super().__init__()
-        height, width = input_shape.height or 1, input_shape.width or 1
         channels, fc_norm = input_shape.channels or 1, "" if num_conv else norm
+        height, width = input_shape.height, input_shape.width
         for index in range(num_conv + num_fc):
-            is_conv = index < num_conv
-            name = f"conv{index + 1}" if is_conv else f"fc{index + 1 - num_conv}"
-            layers: list[nn.Module] = []
-            for _ in range(1 if index else num_levels):
-                if is_conv:
-                    layers.append(_build_conv(channels, conv_dim, norm))
-                else:
-                    layers.append(FullyConnected(channels * height * width, fc_dim, fc_norm))
-            self.add_module(name, layers[0] if index else LevelFusion(layers, fuse))
-            channels = conv_dim if is_conv else fc_dim
-            if not is_conv:
-                height = width = 1
-        is_flat = num_fc > 0
-        self._output_shape = (
-            ShapeSpec(channels=channels)
-            if is_flat
-            else ShapeSpec(channels=channels, height=height, width=width)
-        )
+            make: Callable[[], nn.Module]
+            if index < num_conv:
+                name, make = f"conv{index + 1}", partial(_build_conv, channels, conv_dim, norm)
+                channels = conv_dim
+            else:
+                size = channels * (height or 1) * (width or 1)
+                name = f"fc{index - num_conv + 1}"
+                make = partial(FullyConnected, size, fc_dim, fc_norm)
+                channels, height, width = fc_dim, None, None
+            layers = (make() for _ in range(num_levels))
+            self.add_module(name, make() if index else LevelFusion(layers, fuse))
+        self._output_shape = ShapeSpec(channels=channels, height=height, width=width)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:

@@ -14,11 +14,15 @@ from math import sqrt
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.anchor_generator import BufferList, DefaultAnchorGenerator
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from instancezoo.modeling.masks import BoxMasks
+from instancezoo.modeling.rcnn import BatchImages
 
-_MASK_THRESHOLD = 0.5
+# Detectron's masks are above 0.5, and where scores are 0 and 1, many pixels of a contour are at it.
+# The margin is above the rounding of `BoxMasks`, so that none of these belongs to a mask.
+_MASK_THRESHOLD = 0.5 + 2**-16
 
 
 class LegacyAnchorGenerator(DefaultAnchorGenerator):
@@ -91,11 +95,47 @@ def resize_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]
     return to_inclusive(boxes) * scale + boxes.new_tensor([0, 0, 1, 1])
 
 
+def list_output_sizes(images: BatchImages) -> list[tuple[int, int]]:
+    """Height and width of the original of each image, as far as the batch names them."""
+    return [
+        (record.get("height", height), record.get("width", width))
+        for record, (height, width) in zip(images.records, images.image_sizes, strict=True)
+    ]
+
+
+def shift_targets(images: BatchImages, targets: list[Instances]) -> list[Instances]:
+    """Ground truth whose last pixels were scaled with the image, not the pixels' far ends.
+
+    Args:
+        images: N images.
+        targets: N Instances with `gt_boxes` in pixels of the network input.
+
+    Returns:
+        Copies; a box is at least one pixel wide and high.
+    """
+    shifted = []
+    for objects, output_size in zip(targets, list_output_sizes(images), strict=True):
+        boxes, (height, width) = objects.gt_boxes.tensor, objects.image_size
+        pixel = boxes.new_tensor([width / output_size[1], height / output_size[0]])
+        first, end = boxes.split(2, dim=1)
+        boxes = torch.cat([first, torch.maximum(end - pixel, first) + 1], dim=1)
+        copy = Instances(objects.image_size, **objects.get_fields())
+        copy.gt_boxes = Boxes(boxes)
+        shifted.append(copy)
+    return shifted
+
+
+def widen_boxes(boxes: Tensor) -> Tensor:
+    """Boxes (R, 4) that are at least one pixel wide and high."""
+    first, end = boxes.split(2, dim=1)
+    return torch.cat([first, torch.maximum(end, first + 1)], dim=1)
+
+
 def place_masks(scores: Tensor, boxes: Tensor) -> BoxMasks:
     """Place mask scores on whole pixels of an image, as Detectron pasted them.
 
     Scores get a border of zeros. Boxes grow by it, their corners lose their fractions, and the
-    scores fill all pixels from the first to the last; a pixel of the mask has more than 0.5.
+    scores fill all pixels from the first to the last. A pixel of the mask has more than 0.5.
 
     Args:
         scores: (M, S, S), values in [0, 1].
@@ -109,18 +149,9 @@ def place_masks(scores: Tensor, boxes: Tensor) -> BoxMasks:
     center, half = (first + last) / 2, (last - first) / 2 * border
     first, last = (center - half).trunc(), (center + half).trunc()
     corners = torch.cat([first, first + (last - first + 1).clamp(min=1)], dim=1)
-    return BoxMasks(F.pad(scores, (1, 1, 1, 1)), corners, threshold=just_above(_MASK_THRESHOLD))
-
-
-def just_above(value: float) -> float:
-    """The next number in fp32: `x >= just_above(value)` means `x > value`."""
-    return _step(value, torch.inf)
+    return BoxMasks(F.pad(scores, (1, 1, 1, 1)), corners, _MASK_THRESHOLD)
 
 
 def just_below(value: float) -> float:
     """The number before in fp32: `x > just_below(value)` means `x >= value`."""
-    return _step(value, -torch.inf)
-
-
-def _step(value: float, towards: float) -> float:
-    return torch.nextafter(torch.tensor(value), torch.tensor(towards)).item()
+    return torch.nextafter(torch.tensor(value), torch.tensor(-torch.inf)).item()

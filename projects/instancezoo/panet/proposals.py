@@ -13,7 +13,9 @@ from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_p
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from .legacy import LegacyAnchorGenerator, clip_boxes, just_below
+from instancezoo.modeling.rcnn import BatchImages
+
+from .legacy import LegacyAnchorGenerator, clip_boxes, just_below, shift_targets
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -45,7 +47,7 @@ class PANetRPN(RPN):
 
     def forward(
         self,
-        images: ImageList,
+        images: BatchImages,
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
@@ -54,6 +56,8 @@ class PANetRPN(RPN):
             return super().forward(images, features, gt_instances)
         height, width = images.tensor.shape[2:]
         padded = ImageList(images.tensor, [(height, width)] * len(images))
+        if gt_instances is not None:
+            gt_instances = shift_targets(images, gt_instances)
         proposals, losses = super().forward(padded, features, gt_instances)
         sizes = zip(proposals, images.image_sizes, strict=True)
         return [Instances(size, **found.get_fields()) for found, size in sizes], losses

@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from instancezoo.modeling.rcnn import BatchImages
 
 from .config import check_panet_config
-from .legacy import clip_boxes, just_below, place_masks, resize_boxes, to_inclusive
+from .legacy import (
+    clip_boxes,
+    just_below,
+    list_output_sizes,
+    place_masks,
+    resize_boxes,
+    shift_targets,
+    to_inclusive,
+    widen_boxes,
+)
 
 
 class LevelPooler(nn.Module):
@@ -125,10 +134,24 @@ class PANetROIHeads(StandardROIHeads):
         In inference with legacy boxes, detections are those of the original images, and
         `pred_masks` is a mask form.
         """
-        if self.training or not self.legacy_boxes:
+        if not self.legacy_boxes:
             return super().forward(images, features, proposals, targets)
-        detections = self._detect_legacy(images, features, proposals)
-        return self._add_legacy_masks(images, features, detections), {}
+        if not self.training:
+            detections = self._detect_legacy(images, features, proposals)
+            return self._add_legacy_masks(images, features, detections), {}
+        sampled = self.label_and_sample_proposals(proposals, shift_targets(images, targets or []))
+        return sampled, self.compute_legacy_losses(images, features, sampled)
+
+    def compute_legacy_losses(
+        self, images: BatchImages, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Losses of sampled proposals with their ground truth, all legacy boxes of the input."""
+        predictions = self._predict_boxes(features, proposals)
+        regions = self._move_to_outputs(images, proposals)
+        for boxes in regions:  # a proposal may be narrower than a pixel of the original
+            boxes.proposal_boxes = Boxes(widen_boxes(boxes.proposal_boxes.tensor))
+        losses: dict[str, Tensor] = self.box_predictor.losses(predictions, regions)
+        return losses | self._forward_mask(features, proposals)
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         if not (self.training and self.legacy_boxes and self.mask_on):
@@ -136,25 +159,34 @@ class PANetROIHeads(StandardROIHeads):
         foreground, _ = select_foreground_proposals(instances, self.num_classes)
         maps = [features[name] for name in self.mask_in_features]
         pooled = self.mask_pooler(maps, [x.proposal_boxes for x in foreground])
-        for regions in foreground:  # parity: targets would fit the pixels of exclusive boxes
-            regions.proposal_boxes = Boxes(to_inclusive(regions.proposal_boxes.tensor))
+        for regions in foreground:  # parity: exclusive boxes would hold the whole mask
+            boxes = widen_boxes(to_inclusive(regions.proposal_boxes.tensor))
+            regions.proposal_boxes = Boxes(boxes)
         return self.mask_head(pooled, foreground)
+
+    def _predict_boxes(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        """Class logits and box deltas, as `box_predictor` takes them."""
+        maps = [features[name] for name in self.box_in_features]
+        pooled = self.box_pooler(maps, [x.proposal_boxes for x in proposals])
+        return self.box_predictor(self.box_head(pooled))
+
+    def _move_to_outputs(self, images: BatchImages, proposals: list[Instances]) -> list[Instances]:
+        """Proposals, and their ground truth, in the original images, where deltas apply."""
+        moved = []
+        for found, size in zip(proposals, list_output_sizes(images), strict=True):
+            copy = Instances(size, **found.get_fields())
+            for name in {"proposal_boxes", "gt_boxes"} & found.get_fields().keys():
+                boxes = resize_boxes(found.get(name).tensor, found.image_size, size)
+                copy.set(name, Boxes(boxes))
+            moved.append(copy)
+        return moved
 
     def _detect_legacy(
         self, images: BatchImages, features: dict[str, Tensor], proposals: list[Instances]
     ) -> list[Instances]:
-        """Detections in the original images: proposals are scaled there before deltas apply."""
-        maps = [features[name] for name in self.box_in_features]
-        pooled = self.box_pooler(maps, [x.proposal_boxes for x in proposals])
-        predictions = self.box_predictor(self.box_head(pooled))
-        sizes = [
-            (image.get("height", size[0]), image.get("width", size[1]))
-            for image, size in zip(images.records, images.image_sizes, strict=True)
-        ]
-        regions = []
-        for found, size in zip(proposals, sizes, strict=True):
-            boxes = resize_boxes(found.proposal_boxes.tensor, found.image_size, size)
-            regions.append(Instances(size, proposal_boxes=Boxes(boxes)))
+        """Detections in the original images."""
+        predictions = self._predict_boxes(features, proposals)
+        regions, sizes = self._move_to_outputs(images, proposals), list_output_sizes(images)
         decoded = self.box_predictor.predict_boxes(predictions, regions)
         detections: list[Instances]
         detections, _ = fast_rcnn_inference(
