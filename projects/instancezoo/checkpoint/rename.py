@@ -127,10 +127,8 @@ class Layout:
     derived: tuple[tuple[str, str, Transform], ...] = ()
 
     def __post_init__(self) -> None:
-        for row in (
-            *self.rows,
-            *self.derived,
-        ):  # a wrong row fails at import, not when a user converts a file
+        # A wrong row fails at import, not when a user converts a file.
+        for row in (*self.rows, *self.derived):
             fill_template(row[1], match_name(row[0], _TOKEN.sub("1", row[0])) or {})
 
     def find_row(self, name: str) -> tuple[str, Transform | None] | None:

@@ -12,12 +12,13 @@ from instancezoo.modeling.towers import check_group_norm
 
 FUSIONS = ("max", "sum")
 TOP_BLOCKS = ("pool", "convs")
-# Parts that exchange features of several levels, or follow LEGACY_BOXES together.
+# Parts that exchange features of several levels.
 _HEADS = {
     "ROI_HEADS": "PANetROIHeads",
     "ROI_BOX_HEAD": "PANetConvFCHead",
     "ROI_MASK_HEAD": "PANetFusionMaskHead",
 }
+# What LEGACY_BOXES works with.
 _LEGACY_NEEDS = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNNCompactMasks",
     "MODEL.PROPOSAL_GENERATOR.NAME": "PANetRPN",

@@ -159,7 +159,7 @@ class PANetROIHeads(StandardROIHeads):
         foreground, _ = select_foreground_proposals(instances, self.num_classes)
         maps = [features[name] for name in self.mask_in_features]
         pooled = self.mask_pooler(maps, [x.proposal_boxes for x in foreground])
-        for regions in foreground:  # parity: exclusive boxes would hold the whole mask
+        for regions in foreground:  # parity: exclusive boxes would hold all of a mask
             boxes = widen_boxes(to_inclusive(regions.proposal_boxes.tensor))
             regions.proposal_boxes = Boxes(boxes)
         return self.mask_head(pooled, foreground)
