@@ -11,7 +11,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from instancezoo.modeling.guards import is_without_images, move_images, tell_non_finite
-from instancezoo.modeling.masks import BoxMasks, masks_for_output
+from instancezoo.modeling.masks import BoxMasks, MaskForm, masks_for_output
 from instancezoo.modeling.objects import leave_out_crowds
 from instancezoo.modeling.whole_weights import WholeWeights
 
@@ -38,6 +38,9 @@ class BatchImages(ImageList):
 @META_ARCH_REGISTRY.register()
 class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
     """`GeneralizedRCNN` whose masks end as `BoxMasks`, and whose ROI heads see the whole batch.
+
+    ROI heads may also return detections of the original images, whose size is then that of the
+    `Instances`, with masks in any form.
 
     Args:
         mask_output: "bitmask" (bool tensor, as Detectron2 gives) or "rle" (COCO RLE dicts).
@@ -99,15 +102,18 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
     def _postprocess_image(self, result: Instances, image: dict[str, Any]) -> Instances:
         height = image.get("height", result.image_size[0])
         width = image.get("width", result.image_size[1])
+        masks = result.pred_masks if result.has("pred_masks") else None
+        is_placed = isinstance(masks, MaskForm)
         is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         # Detectron2's paste gives the same masks, and leaves their number open in a trace.
-        if is_tracing or not result.has("pred_masks"):
+        if masks is None or (is_tracing and not is_placed):
             return detector_postprocess(result, height, width)
-        # Under another name, Detectron2 selects the scores with the boxes and does not paste them.
-        result.mask_scores = result.pred_masks[:, 0]  # (M, h, w)
+        # Under another name, Detectron2 selects the masks with the boxes and does not paste them.
+        result.mask_form = masks if is_placed else masks[:, 0]  # (M, h, w)
         result.remove("pred_masks")
         output = detector_postprocess(result, height, width)
-        masks = BoxMasks(output.mask_scores, output.pred_boxes.tensor)
-        output.remove("mask_scores")
+        form = output.mask_form
+        masks = form if is_placed else BoxMasks(form, output.pred_boxes.tensor)
+        output.remove("mask_form")
         output.pred_masks = masks_for_output(masks, height, width, self.mask_output)
         return output
