@@ -55,6 +55,7 @@ LAZY = {("checkpoint", "methods"), ("inference", "methods")}
 LINEAGE = {
     "solov2": {"solo"},
     "pointrend": {"solov2", "solo"},  # refines SOLOv2's masks
+    "htc": {"mask_rcnn"},  # the same thresholds and limits
     "blendmask": {"fcos"},
     "centermask": {"fcos"},
 }

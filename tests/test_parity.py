@@ -7,6 +7,7 @@ import pytest
 from parity.fcos import FCOSParity
 from parity.fixtures import list_fixtures, read_fixture
 from parity.grid import GridParity
+from parity.htc import HTCParity
 from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
 
@@ -19,6 +20,7 @@ CHECKS: dict[str, Any] = {
     "fcos": FCOSParity,
     "polarmask": PolarMaskParity,
     "pointrend": PointRendParity,
+    "htc": HTCParity,
 }
 
 

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 def add_shared_keys(cfg: CfgNode) -> None:
     """Add the keys to Detectron2's config, in place."""
     _add_model_keys(cfg)
+    _add_detector_switches(cfg)
     _add_input_keys(cfg)
     _add_other_keys(cfg)
 
@@ -40,6 +41,29 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NAME = "resnet18"
     # Its weights: "" random, "hub" timm's own, "package:NAME" of an installed package, or a file.
     cfg.MODEL.TIMM.WEIGHTS = ""
+
+
+def _add_detector_switches(cfg: CfgNode) -> None:
+    """Choices of other frameworks; those of Detectron2 are the defaults."""
+    # The keys of MODEL.RPN are read by MODEL.PROPOSAL_GENERATOR.NAME "AdjustableRPN".
+    rpn = cfg.MODEL.RPN
+    # Limit how much a box may shrink in one step, as well as how much it may grow.
+    rpn.SYMMETRIC_DELTA_CLAMP = False
+    # Divide the losses by the number of sampled anchors, rather than by the number asked for.
+    rpn.NORMALIZE_BY_SAMPLES = False
+    # With BOUNDARY_THRESH: leave anchors outside the image out before matching, not after.
+    rpn.DISCARD_BEFORE_MATCHING = False
+    # IoU that the best anchors of an object need to be positive below the upper threshold.
+    rpn.LOW_QUALITY_FLOOR = 0.0
+    # Such an anchor learns this object, even if it overlaps another one more.
+    rpn.LOW_QUALITY_REMATCH = False
+    # The keys of MODEL.ROI_HEADS are read by MODEL.ROI_HEADS.NAME "AdjustableROIHeads" and by
+    # heads that say so.
+    heads = cfg.MODEL.ROI_HEADS
+    heads.SYMMETRIC_DELTA_CLAMP = False
+    # An object gets the boxes that overlap it most, if their IoU reaches the threshold, even if
+    # they overlap another object more.
+    heads.LOW_QUALITY_MATCHES = False
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
