@@ -287,7 +287,7 @@ class HTCParity(ParityBase):
         """The shipped config; where the fixture's differs, the fixture's."""
         theirs = self.fixture.spec["config"]
         cfg = super()._make_cfg()
-        assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == theirs["official_test_score_thr"]
+        assert theirs["official_test_score_thr"] == cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
         assert tuple(cfg.MODEL.HTC.STAGE_LOSS_WEIGHTS) == tuple(theirs["stage_loss_weights"])
         assert list(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS) == theirs["stage_iou"]
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = theirs[self.threshold]

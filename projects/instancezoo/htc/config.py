@@ -138,7 +138,7 @@ def _check_semantics(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     node, num_things = cfg.MODEL.HTC, cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for name in node.SEMANTIC_IN_FEATURES:
         check_choice(f"{_SECTION}.SEMANTIC_IN_FEATURES", name, shapes)
-    if node.SEMANTIC_FUSION_LEVEL >= len(node.SEMANTIC_IN_FEATURES):
+    if len(node.SEMANTIC_IN_FEATURES) <= node.SEMANTIC_FUSION_LEVEL:
         raise ConfigError(
             f"{_SECTION}.SEMANTIC_FUSION_LEVEL is {node.SEMANTIC_FUSION_LEVEL}, but "
             f"SEMANTIC_IN_FEATURES has {len(node.SEMANTIC_IN_FEATURES)} maps, counted from 0"
