@@ -67,9 +67,7 @@ def pool(pyramid: list[Tensor], boxes: Tensor, side: int) -> Tensor:
         length = math.sqrt(float((box[2] - box[0]) * (box[3] - box[1])))
         level = min(max(math.floor(math.log2(length / 56 + 1e-6)), 0), 3)
         region = torch.cat([torch.zeros(1), box])[None]
-        pooled.append(
-            roi_align(pyramid[level], region, side, 1 / _STRIDES[level], 0, aligned=True)
-        )
+        pooled.append(roi_align(pyramid[level], region, side, 1 / _STRIDES[level], 0, aligned=True))
     return torch.cat(pooled)
 
 
@@ -198,7 +196,9 @@ class Reference:
         """Logits (R, K, 28, 28)."""
         hidden = pool(pyramid, boxes, 14)
         for k in range(1, 5):
-            hidden = F.relu(F.conv2d(hidden, *self._read(f"mask_head.mask_fcn{k}", stage), padding=1))
+            hidden = F.relu(
+                F.conv2d(hidden, *self._read(f"mask_head.mask_fcn{k}", stage), padding=1)
+            )
         weight, bias = self._read("mask_head.deconv", stage)
         hidden = F.relu(F.conv_transpose2d(hidden, weight, bias, stride=2))
         return F.conv2d(hidden, *self._read("mask_head.predictor", stage))
@@ -207,7 +207,9 @@ class Reference:
         """The class' four values; a cascade has four for all classes."""
         return delta if self.is_cascade else delta[4 * label : 4 * label + 4]
 
-    def detect(self, pyramid, proposals: Tensor, size: tuple[int, int], threshold: float, count: int):
+    def detect(
+        self, pyramid, proposals: Tensor, size: tuple[int, int], threshold: float, count: int
+    ):
         """Detections (score, class, box, mask probabilities), best first."""
         boxes, total = proposals, torch.zeros(())
         for stage, stds in enumerate(self.stds):
@@ -252,7 +254,9 @@ class Reference:
             labels = [*map(int, classes), *labels]
             samples = torch.cat([objects, boxes])
             logits, deltas = self.run_box_head(pyramid, samples, stage)
-            parts = self._stage(pyramid, samples, owners, labels, logits, deltas, objects, masks, stage)
+            parts = self._stage(
+                pyramid, samples, owners, labels, logits, deltas, objects, masks, stage
+            )
             result.append([self.weights[stage] * part for part in parts])
             refined = zip(samples[len(objects) :], deltas[len(objects) :], strict=True)
             if self.is_cascade:
@@ -271,7 +275,9 @@ class Reference:
             region = torch.cat([torch.zeros(1), samples[k]])[None]
             whole = masks[owners[k]][None, None].float()
             soft = roi_align(whole, region, 28, 1.0, 0, aligned=True)[0, 0]
-            crossed += F.binary_cross_entropy_with_logits(own, (soft >= 0.5).float(), reduction="sum")
+            crossed += F.binary_cross_entropy_with_logits(
+                own, (soft >= 0.5).float(), reduction="sum"
+            )
             cells += own.numel()
         count = len(labels)
         return classification / count, regression / count, crossed / cells

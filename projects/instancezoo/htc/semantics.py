@@ -32,7 +32,8 @@ class SemanticTargets:
     def __init__(
         self, *, source: str, num_classes: int, num_things: int, ignore_value: int, stride: int
     ) -> None:
-        self.source = source
+        self.is_auto = source == "auto"
+        self.source = "" if self.is_auto else source  # "": the first batch decides
         self.num_classes = num_classes
         self.num_things = num_things
         self.ignore_value = ignore_value
@@ -51,7 +52,7 @@ class SemanticTargets:
         Raises:
             ZooError: an image lacks its map, or has labels that are no classes.
         """
-        if self.source == "auto":
+        if not self.source:
             self._choose_source(records)
         make_one = self._read if self.source == "stuff" else self._paint
         height, width = (-(-int(side) // self.stride) for side in padded_size)
@@ -98,8 +99,11 @@ class SemanticTargets:
         return labels[:: self.stride, :: self.stride].long()
 
     def _paint(self, record: dict[str, Any]) -> Tensor:
-        if "sem_seg" in record and self.source == "auto":
-            raise ZooError(f"{_name(record)} has a semantic map, but images before it have none")
+        if "sem_seg" in record and self.is_auto:
+            raise ZooError(
+                f"{_name(record)} has a semantic map, but images before it have none: add the rest, or "
+                "paint all maps from the objects with MODEL.HTC.SEMANTIC_TARGETS things"
+            )
         (objects,) = collect_ground_truth([record], record["instances"].gt_classes.device)
         masks = objects.gt_masks.tensor[:, :: self.stride, :: self.stride]
         return paint_labels(masks, objects.gt_classes, self.num_things)
