@@ -63,7 +63,9 @@ def test_layout_is_recognised_and_fills_its_config(name):
 
 
 def test_every_20e_and_mmdet_config_has_a_layout():
-    pattern = re.compile(r"htc/.*_20e(_multiscale)?$|.*_mmdet$|htc/htc_without_semantic_R_50.*")
+    pattern = re.compile(
+        r"htc/htc_[RX].*_20e(_multiscale)?$|.*_mmdet$|htc/htc_without_semantic_R_50.*"
+    )
     configs = {name for name in model_zoo.list_configs() if pattern.match(name)}
     assert configs == {LAYOUTS[name].config for name in LAYOUTS}
 

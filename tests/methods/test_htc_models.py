@@ -1,5 +1,7 @@
 """HTC's designs, mask heads and inference."""
 
+from functools import partial
+
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -35,41 +37,38 @@ def test_the_four_designs_are_one_class_by_config(name):
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_masks_are_trained_on_boxes_before_or_after_the_stage(interleaved, monkeypatch):
     model = _build(TINY, "MODEL.HTC.INTERLEAVED", interleaved)
-    trained = {"boxes": [], "masks": []}
-    heads = model.roi_heads
-    for predictor in heads.box_predictor:
-        losses = predictor.losses
+    heads, calls = model.roi_heads, []
 
-        def keep(predictions, samples, losses=losses):
-            trained["boxes"].append(samples[0].proposal_boxes.tensor)
-            return losses(predictions, samples)
+    def keep(name, method, *args, **kwargs):
+        result = method(*args, **kwargs)
+        calls.append((name, args, result))
+        return result
 
-        monkeypatch.setattr(predictor, "losses", keep)
-    mask_loss = heads.mask_loss
-
-    def keep_masks(maps, samples, targets, stage):
-        trained["masks"].append(samples[0].proposal_boxes.tensor)
-        return mask_loss(maps, samples, targets, stage)
-
-    monkeypatch.setattr(heads, "mask_loss", keep_masks)
+    for name in ("sample", "refine", "mask_losses"):
+        monkeypatch.setattr(heads, name, partial(keep, name, getattr(heads, name)))
     with EventStorage():
         model([make_input(128, 128, BOXES)])
-    same = [a is b for a, b in zip(trained["boxes"], trained["masks"], strict=True)]
-    assert same == [not interleaved] * 3
+    order = ["sample", "refine", *["sample"] * interleaved, "mask_losses"]
+    assert [name for name, *_ in calls] == order * 3
+    size = len(order)
+    for start in range(0, len(calls), size):
+        own = calls[start : start + size]
+        sampled = own[-2][2] if interleaved else own[0][2]  # the call before, or the stage's first
+        if interleaved:
+            assert own[-2][1][0] is own[1][2]  # of the refined boxes
+        positives = own[-1][1][1]
+        boxes = sampled[0].proposal_boxes[sampled[0].gt_classes < 4]
+        assert torch.equal(positives[0].proposal_boxes.tensor, boxes.tensor) and len(boxes)
 
 
 def _find_gradients(heads, stage):
     heads.zero_grad()
     features = {f"p{k}": torch.randn(1, 64, 128 >> k, 128 >> k) for k in range(2, 7)}
     objects = make_input(128, 128, BOXES)["instances"]
-    samples = Instances(
-        (128, 128),
-        proposal_boxes=objects.gt_boxes,
-        gt_classes=objects.gt_classes,
-        matched=torch.arange(2),
-    )
+    positives = Instances((128, 128), proposal_boxes=objects.gt_boxes, **objects.get_fields())
     with EventStorage():
-        heads.mask_loss(heads.make_maps(features)[0], [samples], [objects], stage).backward()
+        losses = heads.mask_losses(heads.make_maps(features)[0], [positives], stage)
+        losses["loss_mask"].backward()
     return [head.mask_fcn1.weight.grad for head in heads.mask_head]
 
 

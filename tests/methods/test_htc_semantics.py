@@ -137,7 +137,7 @@ def test_fusion_is_by_part(fusion):
 def test_the_finest_map_is_resized_before_its_convolution():
     torch.manual_seed(0)
     head = FusedSemanticHead(
-        in_channels=4, num_maps=3, fusion_level=1, conv_dim=6, num_convs=0, num_classes=2
+        in_features="abc", in_channels=4, fusion_level=1, conv_dim=6, num_convs=0, num_classes=2
     )
     features = [torch.randn(1, 4, 16 >> k, 16 >> k) for k in range(3)]
     total = torch.zeros(1, 6, 8, 8)
@@ -146,7 +146,7 @@ def test_the_finest_map_is_resized_before_its_convolution():
             feature, (8, 8), mode="bilinear", align_corners=True
         )
         total = total + torch.einsum("oc,nchw->nohw", conv.weight[:, :, 0, 0], corners).relu()
-    logits, embedding = head(features)
+    logits, embedding = head(dict(zip("abc", features, strict=True)))
     weight = head.conv_logits.weight[:, :, 0, 0]
     torch.testing.assert_close(logits, torch.einsum("oc,nchw->nohw", weight, total))
     assert embedding.shape == (1, 4, 8, 8) and (embedding >= 0).all()

@@ -254,16 +254,16 @@ class Reference:
             labels = [*map(int, classes), *labels]
             samples = torch.cat([objects, boxes])
             logits, deltas = self.run_box_head(pyramid, samples, stage)
-            parts = self._stage(
-                pyramid, samples, owners, labels, logits, deltas, objects, masks, stage
-            )
+            truth = owners, labels, objects, masks
+            parts = self._stage(pyramid, samples, truth, logits, deltas, stage)
             result.append([self.weights[stage] * part for part in parts])
             refined = zip(samples[len(objects) :], deltas[len(objects) :], strict=True)
             if self.is_cascade:
                 boxes = torch.stack([decode(box, delta, stds, size) for box, delta in refined])
         return result
 
-    def _stage(self, pyramid, samples, owners, labels, logits, deltas, objects, masks, stage):
+    def _stage(self, pyramid, samples, truth, logits, deltas, stage):
+        owners, labels, objects, masks = truth
         classification = F.cross_entropy(logits, torch.tensor(labels), reduction="sum")
         regression, crossed, cells = torch.zeros(()), torch.zeros(()), 0
         for k, label in enumerate(labels):
@@ -275,9 +275,8 @@ class Reference:
             region = torch.cat([torch.zeros(1), samples[k]])[None]
             whole = masks[owners[k]][None, None].float()
             soft = roi_align(whole, region, 28, 1.0, 0, aligned=True)[0, 0]
-            crossed += F.binary_cross_entropy_with_logits(
-                own, (soft >= 0.5).float(), reduction="sum"
-            )
+            target = (soft >= 0.5).float()
+            crossed += F.binary_cross_entropy_with_logits(own, target, reduction="sum")
             cells += own.numel()
         count = len(labels)
         return classification / count, regression / count, crossed / cells

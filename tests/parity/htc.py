@@ -133,16 +133,17 @@ class HTCParity(ParityBase):
         torch.testing.assert_close(merge_scores(logits, "logits"), expected, rtol=0, atol=1e-3)
 
     def check_mask_stages(self) -> None:
+        parts: dict[int, list[Tensor]] = {stage: [] for stage in range(_NUM_STAGES)}
         with torch.no_grad():
             features = self.heads.pool_masks(self.maps[0], self._list_boxes("mask_rois"))
-            hidden = self.heads.run_mask_heads(features, _NUM_STAGES - 1)
-            for stage, head in enumerate(self.heads.mask_head):
-                name = f"mask_logits_stage{stage}"
-                num_regions, num_classes = self.arrays[name].shape[:2]
-                classes = torch.arange(num_classes) * 16
-                rows = hidden[stage].repeat_interleave(num_classes, dim=0)
-                logits = head.predict(rows, classes.repeat(num_regions))
-                self._check_map(name, logits.unflatten(0, (num_regions, num_classes))[:, :, 0])
+            for label in range(self.arrays["mask_logits_stage0"].shape[1]):
+                classes = torch.full((len(features),), 16 * label)
+                all_logits = self.heads.predict_stages(features, classes, _NUM_STAGES - 1)
+                assert len(all_logits) == _NUM_STAGES
+                for stage, logits in enumerate(all_logits):
+                    parts[stage].append(logits[:, 0])
+        for stage, logits in parts.items():
+            self._check_map(f"mask_logits_stage{stage}", torch.stack(logits, dim=1))
 
     def check_detections(self) -> None:
         self._check_detections(self.found, "")

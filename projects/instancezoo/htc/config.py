@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers, is_number
 
-META_ARCH, ROI_HEADS, MASK_HEAD = "HybridTaskCascadeRCNN", "HTCROIHeads", "HTCMaskHead"
+META_ARCH, MASK_HEAD = "HybridTaskCascadeRCNN", "HTCMaskHead"
 _SECTION = "MODEL.HTC"
 _LIMITS = {
     "SEMANTIC_FUSION_LEVEL": (0, inf),
@@ -115,23 +115,25 @@ def _check_stages(cfg: CfgNode) -> None:
 
 def _check_names(cfg: CfgNode) -> None:
     model = cfg.MODEL
-    if model.META_ARCHITECTURE != META_ARCH or model.ROI_HEADS.NAME != ROI_HEADS:
+    if model.META_ARCHITECTURE != META_ARCH:
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE is '{model.META_ARCHITECTURE}' and MODEL.ROI_HEADS.NAME "
-            f"'{model.ROI_HEADS.NAME}': '{META_ARCH}' and '{ROI_HEADS}' need each other"
+            f"MODEL.META_ARCHITECTURE is '{model.META_ARCHITECTURE}'; with MODEL.ROI_HEADS.NAME "
+            f"'{model.ROI_HEADS.NAME}' it must be '{META_ARCH}'"
         )
-    if model.MASK_ON and (model.ROI_MASK_HEAD.NAME != MASK_HEAD):
+    if model.MASK_ON and model.ROI_MASK_HEAD.NAME != MASK_HEAD:
         raise ConfigError(
-            f"MODEL.ROI_MASK_HEAD.NAME is '{model.ROI_MASK_HEAD.NAME}'; with {ROI_HEADS} it must "
-            f"be '{MASK_HEAD}'"
+            f"MODEL.ROI_MASK_HEAD.NAME is '{model.ROI_MASK_HEAD.NAME}'; with MODEL.ROI_HEADS.NAME "
+            f"'{model.ROI_HEADS.NAME}' it must be '{MASK_HEAD}'"
         )
     if model.MASK_ON and not model.ROI_MASK_HEAD.POOLER_TYPE:
         raise ConfigError(
-            "MODEL.ROI_MASK_HEAD.POOLER_TYPE is '', but HTC's mask heads take pooled features: set "
-            "it to 'ROIAlignV2'"
+            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is '', but {MASK_HEAD} takes pooled features: set it "
+            "to 'ROIAlignV2'"
         )
     if model.KEYPOINT_ON:
-        raise ConfigError(f"MODEL.KEYPOINT_ON is True, but {ROI_HEADS} finds no keypoints")
+        raise ConfigError(
+            f"MODEL.KEYPOINT_ON is True, but '{model.ROI_HEADS.NAME}' finds no keypoints"
+        )
 
 
 def _check_semantics(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:

@@ -5,10 +5,10 @@ Legend: N images, C channels, H W map size, R regions of all images, K classes, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
-import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
@@ -88,8 +88,8 @@ class FusedSemanticHead(nn.Module):
     """Semantic segmentation on the sum of all pyramid maps (section 3.2).
 
     Args:
+        in_features: names of the maps, finest first.
         in_channels: C of the maps, and of the embedding.
-        num_maps: number of maps.
         fusion_level: index of the map to whose size the others are resized.
         conv_dim: width D.
         num_convs: 3x3 convolutions after the sum.
@@ -99,16 +99,17 @@ class FusedSemanticHead(nn.Module):
     def __init__(
         self,
         *,
+        in_features: Sequence[str],
         in_channels: int,
-        num_maps: int,
         fusion_level: int,
         conv_dim: int,
         num_convs: int,
         num_classes: int,
     ) -> None:
         super().__init__()
+        self.in_features = list(in_features)
         self.fusion_level = fusion_level
-        lateral = [_make_conv(in_channels, conv_dim, 1) for _ in range(num_maps)]
+        lateral = [_make_conv(in_channels, conv_dim, 1) for _ in self.in_features]
         self.lateral_convs = nn.ModuleList(lateral)
         self.convs = nn.Sequential(*(_make_conv(conv_dim, conv_dim, 3) for _ in range(num_convs)))
         self.conv_embedding = _make_conv(conv_dim, in_channels, 1)
@@ -121,31 +122,33 @@ class FusedSemanticHead(nn.Module):
         """Build the head that `cfg.MODEL.HTC` describes."""
         node = cfg.MODEL.HTC
         return cls(
+            in_features=node.SEMANTIC_IN_FEATURES,
             in_channels=input_shape[node.SEMANTIC_IN_FEATURES[0]].channels,
-            num_maps=len(node.SEMANTIC_IN_FEATURES),
             fusion_level=node.SEMANTIC_FUSION_LEVEL,
             conv_dim=node.SEMANTIC_CONV_DIM,
             num_convs=node.SEMANTIC_NUM_CONVS,
             num_classes=count_semantic_classes(cfg),
         )
 
-    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Segment.
 
         Args:
-            features: maps (N, C, H, W), finest first.
+            features: maps (N, C, H, W) by name.
 
         Returns:
             (N, K, H, W) logits and (N, C, H, W) features for boxes and masks, both of the fusion
             level's size.
         """
-        size, total = features[self.fusion_level].shape[2:], torch.zeros(())
-        for level, (feature, conv) in enumerate(zip(features, self.lateral_convs, strict=True)):
+        maps = [features[name] for name in self.in_features]
+        size = maps[self.fusion_level].shape[2:]
+        laterals = []
+        for level, (own, conv) in enumerate(zip(maps, self.lateral_convs, strict=True)):
             if level != self.fusion_level:  # resized in fp32: positions need the precision
-                feature = F.interpolate(feature.float(), size, mode="bilinear", align_corners=True)
-            total = total.to(feature.device) + conv(feature)
-        total = self.convs(total)
-        return self.conv_logits(total), self.conv_embedding(total)
+                own = F.interpolate(own.float(), size, mode="bilinear", align_corners=True)
+            laterals.append(conv(own))
+        hidden = self.convs(sum(laterals[1:], laterals[0]))
+        return self.conv_logits(hidden), self.conv_embedding(hidden)
 
 
 def _make_conv(in_channels: int, out_channels: int, side: int) -> Conv2d:

@@ -8,10 +8,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
+from instancezoo.errors import ConfigError
 from instancezoo.modeling.objects import check_ground_truth
 from instancezoo.modeling.rcnn import BatchImages, GeneralizedRCNNCompactMasks
 
-from .config import check_htc_config, count_semantic_classes
+from .config import META_ARCH, count_semantic_classes
+from .roi_heads import HTCROIHeads
 from .semantics import SemanticTargets
 
 
@@ -42,8 +44,12 @@ class HybridTaskCascadeRCNN(GeneralizedRCNNCompactMasks):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         arguments = super().from_config(cfg)
+        if not isinstance(arguments["roi_heads"], HTCROIHeads):
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.NAME is '{cfg.MODEL.ROI_HEADS.NAME}'; with "
+                f"MODEL.META_ARCHITECTURE '{META_ARCH}' it must be 'HTCROIHeads'"
+            )
         node, shapes = cfg.MODEL.HTC, arguments["backbone"].output_shape()
-        check_htc_config(cfg, shapes)
         targets = None
         if node.SEMANTIC_ON:
             targets = SemanticTargets(

@@ -83,7 +83,6 @@ class HTCROIHeads(CascadeROIHeads):
     Args:
         design: which parts are used.
         semantic_head: see `FusedSemanticHead`; None without the branch.
-        semantic_in_features: names of the maps that it takes.
         semantic_pooler: pools its embedding to the size of the mask heads' regions.
         kwargs: those of `CascadeROIHeads`; `mask_head` is a list, one per stage.
     """
@@ -94,14 +93,12 @@ class HTCROIHeads(CascadeROIHeads):
         *,
         design: Design,
         semantic_head: FusedSemanticHead | None = None,
-        semantic_in_features: list[str] | None = None,
         semantic_pooler: ROIPooler | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.design = design
         self.semantic_head = semantic_head
-        self.semantic_in_features = semantic_in_features
         self.semantic_pooler = semantic_pooler
         self.sampling = Sampling(
             self.num_classes, self.batch_size_per_image, self.positive_fraction
@@ -112,10 +109,9 @@ class HTCROIHeads(CascadeROIHeads):
         check_htc_config(cfg, input_shape)
         arguments = {**super().from_config(cfg, input_shape), "design": Design.from_config(cfg)}
         if cfg.MODEL.HTC.SEMANTIC_ON:
-            names = list(cfg.MODEL.HTC.SEMANTIC_IN_FEATURES)
-            stride = input_shape[names[cfg.MODEL.HTC.SEMANTIC_FUSION_LEVEL]].stride
+            node = cfg.MODEL.HTC
+            stride = input_shape[node.SEMANTIC_IN_FEATURES[node.SEMANTIC_FUSION_LEVEL]].stride
             arguments["semantic_head"] = FusedSemanticHead.build(cfg, input_shape)
-            arguments["semantic_in_features"] = names
             arguments["semantic_pooler"] = ROIPooler(
                 output_size=cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
                 scales=(1.0 / stride,),
@@ -182,14 +178,14 @@ class HTCROIHeads(CascadeROIHeads):
         pyramid = [features[name] for name in self.box_in_features]
         if self.semantic_head is None:
             return Maps(pyramid, None), None
-        logits, semantic = self.semantic_head([features[n] for n in self.semantic_in_features])
+        logits, semantic = self.semantic_head(features)
         return Maps(pyramid, semantic), logits
 
     def losses(
         self, maps: Maps, proposals: list[Instances], targets: list[Instances]
     ) -> dict[str, Tensor]:
         """`loss_cls_stage0`, `loss_box_reg_stage0`, `loss_mask_stage0` ... of all stages."""
-        losses = {}
+        losses: dict[str, Tensor] = {}
         boxes = [regions.proposal_boxes.tensor for regions in proposals]
         for stage, weight in enumerate(self.design.stage_loss_weights):
             samples = self.sample(boxes, targets, stage, is_first=stage == 0)
@@ -200,7 +196,9 @@ class HTCROIHeads(CascadeROIHeads):
                 if self.design.interleaved and self.mask_on:
                     samples = self.sample(boxes, targets, stage, is_first=False)
                 if self.mask_on:
-                    stage_losses["loss_mask"] = self.mask_loss(maps, samples, targets, stage)
+                    pairs = zip(samples, targets, strict=True)
+                    positives = [select_positives(*pair, self.num_classes) for pair in pairs]
+                    stage_losses |= self.mask_losses(maps, positives, stage)
             losses |= {f"{name}_stage{stage}": weight * x for name, x in stage_losses.items()}
         return losses
 
@@ -238,29 +236,38 @@ class HTCROIHeads(CascadeROIHeads):
             refined.append(clipped.tensor)
         return refined
 
-    def mask_loss(
-        self, maps: Maps, samples: list[Instances], targets: list[Instances], stage: int
-    ) -> Tensor:
-        """Cross-entropy of the masks of one stage on its positive boxes."""
-        pairs = zip(samples, targets, strict=True)
-        positives = [select_positives(*pair, self.num_classes) for pair in pairs]
+    def mask_losses(self, maps: Maps, positives: list[Instances], stage: int) -> dict[str, Tensor]:
+        """`loss_mask`, the cross-entropy of a stage's masks on its positive boxes."""
         features = self.pool_masks(maps, [regions.proposal_boxes for regions in positives])
         classes = torch.cat([regions.gt_classes for regions in positives])
-        hidden = self.run_mask_heads(features, stage)[-1]
-        logits = self.mask_head[stage].predict(hidden, classes)
-        return mask_rcnn_loss(logits, positives, self.mask_head[stage].vis_period)
+        (logits,) = self.predict_stages(features, classes, stage)[-1:]
+        return {"loss_mask": mask_rcnn_loss(logits, positives, self.mask_head[stage].vis_period)}
 
-    def run_mask_heads(self, features: Tensor, stage: int) -> list[Tensor]:
-        """Features of the mask heads up to a stage, all on the same regions.
+    def predict_stages(
+        self, features: Tensor, classes: Tensor, stage: int, *, merged: bool | None = None
+    ) -> list[Tensor]:
+        """Mask logits of the stages up to one, as far as the result needs them.
 
-        Without the information flow, those of the stage alone.
+        Args:
+            features: (R, C, S, S), which all stages take.
+            classes: (R,) long.
+            stage: index of the last stage.
+            merged: the result is to be merged; None means that it is in inference.
+
+        Returns:
+            (R, 1, 2S, 2S) fp32 each; the last is that of `stage`. Unless they are merged, and with
+            MASK_MERGE "last", there is no other.
         """
-        if not self.design.mask_info_flow:
-            return [self.mask_head[stage](features)]
-        hidden: list[Tensor] = []
-        for head in self.mask_head[: stage + 1]:
-            hidden.append(head(features, hidden[-1] if hidden else None))
-        return hidden
+        merged = not self.training if merged is None else merged
+        is_merged = merged and self.design.mask_merge == "mean"
+        hidden, logits = None, []
+        for index, head in enumerate(self.mask_head[: stage + 1]):
+            is_needed = is_merged or index == stage
+            if is_needed or self.design.mask_info_flow:
+                hidden = head(features, hidden if self.design.mask_info_flow else None)
+            if is_needed:
+                logits.append(head.predict(hidden, classes))
+        return logits
 
     def semantic_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (N, K', h, w) logits with (N, h, w) labels."""
@@ -276,7 +283,8 @@ class HTCROIHeads(CascadeROIHeads):
     def detect(self, maps: Maps, proposals: list[Instances]) -> list[Instances]:
         """Detections without masks."""
         sizes = [regions.image_size for regions in proposals]
-        all_logits, boxes = [], []
+        all_logits: list[Tensor] = []
+        boxes: list[Tensor] = []
         for stage, predictor in enumerate(self.box_predictor):
             if stage:
                 proposals = self._create_proposals_from_boxes(boxes, sizes)
@@ -286,7 +294,7 @@ class HTCROIHeads(CascadeROIHeads):
         scores = merge_scores(torch.stack(all_logits), self.design.score_merge)
         detections, _ = fast_rcnn_inference(
             boxes,
-            _split(scores, [len(regions) for regions in proposals]),
+            split_rows(scores, [len(regions) for regions in proposals]),
             sizes,
             predictor.test_score_thresh,
             predictor.test_nms_thresh,
@@ -300,18 +308,10 @@ class HTCROIHeads(CascadeROIHeads):
             return detections
         features = self.pool_masks(maps, [found.pred_boxes for found in detections])
         classes = torch.cat([found.pred_classes for found in detections])
-        last = len(self.mask_head) - 1
-        if self.design.mask_info_flow:
-            hidden = self.run_mask_heads(features, last)
-        else:
-            hidden = [head(features) for head in self.mask_head]
-        pairs = list(zip(self.mask_head, hidden, strict=True))
-        if self.design.mask_merge == "last":
-            pairs = pairs[-1:]
-        stages = [head.predict(own, classes).sigmoid() for head, own in pairs]
-        probs = torch.stack(stages).mean(dim=0)
+        stages = self.predict_stages(features, classes, len(self.mask_head) - 1)
+        probs = merge_masks(stages)
         counts = [len(found) for found in detections]
-        for found, own in zip(detections, _split(probs, counts), strict=True):
+        for found, own in zip(detections, split_rows(probs, counts), strict=True):
             found.pred_masks = own
         return detections
 
@@ -328,7 +328,7 @@ class HTCROIHeads(CascadeROIHeads):
     def pool_boxes(self, maps: Maps, boxes: list[Boxes]) -> Tensor:
         """Features (R, C, S, S) for the box heads."""
         features = self.box_pooler(maps.pyramid, boxes)
-        if maps.semantic is None or "bbox" not in self.design.semantic_fusion:
+        if self.semantic_pooler is None or "bbox" not in self.design.semantic_fusion:
             return features
         semantic = self.semantic_pooler([maps.semantic], boxes)
         return features + F.adaptive_avg_pool2d(semantic, features.shape[2:])
@@ -336,7 +336,7 @@ class HTCROIHeads(CascadeROIHeads):
     def pool_masks(self, maps: Maps, boxes: list[Boxes]) -> Tensor:
         """Features (R, C, S, S) for the mask heads."""
         features = self.mask_pooler(maps.pyramid, boxes)
-        if maps.semantic is None or "mask" not in self.design.semantic_fusion:
+        if self.semantic_pooler is None or "mask" not in self.design.semantic_fusion:
             return features
         return features + self.semantic_pooler([maps.semantic], boxes)
 
@@ -356,6 +356,11 @@ def merge_scores(logits: Tensor, how: str) -> Tensor:
     return logits.float().softmax(dim=2).mean(dim=0)
 
 
-def _split(rows: Tensor, counts: list[int]) -> tuple[Tensor, ...]:
+def merge_masks(logits: list[Tensor]) -> Tensor:
+    """Mean of the stages' mask probabilities: (R, 1, H, W) logits each -> the same shape."""
+    return torch.stack([own.sigmoid() for own in logits]).mean(dim=0)
+
+
+def split_rows(rows: Tensor, counts: list[int]) -> tuple[Tensor, ...]:
     """Rows of each image; those of a single image as they are, whose number a trace leaves open."""
     return (rows,) if len(counts) == 1 else rows.split(counts)

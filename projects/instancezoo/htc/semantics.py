@@ -101,8 +101,8 @@ class SemanticTargets:
     def _paint(self, record: dict[str, Any]) -> Tensor:
         if "sem_seg" in record and self.is_auto:
             raise ZooError(
-                f"{_name(record)} has a semantic map, but images before it have none: add the rest, or "
-                "paint all maps from the objects with MODEL.HTC.SEMANTIC_TARGETS things"
+                f"{_name(record)} has a semantic map, but images before it have none: add theirs, "
+                "or paint all maps from the objects with MODEL.HTC.SEMANTIC_TARGETS things"
             )
         (objects,) = collect_ground_truth([record], record["instances"].gt_classes.device)
         masks = objects.gt_masks.tensor[:, :: self.stride, :: self.stride]

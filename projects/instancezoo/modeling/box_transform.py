@@ -13,7 +13,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
 
-class SymmetricBox2BoxTransform(Box2BoxTransform):  # type: ignore[misc]
+class SymmetricBox2BoxTransform(Box2BoxTransform):
     """Detectron2's transform, for which a box cannot shrink more than it can grow."""
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
