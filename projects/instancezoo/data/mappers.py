@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
@@ -19,7 +21,7 @@ from fvcore.common.registry import Registry
 from numpy.typing import NDArray
 
 from instancezoo.data.coco_masks import measure_area
-from instancezoo.data.images import ImageError, ImageReader, read_image
+from instancezoo.data.images import ImageError, ImageReader
 from instancezoo.data.transforms import RandomCrop, build_resize, to_tensor
 from instancezoo.errors import check_choice, first_line
 
@@ -128,6 +130,7 @@ class InstanceMapper(DatasetMapper):
         min_object_side: int = 0,
         needs_masks: bool = True,
         measure_boxes: bool = False,
+        semantic_maps: str = "",
         **kwargs: Any,
     ):
         """
@@ -139,12 +142,14 @@ class InstanceMapper(DatasetMapper):
             min_object_side: leave out objects with both box sides shorter than this, in pixels.
             needs_masks: leave out objects without a segmentation.
             measure_boxes: replace the boxes by those around the transformed masks, if there are.
+            semantic_maps: folder of semantic maps, see INPUT.SEMANTIC_MAPS.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
         super().__init__(is_train, augmentations=augmentations, **kwargs)
         self.reader = reader
         self.min_object_area, self.min_object_side = min_object_area, min_object_side
         self.needs_masks, self.measure_boxes = needs_masks, measure_boxes
+        self.semantic_maps = semantic_maps
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -158,6 +163,7 @@ class InstanceMapper(DatasetMapper):
             "instance_mask_format": "bitmask",
             "min_object_area": cfg.INPUT.MIN_OBJECT_AREA,
             "min_object_side": cfg.INPUT.MIN_OBJECT_SIDE,
+            "semantic_maps": cfg.INPUT.SEMANTIC_MAPS,
             # A cropped mask's box is not the cropped box.
             "measure_boxes": is_train and cfg.INPUT.CROP.ENABLED,
         }
@@ -170,7 +176,7 @@ class InstanceMapper(DatasetMapper):
 
         Returns:
             The record with `image` (C, H, W) from `ImageReader`, and in training `instances` in
-            place of `annotations`.
+            place of `annotations`, and `sem_seg` (H, W) long if there is a semantic map.
 
         Raises:
             ImageError: the image cannot be used.
@@ -178,7 +184,9 @@ class InstanceMapper(DatasetMapper):
         record = copy.deepcopy(dataset_dict)
         path = record.pop("sem_seg_file_name", None)
         image = self.reader.read_record(record)
-        sem_seg = read_image(path, "L")[:, :, 0] if path and self.is_train else None
+        if self.semantic_maps:
+            path = Path(self.semantic_maps) / f"{Path(record['file_name']).stem}.png"
+        sem_seg = read_semantic_map(path, image.shape) if path and self.is_train else None
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         record["image"] = to_tensor(aug_input.image)
@@ -186,7 +194,7 @@ class InstanceMapper(DatasetMapper):
             record.pop("annotations", None)
             return record
         if aug_input.sem_seg is not None:
-            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         if "annotations" in record:
             self._transform_annotations(record, transforms, aug_input.image.shape[:2])
         return record
@@ -227,6 +235,34 @@ class InstanceMapper(DatasetMapper):
             return True
         area = measure_area(annotation["segmentation"], record["height"], record["width"])
         return area >= self.min_object_area
+
+
+def read_semantic_map(path: str | Path, image_shape: tuple[int, ...]) -> Array:
+    """Read the class of each pixel, which of a palette image is the index.
+
+    Args:
+        path: image file of one channel, of 8 or 16 bits.
+        image_shape: height and width of the image that it belongs to, and anything after them.
+
+    Returns:
+        (H, W) uint8, or float32 of whole numbers: torch resizes no wider integers.
+
+    Raises:
+        ImageError: the file cannot be read, or is of another size or kind.
+    """
+    labels = ImageReader(None, num_channels=None, max_pixels=0).read_values(path)
+    labels = labels[:, :, 0] if labels.shape[2:] == (1,) else labels
+    if labels.ndim != 2 or labels.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f"semantic map '{path}' has the shape {labels.shape} and the type {labels.dtype}: it "
+            "must have one channel of whole numbers, the classes"
+        )
+    if labels.shape != image_shape[:2]:
+        raise ImageError(
+            f"semantic map '{path}' is {labels.shape[1]} x {labels.shape[0]} pixels, but its image "
+            f"{image_shape[1]} x {image_shape[0]}"
+        )
+    return labels if labels.dtype == np.uint8 else labels.astype(np.float32)
 
 
 def _adapt(step: T.Augmentation, cfg: CfgNode, is_train: bool) -> T.Augmentation:
