@@ -20,6 +20,7 @@ from instancezoo.config import get_cfg
 from instancezoo.data.coco_dataset import check_coco, make_records
 from instancezoo.data.images import ImageError, read_image
 from instancezoo.data.mappers import MAX_FAILURES_IN_A_ROW, InstanceMapper, build_mapper
+from instancezoo.errors import ConfigError
 
 HEIGHT, WIDTH = 40, 60
 
@@ -196,6 +197,8 @@ def test_semantic_labels_come_from_a_folder(
     cfg: CfgNode, record: dict[str, Any], tmp_path: Path
 ) -> None:
     cfg.INPUT.SEMANTIC_MAPS = str(tmp_path / "maps")
+    with pytest.raises(ConfigError, match=r"INPUT\.SEMANTIC_MAPS '.*maps'"):
+        InstanceMapper(cfg, is_train=True)
     (tmp_path / "maps").mkdir()
     file = tmp_path / "maps" / "photo.png"
     with pytest.raises(ImageError, match=r"maps/photo\.png"):

@@ -171,6 +171,7 @@ def test_training_needs_ground_truth():
         ("HTC.SCORE_MERGE", "mean", "logits, probs"),
         ("HTC.SEMANTIC_TARGETS", "both", "auto, stuff, things"),
         ("HTC.SEMANTIC_FUSION", ("box",), "bbox, mask"),
+        ("HTC.SEMANTIC_FUSION", (), "SEMANTIC_ON to False"),
         ("HTC.SEMANTIC_IN_FEATURES", ("p2", "p9"), "p9"),
         ("HTC.SEMANTIC_IN_FEATURES", (), "SEMANTIC_FUSION_LEVEL"),
         ("HTC.SEMANTIC_FUSION_LEVEL", 5, "has 5 maps"),

@@ -116,7 +116,7 @@ def test_the_branch_learns_and_reaches_boxes_and_masks():
         assert reached == (name == "loss_semantic")
 
 
-@pytest.mark.parametrize("fusion", [(), ("bbox",), ("mask",), ("bbox", "mask")])
+@pytest.mark.parametrize("fusion", [("bbox",), ("mask",), ("bbox", "mask")])
 def test_fusion_is_by_part(fusion):
     overrides = ["MODEL.HTC.SEMANTIC_FUSION", fusion]
     heads = build_seeded_model(get_tiny_config("htc/htc_tiny", overrides)).eval().roi_heads

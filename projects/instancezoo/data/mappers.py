@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from instancezoo.data.coco_masks import measure_area
 from instancezoo.data.images import ImageError, ImageReader
 from instancezoo.data.transforms import RandomCrop, build_resize, to_tensor
-from instancezoo.errors import check_choice, first_line
+from instancezoo.errors import ConfigError, check_choice, first_line
 
 Record = dict[str, Any]
 Array = NDArray[Any]
@@ -153,6 +153,9 @@ class InstanceMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        folder = cfg.INPUT.SEMANTIC_MAPS
+        if folder and is_train and not Path(folder).is_dir():
+            raise ConfigError(f"INPUT.SEMANTIC_MAPS '{folder}' is no folder: check the path")
         arguments = super().from_config(cfg, is_train)
         augmentations = [_adapt(step, cfg, is_train) for step in arguments["augmentations"]]
         return arguments | {
@@ -163,7 +166,7 @@ class InstanceMapper(DatasetMapper):
             "instance_mask_format": "bitmask",
             "min_object_area": cfg.INPUT.MIN_OBJECT_AREA,
             "min_object_side": cfg.INPUT.MIN_OBJECT_SIDE,
-            "semantic_maps": cfg.INPUT.SEMANTIC_MAPS,
+            "semantic_maps": folder,
             # A cropped mask's box is not the cropped box.
             "measure_boxes": is_train and cfg.INPUT.CROP.ENABLED,
         }

@@ -145,6 +145,12 @@ def _check_semantics(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
             f"{_SECTION}.SEMANTIC_FUSION_LEVEL is {node.SEMANTIC_FUSION_LEVEL}, but "
             f"SEMANTIC_IN_FEATURES has {len(node.SEMANTIC_IN_FEATURES)} maps, counted from 0"
         )
+    parts = ["bbox", *(["mask"] if cfg.MODEL.MASK_ON else [])]
+    if not set(parts) & set(node.SEMANTIC_FUSION):
+        raise ConfigError(
+            f"{_SECTION}.SEMANTIC_FUSION is {tuple(node.SEMANTIC_FUSION)}: name one of "
+            f"{', '.join(parts)}, or set {_SECTION}.SEMANTIC_ON to False"
+        )
     num_classes = count_semantic_classes(cfg)
     if 0 <= node.SEMANTIC_IGNORE_VALUE < num_classes:
         raise ConfigError(
