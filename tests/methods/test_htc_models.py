@@ -118,8 +118,8 @@ def test_masks_of_the_stages_are_merged(flow, merge):
         pooled = heads.pool_masks(heads.make_maps(features)[0], [boxes])
         previous, probs = None, []
         for head in heads.mask_head:
-            previous = head(pooled, previous if flow else None)
-            probs.append(head.predict(previous, classes).sigmoid())
+            previous, logits = head(pooled, previous if flow else None, classes)
+            probs.append(logits.sigmoid())
     expected = probs[-1] if merge == "last" else sum(probs) / 3
     torch.testing.assert_close(found.pred_masks, expected)
 

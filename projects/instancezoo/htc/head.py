@@ -1,6 +1,7 @@
 """The networks of HTC: mask heads that pass features on, and the semantic branch.
 
-Legend: N images, C channels, H W map size, R regions of all images, K classes, D width of heads.
+Legend: N images, C channels, H W map size, R regions of all images, S side of a region,
+K classes, D width of heads.
 """
 
 from __future__ import annotations
@@ -48,38 +49,41 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         return super().from_config(cfg, input_shape)
 
-    def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Compute the features that this stage's mask is predicted from.
+    def forward(
+        self, features: Tensor, previous: Tensor | None = None, classes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the features that the next stage gets, and masks.
 
         Args:
-            features: (R, C, H, W), pooled.
-            previous: (R, D, H, W), the result of the stage before on the same regions.
+            features: (R, C, S, S), pooled.
+            previous: (R, D, S, S), those of the stage before on the same regions.
+            classes: (R,) long; None if this stage's masks are not needed.
 
         Returns:
-            (R, D, H, W).
+            (R, D, S, S) features, and (R, 1, 2S, 2S) fp32 logits of each region's class or None.
         """
         if previous is not None:
             features = features + self.conv_res(previous)
         for layer in self.conv_norm_relus:
             features = layer(features)
-        return features
+        return features, None if classes is None else self.predict(features, classes)
 
     def predict(self, hidden: Tensor, classes: Tensor) -> Tensor:
         """Predict the mask of each region's own class; no other class is computed.
 
         Args:
-            hidden: (R, D, H, W), from `forward`.
+            hidden: (R, D, S, S), from `forward`.
             classes: (R,) long.
 
         Returns:
-            (R, 1, 2H, 2W) fp32 logits.
+            (R, 1, 2S, 2S) fp32 logits.
         """
         upsampled = F.relu(self.deconv(hidden))
         if self.predictor.out_channels == 1:
             return self.predictor(upsampled).float()
         weight = self.predictor.weight[classes].flatten(2)  # (R, D, 1)
         bias = self.predictor.bias[classes]  # (R,)
-        logits = weight.transpose(1, 2) @ upsampled.flatten(2)  # (R, 1, 2H*2W)
+        logits = weight.transpose(1, 2) @ upsampled.flatten(2)  # (R, 1, 2S*2S)
         logits = logits.float() + bias.float()[:, None, None]
         return logits.unflatten(2, upsampled.shape[2:])
 

@@ -124,9 +124,8 @@ class HTCROIHeads(CascadeROIHeads):
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         arguments = super()._init_box_head(cfg, input_shape)
         stages, switches = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS
-        for predictor, weights in zip(
-            arguments["box_predictors"], stages.BBOX_REG_WEIGHTS, strict=True
-        ):
+        pairs = zip(arguments["box_predictors"], stages.BBOX_REG_WEIGHTS, strict=True)
+        for predictor, weights in pairs:
             transform = build_box_transform(weights, switches.SYMMETRIC_DELTA_CLAMP)
             predictor.box2box_transform = transform
         matchers = [build_roi_matcher(iou, switches.LOW_QUALITY_MATCHES) for iou in stages.IOUS]
@@ -142,8 +141,7 @@ class HTCROIHeads(CascadeROIHeads):
         shape = ShapeSpec(channels=channels, height=side, width=side)
         heads = [arguments["mask_head"]]
         for _ in cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS[1:]:
-            flow = cfg.MODEL.HTC.MASK_INFO_FLOW
-            heads.append(HTCMaskHead(cfg, shape, takes_previous=flow))
+            heads.append(HTCMaskHead(cfg, shape, takes_previous=cfg.MODEL.HTC.MASK_INFO_FLOW))
         return {**arguments, "mask_head": nn.ModuleList(heads)}
 
     def forward(
@@ -214,6 +212,7 @@ class HTCROIHeads(CascadeROIHeads):
             stage: index of the stage, whose IoU threshold applies.
             is_first: True for the proposals, which are always sampled.
         """
+        # parity: added and sampled anew in every stage; Detectron2's cascade does both once.
         add_objects = self.proposal_append_gt if is_first else self.design.add_gt_every_stage
         matcher, samples = self.proposal_matchers[stage], []
         for own, objects in zip(boxes, targets, strict=True):
@@ -260,13 +259,14 @@ class HTCROIHeads(CascadeROIHeads):
         """
         merged = not self.training if merged is None else merged
         is_merged = merged and self.design.mask_merge == "mean"
-        hidden, logits = None, []
+        hidden: Tensor | None = None
+        logits: list[Tensor] = []
         for index, head in enumerate(self.mask_head[: stage + 1]):
             is_needed = is_merged or index == stage
             if is_needed or self.design.mask_info_flow:
-                hidden = head(features, hidden if self.design.mask_info_flow else None)
-            if is_needed:
-                logits.append(head.predict(hidden, classes))
+                previous = hidden if self.design.mask_info_flow else None
+                hidden, own = head(features, previous, classes if is_needed else None)
+                logits += [own] if is_needed else []
         return logits
 
     def semantic_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -351,6 +351,7 @@ def merge_scores(logits: Tensor, how: str) -> Tensor:
     Returns:
         (R, K + 1) in [0, 1].
     """
+    # parity: MMDetection averages logits, Detectron2 probabilities.
     if how == "logits":
         return logits.float().mean(dim=0).softmax(dim=1)
     return logits.float().softmax(dim=2).mean(dim=0)

@@ -41,8 +41,10 @@ class FloorMatcher(Matcher):
         matches, labels = super().__call__(iou)
         if iou.numel():
             best = iou.amax(dim=1, keepdim=True)  # (M, 1)
+            # parity: Detectron2 has no floor: an object may get boxes that hardly touch it.
             objects, boxes = torch.nonzero((iou == best) & (best >= self.floor), as_tuple=True)
             labels[boxes] = 1
+            # parity: Detectron2 keeps the object that such a box overlaps most.
             if self.rematch:
                 matches.scatter_reduce_(0, boxes, objects, "amax", include_self=False)
         return matches, labels
