@@ -28,26 +28,19 @@ _BOXES = Signature(("roi_head.bbox_head.2.fc_cls.weight", _CLASSES))
 _HTC = _BOXES + Signature((_FLOW, _SEMANTIC))
 _PLAIN = _BOXES + Signature((_FLOW,), (_SEMANTIC,))
 _CASCADE = _BOXES + Signature((), (_FLOW, _SEMANTIC))
-_RESNETS = ("R_50", "R_101")
-_RESNEXTS = ("X_101_32x4d", "X_101_64x4d")
+_CASCADE_CONFIG = "cascade_mask_rcnn/cascade_mask_rcnn_{}_FPN_1x_mmdet"
 
 # (name, method, backbone, signature of the heads, config)
 _NETWORKS = (
-    *(("htc", "HTC", name, _HTC, f"htc/htc_{name}_FPN_20e") for name in (*_RESNETS, *_RESNEXTS)),
-    (
-        *("htc", "HTC", "X_101_64x4d_DCN", _HTC),
-        "htc/htc_X_101_64x4d_DCN_FPN_20e_multiscale",
-    ),
+    ("htc", "HTC", "R_50", _HTC, "htc/htc_R_50_FPN_20e"),
+    ("htc", "HTC", "R_101", _HTC, "htc/htc_R_101_FPN_20e"),
+    ("htc", "HTC", "X_101_32x4d", _HTC, "htc/htc_X_101_32x4d_FPN_20e"),
+    ("htc", "HTC", "X_101_64x4d", _HTC, "htc/htc_X_101_64x4d_FPN_20e"),
+    ("htc", "HTC", "X_101_64x4d_DCN", _HTC, "htc/htc_X_101_64x4d_DCN_FPN_20e_multiscale"),
+    ("htc_without_semantic", "HTC", "R_50", _PLAIN, "htc/htc_without_semantic_R_50_FPN_1x"),
     *(
-        ("htc_without_semantic", "HTC", name, _PLAIN, f"htc/htc_without_semantic_{name}_FPN_1x")
-        for name in ("R_50",)
-    ),
-    *(
-        (
-            *("cascade_mask_rcnn", "Cascade Mask R-CNN", name, _CASCADE),
-            f"cascade_mask_rcnn/cascade_mask_rcnn_{name}_FPN_1x_mmdet",
-        )
-        for name in _RESNETS
+        ("cascade_mask_rcnn", "Cascade Mask R-CNN", name, _CASCADE, _CASCADE_CONFIG.format(name))
+        for name in ("R_50", "R_101")
     ),
 )
 

@@ -66,18 +66,19 @@ class SemanticTargets:
 
     def _choose_source(self, records: Sequence[dict[str, Any]]) -> None:
         """Take what the first batch has; classes of the two kinds of maps differ."""
-        self.source = "stuff" if "sem_seg" in records[0] else "things"
-        text = {
-            "stuff": "the data set's own maps",
-            "things": f"maps painted from its objects (background: class {self.num_things})",
-        }
-        _logger.info("The semantic branch learns %s", text[self.source])
-        if self.source == "things" and self.num_classes <= self.num_things:
+        source = "stuff" if "sem_seg" in records[0] else "things"
+        if source == "things" and self.num_classes <= self.num_things:
             raise ZooError(
                 f"MODEL.HTC.SEMANTIC_NUM_CLASSES is {self.num_classes}, but maps painted from "
                 f"{self.num_things} thing classes need {self.num_things + 1}: set it to 0, or "
                 "MODEL.HTC.SEMANTIC_ON to False"
             )
+        self.source = source
+        text = {
+            "stuff": "the data set's own maps",
+            "things": f"maps painted from its objects (background: class {self.num_things})",
+        }
+        _logger.info("The semantic branch learns %s", text[source])
 
     def _read(self, record: dict[str, Any]) -> Tensor:
         name = _name(record)
