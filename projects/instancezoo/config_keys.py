@@ -64,6 +64,9 @@ def _add_detector_switches(cfg: CfgNode) -> None:
     # An object gets the boxes that overlap it most, if their IoU reaches the threshold, even if
     # they overlap another object more.
     heads.LOW_QUALITY_MATCHES = False
+    # Pad ground-truth masks to the size of the batch before they are cut to boxes; it changes
+    # targets in the last half pixel at the border of the image.
+    heads.PAD_GT_MASKS = False
 
 
 def _add_input_keys(cfg: CfgNode) -> None:

@@ -61,6 +61,21 @@ def test_masks_are_trained_on_boxes_before_or_after_the_stage(interleaved, monke
         assert torch.equal(positives[0].proposal_boxes.tensor, boxes.tensor) and len(boxes)
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_masks_are_padded_by_a_switch(padded, monkeypatch):
+    model, seen = _build(TINY, "MODEL.ROI_HEADS.PAD_GT_MASKS", padded), []
+    losses = model.roi_heads.losses
+
+    def keep(maps, proposals, targets):
+        seen.extend(objects.gt_masks.tensor.shape[1:] for objects in targets)
+        return losses(maps, proposals, targets)
+
+    monkeypatch.setattr(model.roi_heads, "losses", keep)
+    with EventStorage():
+        model([make_input(128, 128, BOXES), make_input(96, 128, [])])
+    assert seen == ([(128, 128)] * 2 if padded else [(128, 128), (96, 128)])
+
+
 def _find_gradients(heads, stage):
     heads.zero_grad()
     features = {f"p{k}": torch.randn(1, 64, 128 >> k, 128 >> k) for k in range(2, 7)}

@@ -11,7 +11,9 @@ from instancezoo.testing import build_seeded_model, make_input
 
 NUM_CLASSES = 5
 SIZE = 120, 90
-OBJECTS = [[4, 6, 50, 64], [10, 8, 58, 70], [30, 60, 84, 118], [70, 5, 88, 25]]
+PADDED = 128, 96
+# The third ends in the corner of the image, where padding matters.
+OBJECTS = [[4, 6, 50, 64], [10, 8, 58, 70], [40, 62, 90, 120], [70, 5, 88, 25]]
 CASCADE = {
     "stds": [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)],
     "thresholds": [0.5, 0.6, 0.7],
@@ -105,9 +107,15 @@ def test_losses_of_boxes_and_masks(pair):
     with EventStorage():
         _, losses = model.roi_heads(images, features, [proposals], [objects])
     model.eval()
+    assert images.tensor.shape[2:] == PADDED
+    masks = objects.gt_masks.tensor
+    if reference.is_cascade:
+        padded = torch.zeros(len(masks), *PADDED, dtype=torch.bool)
+        padded[:, : SIZE[0], : SIZE[1]] = masks
+        masks = padded
     expected = reference.stage_losses(
         *(_list_maps(features), boxes.tensor, objects.gt_boxes.tensor),
-        *(objects.gt_classes, objects.gt_masks.tensor, SIZE),
+        *(objects.gt_classes, masks, SIZE),
     )
     for stage, parts in enumerate(expected):
         ending = f"_stage{stage}" if len(expected) > 1 else ""

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 from instancezoo.errors import ConfigError
-from instancezoo.modeling.adjustable import AdjustableRPN
+from instancezoo.modeling.adjustable import AdjustableRPN, pad_gt_masks
 from instancezoo.modeling.box_transform import SymmetricBox2BoxTransform
 from instancezoo.modeling.matching import FloorMatcher
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_input
@@ -90,6 +90,36 @@ def test_an_anchor_outside_the_image_takes_no_objects_place():
     assert _label(anchors, torch.zeros(0, 4), discard_before_matching=True)[0] == [-1, 0, 0]
     outside = anchors[:1]
     assert _label(outside, objects, discard_before_matching=True)[0] == [-1]
+
+
+def test_masks_are_padded_to_the_batch():
+    box = torch.tensor([[60.0, 56.0, 100.0, 96.0]])
+    objects = make_input(96, 100, [[60, 56, 100, 96]])["instances"]
+    images = ImageList(torch.zeros(1, 3, 128, 128), [(96, 100)])
+    (padded,) = pad_gt_masks([objects], images)
+    assert padded.gt_masks.tensor.shape == (1, 128, 128)
+    assert torch.equal(padded.gt_masks.tensor[:, :96, :100], objects.gt_masks.tensor)
+    assert padded.gt_masks.tensor.sum() == objects.gt_masks.tensor.sum() == 1600
+    assert objects.gt_masks.tensor.shape == (1, 96, 100)
+    # Only the corner of the image is another target.
+    plain, other = (x.gt_masks.crop_and_resize(box, 160)[0] for x in (objects, padded))
+    assert plain.all() and other.logical_not().nonzero().tolist() == [[159, 159]]
+    bare = Instances((96, 100), gt_boxes=objects.gt_boxes)
+    assert not pad_gt_masks([bare], images)[0].has("gt_masks")
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_padding_is_by_a_switch(padded, monkeypatch):
+    model, seen = _build(*HEADS, "MODEL.ROI_HEADS.PAD_GT_MASKS", padded), []
+    label = model.roi_heads.label_and_sample_proposals
+
+    def keep(proposals, targets):
+        seen.extend(objects.gt_masks.tensor.shape[1:] for objects in targets)
+        return label(proposals, targets)
+
+    monkeypatch.setattr(model.roi_heads, "label_and_sample_proposals", keep)
+    _make_losses(model)
+    assert seen == ([(128, 128)] * 2 if padded else [(128, 128), (96, 128)])
 
 
 @pytest.mark.parametrize(

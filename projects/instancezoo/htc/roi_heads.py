@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from instancezoo.modeling.adjustable import pad_gt_masks
 from instancezoo.modeling.box_transform import build_box_transform
 from instancezoo.modeling.matching import build_roi_matcher
 
@@ -82,6 +83,7 @@ class HTCROIHeads(CascadeROIHeads):
 
     Args:
         design: which parts are used.
+        pad_gt_masks: MODEL.ROI_HEADS.PAD_GT_MASKS.
         semantic_head: see `FusedSemanticHead`; None without the branch.
         semantic_pooler: pools its embedding to the size of the mask heads' regions.
         kwargs: those of `CascadeROIHeads`; `mask_head` is a list, one per stage.
@@ -92,12 +94,14 @@ class HTCROIHeads(CascadeROIHeads):
         self,
         *,
         design: Design,
+        pad_gt_masks: bool = False,
         semantic_head: FusedSemanticHead | None = None,
         semantic_pooler: ROIPooler | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.design = design
+        self.pad_gt_masks = pad_gt_masks
         self.semantic_head = semantic_head
         self.semantic_pooler = semantic_pooler
         self.sampling = Sampling(
@@ -108,6 +112,7 @@ class HTCROIHeads(CascadeROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         check_htc_config(cfg, input_shape)
         arguments = {**super().from_config(cfg, input_shape), "design": Design.from_config(cfg)}
+        arguments["pad_gt_masks"] = cfg.MODEL.ROI_HEADS.PAD_GT_MASKS
         if cfg.MODEL.HTC.SEMANTIC_ON:
             node = cfg.MODEL.HTC
             stride = input_shape[node.SEMANTIC_IN_FEATURES[node.SEMANTIC_FUSION_LEVEL]].stride
@@ -166,6 +171,8 @@ class HTCROIHeads(CascadeROIHeads):
         if not self.training:
             return self.predict_masks(maps, self.detect(maps, proposals)), {}
         assert targets is not None
+        if self.pad_gt_masks:
+            targets = pad_gt_masks(targets, images)
         losses = self.losses(maps, proposals, targets)
         if semantic_logits is not None:
             losses["loss_semantic"] = self.semantic_loss(semantic_logits, images.semantic_labels)

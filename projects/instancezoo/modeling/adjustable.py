@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor
 
 from instancezoo.errors import ConfigError
@@ -27,7 +28,7 @@ _RPN_SWITCHES = (
     "LOW_QUALITY_REMATCH",
     "LOW_QUALITY_FLOOR",
 )
-_HEAD_SWITCHES = ("SYMMETRIC_DELTA_CLAMP", "LOW_QUALITY_MATCHES")
+_HEAD_SWITCHES = ("SYMMETRIC_DELTA_CLAMP", "LOW_QUALITY_MATCHES", "PAD_GT_MASKS")
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -115,11 +116,22 @@ class AdjustableRPN(RPN):
 
 @ROI_HEADS_REGISTRY.register()
 class AdjustableROIHeads(StandardROIHeads):
-    """Detectron2's ROI heads with the switches of `cfg.MODEL.ROI_HEADS`."""
+    """Detectron2's ROI heads with the switches of `cfg.MODEL.ROI_HEADS`.
+
+    Args:
+        pad_gt_masks: see the key.
+        kwargs: those of `StandardROIHeads`.
+    """
+
+    @configurable
+    def __init__(self, *, pad_gt_masks: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pad_gt_masks = pad_gt_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         node, arguments = cfg.MODEL.ROI_HEADS, super().from_config(cfg, input_shape)
+        arguments["pad_gt_masks"] = node.PAD_GT_MASKS
         if node.LOW_QUALITY_MATCHES:
             (threshold,) = node.IOU_THRESHOLDS
             arguments["proposal_matcher"] = build_roi_matcher(threshold, low_quality=True)
@@ -127,6 +139,38 @@ class AdjustableROIHeads(StandardROIHeads):
         transform = build_box_transform(weights, node.SYMMETRIC_DELTA_CLAMP)
         arguments["box_predictor"].box2box_transform = transform
         return arguments
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> Any:
+        """Train or infer, see `StandardROIHeads`."""
+        if targets is not None and self.pad_gt_masks:
+            targets = pad_gt_masks(targets, images)
+        return super().forward(images, features, proposals, targets)
+
+
+def pad_gt_masks(targets: list[Instances], images: ImageList) -> list[Instances]:
+    """Copies of the ground truth whose bit masks have the size of the padded batch.
+
+    Args:
+        targets: N Instances; those without `gt_masks` are not changed.
+        images: the batch.
+    """
+    height, width = images.tensor.shape[2:]
+    padded = []
+    for objects in targets:
+        copy = Instances(objects.image_size, **objects.get_fields())
+        if copy.has("gt_masks") and isinstance(copy.gt_masks, BitMasks):
+            masks = copy.gt_masks.tensor
+            # parity: at the border a mask is resampled with the padding, not with itself.
+            margin = (0, width - masks.shape[2], 0, height - masks.shape[1])
+            copy.gt_masks = BitMasks(F.pad(masks, margin))
+        padded.append(copy)
+    return padded
 
 
 def check_switches(cfg: CfgNode) -> None:
