@@ -101,9 +101,12 @@ def test_masks_are_padded_to_the_batch():
     assert torch.equal(padded.gt_masks.tensor[:, :96, :100], objects.gt_masks.tensor)
     assert padded.gt_masks.tensor.sum() == objects.gt_masks.tensor.sum() == 1600
     assert objects.gt_masks.tensor.shape == (1, 96, 100)
-    # Only the corner of the image is another target.
+    # Sampled 3/8 of a pixel outside of a corner, a mask is 25/64; without padding, there is no
+    # outside at the two borders of the image, and it is 5/8 or 1.
     plain, other = (x.gt_masks.crop_and_resize(box, 160)[0] for x in (objects, padded))
-    assert plain[159, 159] and (plain != other).nonzero().tolist() == [[159, 159]]
+    assert not plain[0, 0] and not other[0, 0]
+    assert (plain != other).nonzero().tolist() == [[0, 159], [159, 0], [159, 159]]
+    assert plain[159, 159]
     bare = Instances((96, 100), gt_boxes=objects.gt_boxes)
     assert not pad_gt_masks([bare], images)[0].has("gt_masks")
 
