@@ -10,6 +10,7 @@ from parity.grid import GridParity
 from parity.htc import HTCParity
 from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
+from parity.yolact import YOLACTParity
 
 # method of a fixture -> what checks it
 CHECKS: dict[str, Any] = {
@@ -21,6 +22,8 @@ CHECKS: dict[str, Any] = {
     "polarmask": PolarMaskParity,
     "pointrend": PointRendParity,
     "htc": HTCParity,
+    "YOLACT (ResNet-50)": YOLACTParity,
+    "YOLACT++ (ResNet-50, DCNv2)": YOLACTParity,
 }
 
 

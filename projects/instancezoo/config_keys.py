@@ -29,6 +29,18 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Number of pyramid levels above P5 made by convolutions: 2 (P6 and P7), 1 or 0; read by
     # MODEL.BACKBONE.NAME "build_resnet_fpn_top_levels_backbone".
     cfg.MODEL.FPN.TOP_LEVELS = 2
+    # ReLU between P6 and P7.
+    cfg.MODEL.FPN.TOP_RELU = True
+    # Top-down path: "nearest" doubling (Lin et al.), or "bilinear" resizing to each map's own size,
+    # which takes images of any size.
+    cfg.MODEL.FPN.UPSAMPLING = "nearest"
+    # ReLU after the output convolution of each level.
+    cfg.MODEL.FPN.OUTPUT_RELU = False
+
+    # In the stages of DEFORM_ON_PER_STAGE, every n-th block is deformable, from the first on.
+    cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1
+    # Deformable convolutions have a bias, also under a norm.
+    cfg.MODEL.RESNETS.DEFORM_BIAS = False
 
     # Exponential moving average of the weights: evaluated, and saved beside the model.
     cfg.MODEL.setdefault("EMA", CfgNode())
@@ -78,10 +90,22 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # With FIXED_SIZE: lowest and highest height in pixels that training samples from; the width
     # stays. () always takes FIXED_SIZE.
     cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
+    # Antialias where the resize to FIXED_SIZE or FIXED_HEIGHTS_TRAIN shrinks an image. False takes
+    # the four nearest pixels, as OpenCV's bilinear resize does, for images and masks alike.
+    cfg.INPUT.FIXED_SIZE_ANTIALIAS = True
+    # Augmentations of training images before crop, resize and flip, in their order: names, or one
+    # name with its arguments each. docs/augmentations.md lists them.
+    cfg.INPUT.AUGMENTATIONS = []
     # Ignore training objects with fewer pixels than MIN_OBJECT_AREA or with both box sides shorter
     # than MIN_OBJECT_SIDE pixels (before resizing).
     cfg.INPUT.MIN_OBJECT_AREA = 0
     cfg.INPUT.MIN_OBJECT_SIDE = 0
+    # Ignore training objects with a box side below this many pixels of the network input, after all
+    # augmentations; an image that loses all its objects by it is replaced by another one.
+    cfg.INPUT.MIN_BOX_SIDE = 0.0
+    # Give crowds (iscrowd 1) to models that use them, as regions that count neither as object nor
+    # as background. Other models leave them out.
+    cfg.INPUT.CROWDS = False
     # How the values of image files map to [0, 255], the range of MODEL.PIXEL_MEAN: "type" (8-bit
     # values stay, 16-bit ones become their high byte, floats in [0, 1] are multiplied by 255),
     # "minmax" or "percentiles" of each image ("percentiles 1 99" for others than 0.5 and 99.5), or

@@ -1,6 +1,6 @@
 """All methods; importing this module registers them in Detectron2's registries."""
 
-from instancezoo import fcos, htc, mask_rcnn, pointrend, polarmask, solo, solov2
+from instancezoo import fcos, htc, mask_rcnn, pointrend, polarmask, solo, solov2, yolact
 from instancezoo.method import Method
 
 # A method adds one line here, and nothing else outside its own folders.
@@ -12,4 +12,5 @@ METHODS: list[Method] = [
     polarmask.METHOD,
     pointrend.METHOD,
     htc.METHOD,
+    yolact.METHOD,
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from instancezoo.modeling.adjustable import check_switches
 from instancezoo.modeling.guards import is_without_images, move_images, tell_non_finite
 from instancezoo.modeling.masks import BoxMasks, masks_for_output
+from instancezoo.modeling.objects import leave_out_crowds
 from instancezoo.modeling.whole_weights import WholeWeights
 
 
@@ -45,6 +46,8 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
         kwargs: those of `GeneralizedRCNN`.
     """
 
+    keep_crowds = False  # crowds of INPUT.CROWDS are left out before training
+
     @configurable
     def __init__(
         self, *, mask_output: str = "bitmask", allow_partial: bool = False, **kwargs: Any
@@ -66,6 +69,8 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
         """As in `GeneralizedRCNN`. Raises `ZooError` for no image in training, NaN in inference."""
         if is_without_images(batched_inputs, self.training):
             return []
+        if self.training:
+            batched_inputs = leave_out_crowds(batched_inputs)
         return super().forward(batched_inputs)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> BatchImages:
