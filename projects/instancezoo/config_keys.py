@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 def add_shared_keys(cfg: CfgNode) -> None:
     """Add the keys to Detectron2's config, in place."""
     _add_model_keys(cfg)
+    _add_detector_switches(cfg)
     _add_input_keys(cfg)
     _add_other_keys(cfg)
 
@@ -54,6 +55,32 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.WEIGHTS = ""
 
 
+def _add_detector_switches(cfg: CfgNode) -> None:
+    """Choices of other frameworks; those of Detectron2 are the defaults."""
+    # The keys of MODEL.RPN are read by MODEL.PROPOSAL_GENERATOR.NAME "AdjustableRPN".
+    rpn = cfg.MODEL.RPN
+    # Limit how much a box may shrink in one step, as well as how much it may grow.
+    rpn.SYMMETRIC_DELTA_CLAMP = False
+    # Divide the losses by the number of sampled anchors, rather than by the number asked for.
+    rpn.NORMALIZE_BY_SAMPLES = False
+    # With BOUNDARY_THRESH: leave anchors outside the image out before matching, not after.
+    rpn.DISCARD_BEFORE_MATCHING = False
+    # IoU that the best anchors of an object need to be positive below the upper threshold.
+    rpn.LOW_QUALITY_FLOOR = 0.0
+    # Such an anchor learns this object, even if it overlaps another one more.
+    rpn.LOW_QUALITY_REMATCH = False
+    # The keys of MODEL.ROI_HEADS are read by MODEL.ROI_HEADS.NAME "AdjustableROIHeads" and by
+    # heads that say so.
+    heads = cfg.MODEL.ROI_HEADS
+    heads.SYMMETRIC_DELTA_CLAMP = False
+    # An object gets the boxes that overlap it most, if their IoU reaches the threshold, even if
+    # they overlap another object more.
+    heads.LOW_QUALITY_MATCHES = False
+    # Pad ground-truth masks to the size of the batch before they are cut to boxes; it changes
+    # targets in the last half pixel at the border of the image.
+    heads.PAD_GT_MASKS = False
+
+
 def _add_input_keys(cfg: CfgNode) -> None:
     # Form of ground-truth masks; "bitmask" takes annotations as polygons and as RLE.
     cfg.INPUT.MASK_FORMAT = "bitmask"
@@ -87,6 +114,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.PIXEL_RANGE = "type"
     # Largest number of pixels of an image, a guard against damaged and hostile files; 0 for any.
     cfg.INPUT.MAX_PIXELS = 178956970
+    # Folder of semantic maps of the images whose loss is computed, for methods that learn from
+    # them: PNG files with the images' names, whose values are classes. "" takes the files that the
+    # records of a data set name (sem_seg_file_name), if any.
+    cfg.INPUT.SEMANTIC_MAPS = ""
     # Dataset mapper: "instance", or one that a method registers (its README says when to use it).
     cfg.INPUT.MAPPER = "instance"
 

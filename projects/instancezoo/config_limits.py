@@ -64,6 +64,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "MODEL.*.BATCH_SIZE_PER_IMAGE": _COUNT,
     "MODEL.*.POSITIVE_FRACTION": _SHARE,
     "MODEL.*.IOU_THRESHOLDS": _SHARE,
+    "MODEL.*.LOW_QUALITY_FLOOR": _SHARE,
     "MODEL.*.IOUS": _SHARE,
     "MODEL.*.NMS_TH*": _SHARE,
     "MODEL.*_NMS_TOPK_*": _COUNT,

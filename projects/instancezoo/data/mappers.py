@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from instancezoo.data.augmentations import build_augmentations
 from instancezoo.data.coco_masks import measure_area, segmentation_to_rle
-from instancezoo.data.images import ImageError, ImageReader, read_image
+from instancezoo.data.images import ImageError, ImageReader
+from instancezoo.data.semantic_maps import read_semantic_map
 from instancezoo.data.transforms import (
     RandomCrop,
     adapt_to_masks,
@@ -29,7 +31,7 @@ from instancezoo.data.transforms import (
     needs_pixels,
     to_tensor,
 )
-from instancezoo.errors import check_choice, first_line
+from instancezoo.errors import ConfigError, check_choice, first_line
 
 Record = dict[str, Any]
 Array = NDArray[Any]
@@ -145,6 +147,7 @@ class InstanceMapper(DatasetMapper):
         needs_masks: bool = True,
         measure_boxes: bool = False,
         keep_crowds: bool = False,
+        semantic_maps: str = "",
         **kwargs: Any,
     ):
         """
@@ -159,6 +162,7 @@ class InstanceMapper(DatasetMapper):
             needs_masks: leave out objects without a segmentation.
             measure_boxes: replace the boxes by those around the transformed masks, if there are.
             keep_crowds: keep crowds, marked by `gt_is_crowd`.
+            semantic_maps: folder of semantic maps, see INPUT.SEMANTIC_MAPS.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
         super().__init__(is_train, augmentations=augmentations, **kwargs)
@@ -167,9 +171,13 @@ class InstanceMapper(DatasetMapper):
         self.min_box_side = min_box_side
         self.needs_masks, self.measure_boxes = needs_masks, measure_boxes
         self.keep_crowds = keep_crowds
+        self.semantic_maps = semantic_maps
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        folder = cfg.INPUT.SEMANTIC_MAPS
+        if folder and is_train and not Path(folder).is_dir():
+            raise ConfigError(f"INPUT.SEMANTIC_MAPS '{folder}' is no folder: check the path")
         arguments = super().from_config(cfg, is_train)
         augmentations = [_adapt(step, cfg, is_train) for step in arguments["augmentations"]]
         if is_train:
@@ -186,6 +194,7 @@ class InstanceMapper(DatasetMapper):
             # A cropped mask's box is not the cropped box.
             "measure_boxes": is_train and cfg.INPUT.CROP.ENABLED,
             "keep_crowds": cfg.INPUT.CROWDS,
+            "semantic_maps": folder,
         }
 
     def __call__(self, dataset_dict: Record) -> Record | None:
@@ -196,7 +205,8 @@ class InstanceMapper(DatasetMapper):
 
         Returns:
             The record with `image` (C, H, W) from `ImageReader`, and in training `instances` in
-            place of `annotations`; None if `min_box_side` leaves out the last object.
+            place of `annotations`, and `sem_seg` (H, W) long if there is a semantic map; None if
+            `min_box_side` leaves out the last object.
 
         Raises:
             ImageError: the image cannot be used.
@@ -204,7 +214,9 @@ class InstanceMapper(DatasetMapper):
         record = copy.deepcopy(dataset_dict)
         path = record.pop("sem_seg_file_name", None)
         image = self.reader.read_record(record)
-        sem_seg = read_image(path, "L")[:, :, 0] if path and self.is_train else None
+        if self.semantic_maps:
+            path = Path(self.semantic_maps) / f"{Path(record['file_name']).stem}.png"
+        sem_seg = read_semantic_map(path, image.shape) if path and self.is_train else None
         annotations = record.pop("annotations", None) if self.is_train else None
         if annotations is not None:
             annotations = self._select_annotations(annotations, record)
@@ -215,7 +227,7 @@ class InstanceMapper(DatasetMapper):
             record.pop("annotations", None)
             return record
         if aug_input.sem_seg is not None:
-            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         if annotations is not None:
             if needs_pixels(transforms):
                 _fill_polygons(annotations, record["height"], record["width"])

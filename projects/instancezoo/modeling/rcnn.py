@@ -10,6 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_po
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from instancezoo.modeling.adjustable import check_switches
 from instancezoo.modeling.guards import is_without_images, move_images, tell_non_finite
 from instancezoo.modeling.masks import BoxMasks, MaskForm, masks_for_output
 from instancezoo.modeling.objects import leave_out_crowds
@@ -60,6 +61,7 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
+        check_switches(cfg)
         return {
             **super().from_config(cfg),
             "mask_output": cfg.MODEL.MASK_OUTPUT,
