@@ -54,7 +54,8 @@ LAZY = {("checkpoint", "methods"), ("inference", "methods")}
 # A method may import another only along its lineage.
 LINEAGE = {
     "solov2": {"solo"},
-    "pointrend": {"solov2", "solo"},  # refines SOLOv2's masks
+    "pointrend": {"solov2", "solo", "htc"},  # refines the masks of SOLOv2 and HTC
+    "htc": {"mask_rcnn"},  # the same thresholds and limits
     "blendmask": {"fcos"},
     "centermask": {"fcos"},
 }

@@ -7,8 +7,11 @@ import pytest
 from parity.fcos import FCOSParity
 from parity.fixtures import list_fixtures, read_fixture
 from parity.grid import GridParity
+from parity.htc import HTCParity
+from parity.panet import PANetParity
 from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
+from parity.yolact import YOLACTParity
 
 # method of a fixture -> what checks it
 CHECKS: dict[str, Any] = {
@@ -19,6 +22,10 @@ CHECKS: dict[str, Any] = {
     "fcos": FCOSParity,
     "polarmask": PolarMaskParity,
     "pointrend": PointRendParity,
+    "htc": HTCParity,
+    "YOLACT (ResNet-50)": YOLACTParity,
+    "YOLACT++ (ResNet-50, DCNv2)": YOLACTParity,
+    "panet": PANetParity,
 }
 
 

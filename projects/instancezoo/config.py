@@ -19,11 +19,13 @@ from instancezoo.config_trial import check_builds
 from instancezoo.config_types import check_types, list_values
 from instancezoo.config_values import (
     check_best_metric,
+    check_crowds,
     check_device,
     check_names,
     explain_type,
     suggest_file,
 )
+from instancezoo.data.augmentations import build_augmentations
 from instancezoo.data.datasets import load_metadata, parse_dataset_argument, register_dataset
 from instancezoo.data.images import ImageReader
 from instancezoo.errors import ConfigError, check_choice, suggest
@@ -258,6 +260,8 @@ def check_values(cfg: CfgNode) -> None:
     check_best_metric(cfg.TEST.BEST_METRIC)
     check_choice("MODEL.MASK_OUTPUT", cfg.MODEL.MASK_OUTPUT, MASK_OUTPUTS)
     ImageReader.from_config(cfg)  # refuses what it cannot read by
+    build_augmentations(cfg)
+    check_crowds(cfg)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError("MODEL.LOAD_PROPOSALS: not supported; set it to False")
 

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 def add_shared_keys(cfg: CfgNode) -> None:
     """Add the keys to Detectron2's config, in place."""
     _add_model_keys(cfg)
+    _add_detector_switches(cfg)
     _add_input_keys(cfg)
     _add_other_keys(cfg)
 
@@ -28,6 +29,18 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Number of pyramid levels above P5 made by convolutions: 2 (P6 and P7), 1 or 0; read by
     # MODEL.BACKBONE.NAME "build_resnet_fpn_top_levels_backbone".
     cfg.MODEL.FPN.TOP_LEVELS = 2
+    # ReLU between P6 and P7.
+    cfg.MODEL.FPN.TOP_RELU = True
+    # Top-down path: "nearest" doubling (Lin et al.), or "bilinear" resizing to each map's own size,
+    # which takes images of any size.
+    cfg.MODEL.FPN.UPSAMPLING = "nearest"
+    # ReLU after the output convolution of each level.
+    cfg.MODEL.FPN.OUTPUT_RELU = False
+
+    # In the stages of DEFORM_ON_PER_STAGE, every n-th block is deformable, from the first on.
+    cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1
+    # Deformable convolutions have a bias, also under a norm.
+    cfg.MODEL.RESNETS.DEFORM_BIAS = False
 
     # Exponential moving average of the weights: evaluated, and saved beside the model.
     cfg.MODEL.setdefault("EMA", CfgNode())
@@ -42,6 +55,32 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.WEIGHTS = ""
 
 
+def _add_detector_switches(cfg: CfgNode) -> None:
+    """Choices of other frameworks; those of Detectron2 are the defaults."""
+    # The keys of MODEL.RPN are read by MODEL.PROPOSAL_GENERATOR.NAME "AdjustableRPN".
+    rpn = cfg.MODEL.RPN
+    # Limit how much a box may shrink in one step, as well as how much it may grow.
+    rpn.SYMMETRIC_DELTA_CLAMP = False
+    # Divide the losses by the number of sampled anchors, rather than by the number asked for.
+    rpn.NORMALIZE_BY_SAMPLES = False
+    # With BOUNDARY_THRESH: leave anchors outside the image out before matching, not after.
+    rpn.DISCARD_BEFORE_MATCHING = False
+    # IoU that the best anchors of an object need to be positive below the upper threshold.
+    rpn.LOW_QUALITY_FLOOR = 0.0
+    # Such an anchor learns this object, even if it overlaps another one more.
+    rpn.LOW_QUALITY_REMATCH = False
+    # The keys of MODEL.ROI_HEADS are read by MODEL.ROI_HEADS.NAME "AdjustableROIHeads" and by
+    # heads that say so.
+    heads = cfg.MODEL.ROI_HEADS
+    heads.SYMMETRIC_DELTA_CLAMP = False
+    # An object gets the boxes that overlap it most, if their IoU reaches the threshold, even if
+    # they overlap another object more.
+    heads.LOW_QUALITY_MATCHES = False
+    # Pad ground-truth masks to the size of the batch before they are cut to boxes; it changes
+    # targets in the last half pixel at the border of the image.
+    heads.PAD_GT_MASKS = False
+
+
 def _add_input_keys(cfg: CfgNode) -> None:
     # Form of ground-truth masks; "bitmask" takes annotations as polygons and as RLE.
     cfg.INPUT.MASK_FORMAT = "bitmask"
@@ -51,10 +90,22 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # With FIXED_SIZE: lowest and highest height in pixels that training samples from; the width
     # stays. () always takes FIXED_SIZE.
     cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
+    # Antialias where the resize to FIXED_SIZE or FIXED_HEIGHTS_TRAIN shrinks an image. False takes
+    # the four nearest pixels, as OpenCV's bilinear resize does, for images and masks alike.
+    cfg.INPUT.FIXED_SIZE_ANTIALIAS = True
+    # Augmentations of training images before crop, resize and flip, in their order: names, or one
+    # name with its arguments each. docs/augmentations.md lists them.
+    cfg.INPUT.AUGMENTATIONS = []
     # Ignore training objects with fewer pixels than MIN_OBJECT_AREA or with both box sides shorter
     # than MIN_OBJECT_SIDE pixels (before resizing).
     cfg.INPUT.MIN_OBJECT_AREA = 0
     cfg.INPUT.MIN_OBJECT_SIDE = 0
+    # Ignore training objects with a box side below this many pixels of the network input, after all
+    # augmentations; an image that loses all its objects by it is replaced by another one.
+    cfg.INPUT.MIN_BOX_SIDE = 0.0
+    # Give crowds (iscrowd 1) to models that use them, as regions that count neither as object nor
+    # as background. Other models leave them out.
+    cfg.INPUT.CROWDS = False
     # How the values of image files map to [0, 255], the range of MODEL.PIXEL_MEAN: "type" (8-bit
     # values stay, 16-bit ones become their high byte, floats in [0, 1] are multiplied by 255),
     # "minmax" or "percentiles" of each image ("percentiles 1 99" for others than 0.5 and 99.5), or
@@ -63,6 +114,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.PIXEL_RANGE = "type"
     # Largest number of pixels of an image, a guard against damaged and hostile files; 0 for any.
     cfg.INPUT.MAX_PIXELS = 178956970
+    # Folder of semantic maps of the images whose loss is computed, for methods that learn from
+    # them: PNG files with the images' names, whose values are classes. "" takes the files that the
+    # records of a data set name (sem_seg_file_name), if any.
+    cfg.INPUT.SEMANTIC_MAPS = ""
     # Dataset mapper: "instance", or one that a method registers (its README says when to use it).
     cfg.INPUT.MAPPER = "instance"
 

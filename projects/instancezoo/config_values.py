@@ -106,6 +106,19 @@ def check_names(cfg: Any) -> None:
         check_choice(key, _read_value(cfg, key), choices)
 
 
+def check_crowds(cfg: Any) -> None:
+    """Raise `ConfigError` for INPUT.CROWDS with an architecture that would learn them as objects.
+
+    Architectures that know of crowds have an attribute `keep_crowds`.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if cfg.INPUT.CROWDS and not hasattr(dict(META_ARCH_REGISTRY).get(name), "keep_crowds"):
+        raise ConfigError(
+            f"INPUT.CROWDS is True, but MODEL.META_ARCHITECTURE {name} would learn crowds as "
+            "objects: set it to False"
+        )
+
+
 def check_best_metric(metric: str, class_names: list[str] | None = None) -> None:
     """Raise `ConfigError` if TEST.BEST_METRIC is no figure of the evaluation.
 

@@ -1,6 +1,6 @@
 """All methods; importing this module registers them in Detectron2's registries."""
 
-from instancezoo import fcos, mask_rcnn, pointrend, polarmask, solo, solov2
+from instancezoo import fcos, htc, mask_rcnn, panet, pointrend, polarmask, solo, solov2, yolact
 from instancezoo.method import Method
 
 # A method adds one line here, and nothing else outside its own folders.
@@ -11,4 +11,7 @@ METHODS: list[Method] = [
     fcos.METHOD,
     polarmask.METHOD,
     pointrend.METHOD,
+    htc.METHOD,
+    yolact.METHOD,
+    panet.METHOD,
 ]

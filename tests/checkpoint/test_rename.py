@@ -127,3 +127,16 @@ def test_two_layouts_of_one_name(add_method: Callable[[Method], None]) -> None:
 def test_a_wrong_row_is_found_when_it_is_written() -> None:
     with pytest.raises(ValueError, match=r"'b\.\{j\}'"):
         make_layout(rows=(("a.{i}", "b.{j}"),))
+
+
+def test_tensors_that_a_file_lacks_are_made_from_others(layouts: list[Layout]) -> None:
+    layouts.append(make_layout(derived=(("zebra.{i}.weight", "head.{i+1}.mean", torch.sum),)))
+    converted = convert_state_dict(STATE)
+    assert converted.state["head.1.mean"] == 6 and converted.state["head.2.mean"] == 0
+    assert torch.equal(converted.state["head.1.weight"], STATE["zebra.0.weight"])
+    assert len(converted.used) + len(converted.unused) == len(STATE)
+
+
+def test_a_wrong_row_of_a_made_tensor_fails_at_import() -> None:
+    with pytest.raises(ValueError, match="which its pattern lacks"):
+        make_layout(derived=(("out.weight", "predictor.{i}.mean", torch.sum),))

@@ -20,6 +20,7 @@ from instancezoo.config import get_cfg
 from instancezoo.data.coco_dataset import check_coco, make_records
 from instancezoo.data.images import ImageError, read_image
 from instancezoo.data.mappers import MAX_FAILURES_IN_A_ROW, InstanceMapper, build_mapper
+from instancezoo.errors import ConfigError
 
 HEIGHT, WIDTH = 40, 60
 
@@ -190,6 +191,42 @@ def test_semantic_labels_come_along(cfg: CfgNode, record: dict[str, Any], tmp_pa
     record["sem_seg_file_name"] = str(tmp_path / "labels.png")
     mapped = build_mapper(cfg, is_train=True)(record)
     assert torch.equal(mapped["sem_seg"], torch.from_numpy(labels).long())
+
+
+def test_semantic_labels_come_from_a_folder(
+    cfg: CfgNode, record: dict[str, Any], tmp_path: Path
+) -> None:
+    cfg.INPUT.SEMANTIC_MAPS = str(tmp_path / "maps")
+    with pytest.raises(ConfigError, match=r"INPUT\.SEMANTIC_MAPS '.*maps'"):
+        InstanceMapper(cfg, is_train=True)
+    (tmp_path / "maps").mkdir()
+    file = tmp_path / "maps" / "photo.png"
+    with pytest.raises(ImageError, match=r"maps/photo\.png"):
+        InstanceMapper(cfg, is_train=True)(record)
+    assert "sem_seg" not in InstanceMapper(cfg, is_train=False)(record)
+    labels = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+
+    palette = Image.new("P", (WIDTH, HEIGHT))  # colours are for the eye, indices are the classes
+    palette.putdata(list(labels.flatten() % 200))
+    palette.putpalette([255 - i // 3 for i in range(768)])
+    palette.save(file)
+    found = InstanceMapper(cfg, is_train=True)(record)["sem_seg"]
+    assert torch.equal(found, torch.from_numpy(labels % 200))
+
+    Image.fromarray(labels.astype(np.uint16)).save(file)
+    found = InstanceMapper(cfg, is_train=True)(record)["sem_seg"]
+    assert torch.equal(found, torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH, 3), (HEIGHT, WIDTH + 1)])
+def test_a_semantic_map_of_another_kind_or_size_is_refused(
+    cfg: CfgNode, record: dict[str, Any], tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    record["sem_seg_file_name"] = str(tmp_path / "labels.png")
+    Image.fromarray(np.zeros(shape, dtype=np.uint8)).save(record["sem_seg_file_name"])
+    named = "3" if len(shape) == 3 else f"{WIDTH + 1} x {HEIGHT}"
+    with pytest.raises(ImageError, match=rf"labels\.png'.*{named}"):
+        InstanceMapper(cfg, is_train=True)(record)
 
 
 def test_an_unknown_mapper_is_named(cfg: CfgNode) -> None:

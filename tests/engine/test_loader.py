@@ -12,6 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import TrainingSampler
 
+from instancezoo.data.images import ImageError
 from instancezoo.data.mappers import build_mapper
 from instancezoo.engine.loader import (
     EndlessBatchSampler,
@@ -49,16 +50,20 @@ def test_grouping_keeps_wide_and_tall_apart_and_resumes():
 def _images(cfg, count, start_iter=0):
     loader = build_train_loader(cfg, build_mapper(cfg, is_train=True), seed=3)
     loader.batch_sampler.state.start_iter = start_iter
-    return [torch.stack([x["image"] for x in batch]) for batch in islice(loader, count)]
+    return [[x["image"] for x in batch] for batch in islice(loader, count)]
+
+
+def _equal(images, others):
+    return all(map(torch.equal, images, others))
 
 
 def test_augmentation_does_not_depend_on_workers_or_on_where_the_stream_is_entered(small_cfg):
     small_cfg.INPUT.MIN_SIZE_TRAIN = (64,)
     whole = _images(small_cfg, 6)
     flipped = _images(small_cfg, 6, start_iter=0)
-    assert all(map(torch.equal, whole, flipped))
+    assert all(map(_equal, whole, flipped))
     small_cfg.DATALOADER.NUM_WORKERS = 2
-    assert all(map(torch.equal, _images(small_cfg, 4, start_iter=2), whole[2:]))
+    assert all(map(_equal, _images(small_cfg, 4, start_iter=2), whole[2:]))
 
 
 def test_isolated_rng_leaves_the_outside_alone():
@@ -99,9 +104,9 @@ def test_objects_without_masks_are_for_configs_without_masks(small_cfg):
     DatasetCatalog.register("boxes_and_masks", lambda: records)
     small_cfg.DATASETS.TRAIN = ("boxes_and_masks",)
     small_cfg.MODEL.MASK_ON = True
-    assert len(build_train_loader(small_cfg, None, 0).dataset.dataset) == 1
+    assert len(build_train_loader(small_cfg, None, 0).dataset.records) == 1
     small_cfg.MODEL.MASK_ON = False
-    assert len(build_train_loader(small_cfg, None, 0).dataset.dataset) == 4
+    assert len(build_train_loader(small_cfg, None, 0).dataset.records) == 4
     small_cfg.MODEL.MASK_ON = True
     records.pop()
     with pytest.raises(ConfigError, match=r"boxes_and_masks has a segmentation.*MASK_ON False"):
@@ -132,3 +137,41 @@ def test_loader_holds_the_records_once_and_serialized(small_cfg, name):
     records.clear()
     gc.collect()
     assert loader is not None and not any(ref() is not None for ref in watched)
+
+
+def test_images_that_lose_their_objects_are_replaced_by_position(small_cfg):
+    small_cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+    small_cfg.INPUT.AUGMENTATIONS = ["ExpandCanvas", "RandomSampleCrop"]
+    small_cfg.INPUT.MIN_BOX_SIDE = 20.0
+
+    mapper = build_mapper(small_cfg, is_train=True)
+    records = build_train_loader(small_cfg, mapper, seed=3).dataset.records
+    found = [mapper(records[index % len(records)]) for index in range(60)]
+    assert 5 < sum(image is None for image in found) < 55  # it is up to the augmentation
+
+    whole = _images(small_cfg, 8)
+    assert all(map(_equal, whole, _images(small_cfg, 8)))
+    assert all(map(_equal, whole[5:], _images(small_cfg, 3, start_iter=5)))
+    small_cfg.DATALOADER.NUM_WORKERS = 2
+    assert all(map(_equal, whole[2:], _images(small_cfg, 6, start_iter=2)))
+
+
+def test_data_without_a_large_object_end_training_with_the_key(small_cfg):
+    small_cfg.INPUT.MIN_BOX_SIDE = 1000.0
+    with pytest.raises(ImageError, match=r"101 images in a row.*INPUT\.MIN_BOX_SIDE"):
+        _images(small_cfg, 1)
+
+
+def test_unreadable_images_are_replaced_by_position(small_cfg, tmp_path):
+    records = [dict(record) for record in DatasetCatalog.get(small_cfg.DATASETS.TRAIN[0])]
+    for record in records[:4]:
+        record["file_name"] = str(tmp_path / f"missing_{record['image_id']}.png")
+    DatasetCatalog.register("half_missing", lambda: records)
+    try:
+        small_cfg.DATASETS.TRAIN = ("half_missing",)
+        small_cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+        whole = _images(small_cfg, 9)
+        # A later process has to find out again which images are missing.
+        assert all(map(_equal, whole[6:], _images(small_cfg, 3, start_iter=6)))
+    finally:
+        DatasetCatalog.remove("half_missing")

@@ -100,6 +100,23 @@ def test_a_limit_over_100_equals_pycocotools(iou_type: str, backend: str) -> Non
     assert evaluation.ap() > evaluation.at_limit(100).ap() + 5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_of_masks_rank_masks_and_not_boxes(small_dataset: Dataset, backend: str) -> None:
+    truth, results = small_dataset
+    scores = [result["score"] for result in results]
+    rescored = [
+        {**result, "mask_score": score}
+        for result, score in zip(results, reversed(scores), strict=True)
+    ]
+    as_scores = [{**result, "score": result["mask_score"]} for result in rescored]
+    for iou_type, expected in (("segm", as_scores), ("bbox", results)):
+        found = evaluate_results(truth, rescored, iou_type, backend)
+        wanted = evaluate_results(truth, expected, iou_type, backend)
+        assert np.array_equal(found.precision, wanted.precision)
+    plain = evaluate_results(truth, results, "segm", backend)
+    assert not np.array_equal(plain.precision, evaluate_results(truth, as_scores, "segm").precision)
+
+
 def test_files_give_what_memory_gives(small_dataset: Dataset, tmp_path: Path) -> None:
     truth, results = small_dataset
     (tmp_path / "truth.json").write_text(json.dumps(truth))

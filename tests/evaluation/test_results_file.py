@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from synthetic_results import encode
 
+from instancezoo.evaluation.ground_truth import find_score
 from instancezoo.evaluation.results import ResultsFile, instances_to_results
 from instancezoo.files import open_atomically
 
@@ -47,6 +48,17 @@ def test_instances_become_coco_results() -> None:
     for form in (rles, as_bytes, BitMasks(masks), masks.byte()):
         assert instances_to_results(make_instances(pred_masks=form), 9, [10, 30]) == [first, second]
     assert "segmentation" not in instances_to_results(make_instances(), 9, [10, 30])[0]
+
+
+def test_masks_may_have_scores_of_their_own() -> None:
+    masks = torch.ones((2, 6, 7), dtype=torch.bool)
+    instances = make_instances(pred_masks=masks, mask_scores=torch.tensor([0.25, 0.5]))
+    first, second = instances_to_results(instances, 9, [10, 30])
+    assert [find_score(first, "segm"), find_score(first, "bbox")] == [0.25, 0.75]
+    assert find_score(second, "segm") == second["mask_score"] == 0.5
+    instances.mask_scores[1] = float("inf")
+    with pytest.raises(ValueError, match=r"\b77\b.*mask score"):
+        instances_to_results(instances, 77, [1, 2])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -40,3 +40,34 @@ def test_norm_and_activation_come_last():
     assert (found >= 0).all() and (found == 0).any()
     found.sum().backward()
     assert conv.offset.weight.grad is not None
+
+
+def test_bfloat16_keeps_fractions_of_a_pixel_in_wide_maps():
+    conv = DeformConv(1, 1, kernel_size=1, padding=0, modulated=True)
+    nn.init.ones_(conv.weight)
+    with torch.no_grad():
+        conv.offset.bias.copy_(torch.tensor([0.0, 0.5, 100.0]))  # right by half a pixel
+    features = torch.arange(300.0).remainder(8).expand(1, 1, 3, 300).contiguous()
+    expected = (features[..., :-1] + features[..., 1:]) / 2
+    found = conv.bfloat16()(features.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found[..., :-1].float(), expected)
+
+
+def test_bfloat16_trains_under_autocast_as_in_fp32():
+    torch.manual_seed(0)
+    conv = DeformConv(4, 6, modulated=True, bias=True)
+    nn.init.normal_(conv.offset.weight, std=0.1)
+    features = torch.rand(2, 4, 7, 9)
+    gradients = []
+    for enabled in (False, True):
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = conv(features)
+        assert output.dtype == (torch.bfloat16 if enabled else torch.float32)
+        output.float().square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in conv.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradients[1][name].dtype == torch.float32 and gradient.abs().max() > 0
+        error = (gradients[1][name] - gradient).norm() / gradient.norm()
+        assert error < 0.05, name

@@ -36,3 +36,13 @@ def test_operators_are_found_where_they_have_a_kernel():
     assert extension.find_compiled("cast_ray_targets", torch.device("cpu")) is not None
     assert extension.find_compiled("cast_ray_targets", torch.device("meta")) is None
     assert extension.find_compiled("find_borders", torch.device("cuda")) is None
+
+
+@pytest.mark.skipif(not extension.IS_BUILT, reason="instancezoo._C was not built")
+def test_an_operator_that_an_older_build_lacks_is_told_and_replaced():
+    def fake(masks):
+        return masks
+
+    with pytest.warns(RuntimeWarning, match="no no_such_operator.*Install the package again"):
+        assert extension.register_fake("no_such_operator")(fake) is fake
+    assert extension.find_compiled("no_such_operator", torch.device("cpu")) is None

@@ -43,3 +43,20 @@ def test_a_new_one_computes_what_the_plain_network_computes():
     assert found.keys() == expected.keys()
     for level in expected:
         torch.testing.assert_close(found[level], expected[level], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("interval,blocks", [(1, 13), (3, 2 + 2 + 1)])
+def test_every_nth_block_deforms(interval, blocks):
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_deform_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, True, True, True]
+    cfg.MODEL.RESNETS.DEFORM_MODULATED = cfg.MODEL.RESNETS.DEFORM_BIAS = True
+    cfg.MODEL.RESNETS.DEFORM_INTERVAL = interval
+    with torch.device("meta"):
+        backbone = build_backbone(cfg)
+    names = [n for n, m in backbone.named_modules() if isinstance(m, DeformConv)]
+    assert len(names) == blocks
+    assert all(int(name.split(".")[2]) % interval == 0 for name in names)
+    biases = [n for n, _ in backbone.named_parameters() if n.endswith("conv2.bias")]
+    assert len(biases) == blocks

@@ -62,3 +62,40 @@ def test_stages_may_be_deformable():
     backbone = _build("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, True])
     names = [name for name, module in backbone.named_modules() if isinstance(module, DeformConv)]
     assert names == [f"bottom_up.res5.{block}.conv2" for block in range(3)]
+
+
+def test_bilinear_pyramid_has_each_maps_own_size_and_relus():
+    backbone = _build(
+        *("MODEL.FPN.UPSAMPLING", "bilinear", "MODEL.FPN.OUTPUT_RELU", True),
+        *("MODEL.FPN.TOP_RELU", False),
+    )
+    assert backbone.size_divisibility == 0
+    image = torch.randn(1, 3, 70, 100)
+    with torch.no_grad():
+        maps = backbone(image)
+        stages = backbone.bottom_up(image)
+        merged = backbone.fpn_lateral5(stages["res5"])
+        for level in (5, 4, 3):
+            if level < 5:
+                lateral = getattr(backbone, f"fpn_lateral{level}")(stages[f"res{level}"])
+                size = lateral.shape[2:]
+                up = F.interpolate(merged, size, mode="bilinear", align_corners=False)
+                merged = lateral + up
+            conv = getattr(backbone, f"fpn_output{level}")
+            expected = F.conv2d(merged, conv.weight, conv.bias, padding=1).relu()
+            torch.testing.assert_close(maps[f"p{level}"], expected)
+        p6 = backbone.top_block.p6(maps["p5"])
+        assert torch.equal(maps["p6"], p6) and torch.equal(maps["p7"], backbone.top_block.p7(p6))
+    assert list(maps) == ["p3", "p4", "p5", "p6", "p7"] and (p6 < 0).any()
+    assert [tuple(m.shape[2:]) for m in maps.values()] == [(9, 13), (5, 7), (3, 4), (2, 2), (1, 1)]
+
+
+def test_bilinear_pyramid_without_levels_above():
+    backbone = _build("MODEL.FPN.UPSAMPLING", "bilinear", "MODEL.FPN.TOP_LEVELS", 0)
+    with torch.no_grad():
+        assert list(backbone(torch.randn(1, 3, 33, 65))) == ["p3", "p4", "p5"]
+
+
+def test_an_unknown_upsampling_is_refused():
+    with pytest.raises(ConfigError, match=r"MODEL\.FPN\.UPSAMPLING.*nearest.*bilinear"):
+        _build("MODEL.FPN.UPSAMPLING", "cubic")

@@ -171,6 +171,8 @@ def apply_layout(
             )
         converted.used[name] = target
         converted.state[target] = _transform(name, tensor, transform)
+        for target, transform in layout.find_derived(name):
+            converted.state[target] = _transform(name, tensor, transform)
     if converted.unknown and not allow_unknown:
         raise CheckpointError(
             f"the file looks like '{layout.name}', but {len(converted.unknown)} of its "

@@ -37,6 +37,7 @@ BACKBONES = {
     "R_50_DCN": Signature((_BOTTLENECK, _DCN), (_7TH_BLOCK,)),
     "R_101": Signature((_7TH_BLOCK,), (_DCN,), {_WIDTH: (64, None, None, None)}),
     "R_101_DCN": Signature((_7TH_BLOCK, _DCN), (), {_WIDTH: (64, None, None, None)}),
+    "X_101_32x4d": Signature((_7TH_BLOCK,), (_DCN,), {_WIDTH: (128, None, None, None)}),
     "X_101_64x4d": Signature((_7TH_BLOCK,), (_DCN,), {_WIDTH: (256, None, None, None)}),
     "X_101_64x4d_DCN": Signature((_7TH_BLOCK, _DCN), (), {_WIDTH: (256, None, None, None)}),
 }
@@ -54,6 +55,41 @@ def pyramid_rows(finest_level: int) -> tuple[Row, ...]:
         *resnet_rows("backbone."),
         ("neck.lateral_convs.{n}.conv.*", f"backbone.fpn_lateral{{n+{finest_level}}}.*"),
         ("neck.fpn_convs.{n}.conv.*", f"backbone.fpn_output{{n+{finest_level}}}.*"),
+    )
+
+
+def region_rows() -> tuple[Row, ...]:
+    """Make the rows of a region proposal network and of fully connected box heads.
+
+    A model has one box head, or one for each stage, whose index follows the head's name.
+    """
+    theirs, ours = "roi_head.bbox_head", "roi_heads"
+    rows: list[Row] = [
+        ("rpn_head.rpn_conv.*", "proposal_generator.rpn_head.conv.*"),
+        ("rpn_head.rpn_cls.*", "proposal_generator.rpn_head.objectness_logits.*"),
+        ("rpn_head.rpn_reg.*", "proposal_generator.rpn_head.anchor_deltas.*"),
+    ]
+    for stage in ("", ".{s}"):
+        predictor = f"{ours}.box_predictor{stage}"
+        rows += [
+            (f"{theirs}{stage}.shared_fcs.{{k}}.*", f"{ours}.box_head{stage}.fc{{k+1}}.*"),
+            (f"{theirs}{stage}.fc_cls.*", f"{predictor}.cls_score.*"),
+            (f"{theirs}{stage}.fc_reg.*", f"{predictor}.bbox_pred.*"),
+        ]
+    return tuple(rows)
+
+
+def mask_rows(stage: str = "") -> tuple[Row, ...]:
+    """Make the rows of a mask head of convolutions.
+
+    Args:
+        stage: ".{s}" for one head per stage.
+    """
+    theirs, ours = f"roi_head.mask_head{stage}", f"roi_heads.mask_head{stage}"
+    return (
+        (f"{theirs}.convs.{{k}}.conv.*", f"{ours}.mask_fcn{{k+1}}.*"),
+        (f"{theirs}.upsample.*", f"{ours}.deconv.*"),
+        (f"{theirs}.conv_logits.*", f"{ours}.predictor.*"),
     )
 
 

@@ -13,7 +13,7 @@ must fit a row, and the first row that it fits applies.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
@@ -108,6 +108,8 @@ class Layout:
         other_shapes: pattern -> shape that no tensor may have, since it marks another layout.
         fills: "model", or "backbone" for weights to initialise training with.
         trained_on: the data set of the published weights.
+        derived: rows of our tensors that the file lacks, made from those that it has, such as the
+            statistics of a norm that were folded into its weight.
     """
 
     name: str
@@ -122,9 +124,11 @@ class Layout:
     other_shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     fills: Literal["model", "backbone"] = "model"
     trained_on: TrainedOn | None = None
+    derived: tuple[tuple[str, str, Transform], ...] = ()
 
     def __post_init__(self) -> None:
-        for row in self.rows:  # a wrong row fails at import, not when a user converts a file
+        # A wrong row fails at import, not when a user converts a file.
+        for row in (*self.rows, *self.derived):
             fill_template(row[1], match_name(row[0], _TOKEN.sub("1", row[0])) or {})
 
     def find_row(self, name: str) -> tuple[str, Transform | None] | None:
@@ -134,6 +138,13 @@ class Layout:
             if values is not None:
                 return fill_template(row[1], values), row[2] if len(row) == 3 else None
         return None
+
+    def find_derived(self, name: str) -> Iterator[tuple[str, Transform]]:
+        """Yield our tensors that a published one makes beside its own: (our name, transform)."""
+        for pattern, template, transform in self.derived:
+            values = match_name(pattern, name)
+            if values is not None:
+                yield fill_template(template, values), transform
 
     def is_unused(self, name: str) -> bool:
         """Return True if `name` is listed as having no place in the model."""

@@ -1,5 +1,6 @@
-"""Data sets and mappers; importing this package registers the built-in sets and the mappers."""
+"""Data sets, mappers and augmentations; importing this package registers all of them."""
 
+from instancezoo.data.augmentations import AUGMENTATION_REGISTRY, build_augmentations
 from instancezoo.data.coco_dataset import DatasetError, check_coco
 from instancezoo.data.coco_report import AnnotationReport
 from instancezoo.data.datasets import (
@@ -10,14 +11,21 @@ from instancezoo.data.datasets import (
 )
 from instancezoo.data.images import ImageError, ImageReader, read_image
 from instancezoo.data.mappers import MAPPER_REGISTRY, InstanceMapper, build_mapper
+from instancezoo.data.photometric import PhotometricDistort
+from instancezoo.data.windows import ExpandCanvas, RandomSampleCrop
 
 __all__ = [
+    "AUGMENTATION_REGISTRY",
     "MAPPER_REGISTRY",
     "AnnotationReport",
     "DatasetError",
+    "ExpandCanvas",
     "ImageError",
     "ImageReader",
     "InstanceMapper",
+    "PhotometricDistort",
+    "RandomSampleCrop",
+    "build_augmentations",
     "build_mapper",
     "check_coco",
     "load_metadata",

@@ -72,7 +72,7 @@ def check_anchors(context: Context) -> Iterator[Finding]:
 def check_levels(context: Context) -> Iterator[Finding]:
     """Pyramid level from which the box head pools each object."""
     pooler = getattr(getattr(context.model, "roi_heads", None), "box_pooler", None)
-    if pooler is None:
+    if pooler is None or not hasattr(pooler, "canonical_level"):  # pools from all levels
         return
     num_levels = pooler.max_level - pooler.min_level + 1
     for facts, boxes in context.train_boxes:

@@ -10,14 +10,14 @@ import itertools
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import (
     InferenceSampler,
@@ -25,8 +25,10 @@ from detectron2.data.samplers import (
     TrainingSampler,
 )
 from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from instancezoo.data.images import ImageError
 from instancezoo.data.mappers import (
     MAX_FAILURES_IN_A_ROW,
     SkippingMapper,
@@ -38,6 +40,7 @@ from instancezoo.errors import ConfigError, check_choice
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+MAX_REPLACEMENTS = 100  # images that are tried in the place of one
 
 _logger = logging.getLogger(__name__)
 
@@ -90,16 +93,56 @@ class EndlessBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """Maps `(position, index)` to a mapped image, augmented by position."""
+    """Maps `(position, index)` to a mapped image, augmented by position.
 
-    def __init__(self, dataset: Dataset[Any], state: StreamState) -> None:
-        self.dataset = dataset
+    For an image that the mapper leaves out, another one is taken; which one depends on the position
+    alone.
+
+    Args:
+        records: of the data set.
+        mapper: record -> model input, or None to take another image.
+        state: seed of the augmentations.
+    """
+
+    def __init__(
+        self, records: Sequence[dict[str, Any]], mapper: SkippingMapper, state: StreamState
+    ) -> None:
+        self.records = records
+        self.mapper = mapper
         self.state = state
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
+        """Raises `ImageError` if too many images in a row are left out."""
         position, index = key
         with isolated_rng(self.state.seed, position):
-            return self.dataset[index]
+            mapped = self.mapper(self.records[index])
+        if mapped is None:
+            mapped = self._map_another(position)
+        return mapped
+
+    def _map_another(self, position: int) -> dict[str, Any]:
+        num_tried = 0
+        for attempt, index in enumerate(self._list_others(position), start=1):
+            record = self.records[index]
+            # One known to fail is not read again; the outcome is the same if it is.
+            if str(record.get("file_name")) in self.mapper.unreadable_paths:
+                continue
+            with isolated_rng(self.state.seed, position, attempt):
+                mapped = self.mapper(record)
+            if mapped is not None:
+                return mapped
+            num_tried += 1
+            if num_tried == MAX_REPLACEMENTS:
+                break
+        raise ImageError(
+            f"{num_tried + 1} images in a row have nothing to train on: lower INPUT.MIN_BOX_SIDE, "
+            "or check the augmentations"
+        )
+
+    def _list_others(self, position: int) -> Iterator[int]:
+        generator = np.random.default_rng([self.state.seed, position])
+        for _ in range(MAX_REPLACEMENTS):  # a few images may be tried several times
+            yield from generator.permutation(len(self.records)).tolist()
 
 
 def seed_rng(*key: int) -> None:
@@ -159,10 +202,9 @@ def build_train_loader(cfg: Any, mapper: Mapper, seed: int) -> DataLoader[Any]:
         [r["width"] > r["height"] for r in records] if grouping else None,
     )
     max_failures = min(MAX_FAILURES_IN_A_ROW, len(records))
-    mapper = SkippingMapper(_unwrap(mapper), max_failures)
-    dataset = MapDataset(DatasetFromList(records, copy=False), mapper)
+    mapper = SkippingMapper(PicklableWrapper(_unwrap(mapper)), max_failures)
     return DataLoader(
-        SeededDataset(dataset, state),
+        SeededDataset(DatasetFromList(records, copy=False), mapper, state),
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,

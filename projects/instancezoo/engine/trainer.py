@@ -372,6 +372,7 @@ class Trainer(DefaultTrainer):
         cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
         cfg.INPUT.RANDOM_FLIP = "none"
         cfg.INPUT.CROP.ENABLED = False
+        cfg.INPUT.AUGMENTATIONS, cfg.INPUT.MIN_BOX_SIDE = [], 0.0
         return build_test_loader(cfg, list(cfg.DATASETS.TEST), build_mapper(cfg, is_train=True))
 
     def _keep_good(self) -> str:

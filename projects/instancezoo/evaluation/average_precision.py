@@ -24,7 +24,13 @@ from pycocotools.cocoeval import COCOeval
 from instancezoo.data.coco_dataset import read_json
 from instancezoo.data.coco_values import order_ids
 from instancezoo.errors import ZooError, check_choice
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_key, find_usable
+from instancezoo.evaluation.ground_truth import (
+    BoxOrMask,
+    GroundTruth,
+    find_key,
+    find_score,
+    find_usable,
+)
 
 BACKENDS = ("hotcoco", "pycocotools")
 AREA_NAMES = ("all", "small", "medium", "large")
@@ -166,7 +172,7 @@ def evaluate_by_area(
         ],
         "categories": [{key: c[key] for key in ("id", "name")} for c in ground_truth.categories],
     }
-    keys = ("category_id", "score", "area", find_key(iou_type))
+    keys = ("category_id", "area", find_key(iou_type))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "results.json"
         with path.open("w", encoding="utf-8") as file:
@@ -176,6 +182,7 @@ def evaluate_by_area(
                 _check_result(result, ground_truth, iou_type)
                 row = {key: result[key] for key in keys}
                 row |= {"id": number, "image_id": numbers[result["image_id"]], "iscrowd": 0}
+                row["score"] = find_score(result, iou_type)
                 file.write("," * (number > 1) + json.dumps(row))
             file.write("]}")
         with contextlib.redirect_stdout(io.StringIO()):

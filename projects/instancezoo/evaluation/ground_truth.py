@@ -104,6 +104,12 @@ def find_usable(entries: Iterable[dict[str, Any]], iou_type: BoxOrMask) -> Itera
     return (entry for entry in entries if entry.get(key))
 
 
+def find_score(result: dict[str, Any], iou_type: BoxOrMask) -> float:
+    """Confidence of a result: that of its mask where the model gave one (YOLACT++), for "segm"."""
+    score: float = result["score"]
+    return result.get("mask_score", score) if iou_type == "segm" else score
+
+
 def _complete(annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
     complete = {**annotation, "iscrowd": int(annotation.get("iscrowd") or 0)}
     complete["attributes"] = annotation.get("attributes") or {}

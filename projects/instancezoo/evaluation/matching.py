@@ -12,7 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_codec
 
 from instancezoo.data.coco_masks import segmentation_to_rle
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_key
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_key, find_score
 
 # A detection lies on background if it overlaps no object by more than this.
 BACKGROUND_IOU = 0.1
@@ -91,7 +91,7 @@ def match_detections(
     result_classes = np.array([result["category_id"] for result in results], dtype=int)
     object_classes = np.array([annotation["category_id"] for annotation in annotations], dtype=int)
     ious = np.where(result_classes[:, None] == object_classes[None, :], ious, 0.0)
-    scores = np.array([result["score"] for result in results], dtype=float)
+    scores = np.array([find_score(result, iou_type) for result in results], dtype=float)
     objects, matched_ious = np.full(len(results), -1), np.zeros(len(results))
     free = np.where(is_crowd, 0.0, 1.0)
     for detection in np.argsort(-scores, kind="stable") if len(annotations) else []:

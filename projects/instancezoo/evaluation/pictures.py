@@ -20,7 +20,7 @@ from PIL import Image
 from instancezoo.data.coco_masks import segmentation_to_rle
 from instancezoo.data.images import ImageReader
 from instancezoo.errors import first_line
-from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth
+from instancezoo.evaluation.ground_truth import BoxOrMask, GroundTruth, find_score
 from instancezoo.evaluation.matching import match_detections
 from instancezoo.evaluation.results import ResultsFile
 from instancezoo.files import open_atomically
@@ -129,7 +129,7 @@ def draw_comparison(
     record = ground_truth.images[image_id]
     path = os.path.join(image_root, str(record.get("file_name", "")))
     pixels = reader.to_rgb(reader.read_record({**record, "file_name": path}))
-    results = [result for result in results if result["score"] >= score_threshold]
+    results = [r for r in results if find_score(r, iou_type) >= score_threshold]
     annotations = ground_truth.annotations_of(image_id)
     matches = match_detections(ground_truth, image_id, results, iou_type)
     names = {category["id"]: category["name"] for category in ground_truth.categories}

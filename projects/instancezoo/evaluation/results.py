@@ -35,19 +35,24 @@ def instances_to_results(
 
     Args:
         instances: `pred_boxes` (M, 4) XYXY, `scores` (M,), `pred_classes` (M,) and, if the model
-            makes masks, `pred_masks`: bool (M, H, W) or M COCO RLE dicts.
+            makes masks, `pred_masks`: bool (M, H, W) or M COCO RLE dicts. Masks may have scores of
+            their own, `mask_scores` (M,).
         image_id: id of the image in the annotation file.
         category_ids: category id in that file of each contiguous class.
 
     Returns:
-        M dicts with `image_id`, `category_id`, `bbox` (XYWH), `score`, and `segmentation` of masks.
+        M dicts with `image_id`, `category_id`, `bbox` (XYWH), `score`, and of masks `segmentation`
+        and, if they have it, `mask_score`, by which masks are ranked in evaluation.
 
     Raises:
         PredictionError: a score or box is not finite, or a class is out of range; names the image.
     """
     boxes = instances.pred_boxes.tensor.detach().float().cpu()  # NumPy knows no bfloat16
     scores = instances.scores.detach().cpu()
-    for name, values in (("score", scores), ("box", boxes)):
+    mask_scores = instances.mask_scores.detach().cpu() if instances.has("mask_scores") else None
+    for name, values in (("score", scores), ("mask score", mask_scores), ("box", boxes)):
+        if values is None:
+            continue
         if not torch.isfinite(values).all():
             raise PredictionError(
                 f"image {image_id}: a predicted {name} is not finite. The training has probably "
@@ -68,6 +73,9 @@ def instances_to_results(
     if instances.has("pred_masks"):
         for result, rle in zip(results, _masks_to_rle(instances.pred_masks), strict=True):
             result["segmentation"] = rle
+    if mask_scores is not None:
+        for result, score in zip(results, mask_scores.tolist(), strict=True):
+            result["mask_score"] = score
     return results
 
 

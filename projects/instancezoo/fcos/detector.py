@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork
 
 from instancezoo.modeling.guards import is_without_images, move_images, tell_non_finite
-from instancezoo.modeling.objects import check_ground_truth
+from instancezoo.modeling.objects import check_ground_truth, leave_out_crowds
 from instancezoo.modeling.whole_weights import WholeWeights
 
 from .config import translate_fcos_keys
@@ -24,6 +24,8 @@ class OneStageDetector(WholeWeights, ProposalNetwork):
         allow_partial: see `WholeWeights`.
         kwargs: those of `ProposalNetwork`.
     """
+
+    keep_crowds = False  # crowds of INPUT.CROWDS are left out before training
 
     @configurable
     def __init__(self, *, allow_partial: bool = False, **kwargs: Any) -> None:
@@ -50,7 +52,7 @@ class OneStageDetector(WholeWeights, ProposalNetwork):
         images = move_images(batched_inputs, self.pixel_mean)
         if self.training:
             check_ground_truth(batched_inputs)
-            return super().forward(images)
+            return super().forward(leave_out_crowds(images))
         backbone: Any = self.backbone
         generator: Any = self.proposal_generator
         with tell_non_finite(batched_inputs, [backbone, *generator.children()]):

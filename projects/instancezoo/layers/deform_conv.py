@@ -61,13 +61,40 @@ class DeformConv(nn.Module):
         # Channels: (y, x) of each tap in turn, then (version 2) the taps' weights.
         predicted = self.offset(features)
         offsets, weights = predicted[:, : self.num_offsets], predicted[:, self.num_offsets :]
-        output = deform_conv2d(
-            features,
-            offsets,
-            self.weight,
-            self.bias,
-            mask=weights.sigmoid() if weights.shape[1] else None,
-            **self.geometry,
-        )
+        mask = weights.sigmoid() if weights.shape[1] else None
+        output = deform_in_fp32(features, offsets, self.weight, self.bias, mask, **self.geometry)
         output = output if self.norm is None else self.norm(output)
         return output if self.activation is None else self.activation(output)
+
+
+def deform_in_fp32(
+    features: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    **geometry: Any,
+) -> Tensor:
+    """torchvision's `deform_conv2d`, computed in fp32 for inputs of half precision.
+
+    The operator adds offsets to positions in the type of its input: bfloat16 has no fractions of a
+    pixel from 128 on. Not every device has the operator for bfloat16, either.
+
+    Args:
+        features, offsets, weight, bias, mask: as of `deform_conv2d`; any mixture of float types.
+        geometry: `stride`, `padding` and `dilation`.
+
+    Returns:
+        (N, C', H, W) of the type of `offsets`, which is that of a plain convolution.
+    """
+    kind = torch.promote_types(offsets.dtype, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        output = deform_conv2d(
+            features.to(kind),
+            offsets.to(kind),
+            weight.to(kind),
+            None if bias is None else bias.to(kind),
+            mask=None if mask is None else mask.to(kind),
+            **geometry,
+        )
+    return output.to(offsets.dtype)

@@ -43,14 +43,27 @@ def find_compiled(name: str, device: torch.device) -> Callable[..., Any] | None:
         device: where its tensors are.
     """
     key, qualified = _DISPATCH_KEYS.get(device.type), f"{_NAMESPACE}::{name}"
+    if not (IS_BUILT and key and _exists(name)):
+        return None
     # Torch has no public function for this. A fake tensor's device leads to its fake kernel.
-    if IS_BUILT and key and torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
+    if torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
         return getattr(torch.ops.instancezoo, name)
     return None
+
+
+def _exists(name: str) -> bool:
+    return hasattr(torch.ops.instancezoo, name)
 
 
 def register_fake(name: str) -> Callable[[_Function], _Function]:
     """Register the decorated function as an operator's fake kernel, if the operator is built."""
     if not IS_BUILT:
+        return lambda function: function
+    if not _exists(name):
+        warnings.warn(
+            f"instancezoo._C was built from older sources: it has no {name}, whose plain version "
+            "is used. Install the package again to rebuild it",
+            RuntimeWarning,
+        )
         return lambda function: function
     return torch.library.register_fake(f"{_NAMESPACE}::{name}")

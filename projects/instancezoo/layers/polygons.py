@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from instancezoo.layers.extension import find_compiled, register_fake
-from instancezoo.layers.rle import cancel_pairs, encode_ends, find_ends
+from instancezoo.layers.rle import cancel_pairs, find_ends
+from instancezoo.layers.runs import encode_runs
 
 # Largest coordinate of a corner in pixels: whole numbers up to it are exact in fp32.
 _FARTHEST = 2.0**24
@@ -49,8 +50,7 @@ def encode_polygons(vertices: Tensor, height: int, width: int) -> list[dict[str,
     corners = _truncate(vertices, height, width)
     find_runs = find_compiled("find_polygon_runs", corners.device) or _find_polygon_runs
     positions, lengths = find_runs(corners, height, width)
-    ends = torch.repeat_interleave(lengths) * (height * width + 1) + positions
-    return encode_ends(ends, len(corners), height, width)
+    return encode_runs(positions, lengths, height, width)
 
 
 def _truncate(vertices: Tensor, height: int, width: int) -> Tensor:

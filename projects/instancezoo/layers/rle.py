@@ -112,9 +112,9 @@ def _check_masks(masks: Tensor) -> None:
 
 
 def cancel_pairs(ends: Tensor) -> Tensor:
-    """Remove values of an ascending (E,) tensor that occur twice: a run goes on there."""
+    """Remove values of an ascending (E,) tensor in pairs: a run goes on there."""
     values, counts = ends.unique_consecutive(return_counts=True)
-    return values[counts == 1]
+    return values[counts % 2 == 1]
 
 
 def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[str]:

@@ -1,4 +1,7 @@
-"""Layouts of published Mask R-CNN and Cascade Mask R-CNN checkpoints (Detectron2, torchvision)."""
+"""Layouts of published Mask R-CNN and Cascade Mask R-CNN checkpoints.
+
+They are those of Detectron2, torchvision and, of the former alone, MMDetection.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,13 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from instancezoo.checkpoint.layouts import COUNTERS, ZOO_LICENCE, resnet_rows
+from instancezoo.checkpoint.mmdetection import (
+    BACKBONES,
+    UNUSED,
+    mask_rows,
+    pyramid_rows,
+    region_rows,
+)
 from instancezoo.checkpoint.rename import Layout, Row, TrainedOn
 
 _NUM_COCO_OUTPUTS = 91
@@ -156,4 +166,26 @@ TORCHVISION_MASK_RCNN_2019 = replace(
     ),
 )
 
-LAYOUTS = (*_ZOO_LAYOUTS, TORCHVISION_MASK_RCNN, TORCHVISION_MASK_RCNN_2019)
+MMDETECTION_MASK_RCNN = Layout(
+    name="MMDetection mask_rcnn_R_50_FPN",
+    method="Mask R-CNN",
+    config="mask_rcnn/mask_rcnn_R_50_FPN_1x_mmdet",
+    licence="Apache-2.0 (MMDetection)",
+    trained_on=TrainedOn.coco("roi_head.mask_head.conv_logits.bias"),
+    must=(
+        *BACKBONES["R_50"].must,
+        "roi_head.bbox_head.fc_reg.weight",
+        "roi_head.mask_head.upsample.weight",
+        "roi_head.mask_head.conv_logits.weight",
+    ),
+    must_not=BACKBONES["R_50"].must_not,
+    unused=UNUSED,
+    rows=(*pyramid_rows(finest_level=2), *region_rows(), *mask_rows()),
+)
+
+LAYOUTS = (
+    *_ZOO_LAYOUTS,
+    TORCHVISION_MASK_RCNN,
+    TORCHVISION_MASK_RCNN_2019,
+    MMDETECTION_MASK_RCNN,
+)

@@ -72,6 +72,9 @@ class DenseMethod(nn.Module, Generic[Outputs, Targets]):
 class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
     """Stretch, normalise and pad images, run backbone and head; a method adds the four verbs.
 
+    Crowds are left out of the ground truth. A method that uses them sets `keep_crowds` True; they
+    come after the objects then, and the field `gt_is_crowd` marks them.
+
     Args:
         backbone: Detectron2 backbone.
         head: takes the list of feature maps, returns the method's `Outputs`.
@@ -81,10 +84,12 @@ class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
         keep_empty_masks: if True, detections whose mask has no pixel stay in the result.
         input_size: height and width in pixels that every image is stretched to in inference; None
             leaves images as they come (the mapper has resized those of training).
+        input_antialias: of this resize, as INPUT.FIXED_SIZE_ANTIALIAS.
         size_divisibility: padded sides are multiples of this; None takes what the backbone needs.
         allow_partial: see `WholeWeights`.
     """
 
+    keep_crowds = False
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -99,6 +104,7 @@ class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
         mask_output: str = "bitmask",
         keep_empty_masks: bool = False,
         input_size: tuple[int, int] | None = None,
+        input_antialias: bool = True,
         size_divisibility: int | None = None,
         allow_partial: bool = False,
     ) -> None:
@@ -110,6 +116,7 @@ class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
         self.keep_empty_masks = keep_empty_masks
         self.allow_partial = allow_partial
         self.input_size = input_size
+        self.input_antialias = input_antialias
         self.size_divisibility = size_divisibility or backbone.size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -123,6 +130,7 @@ class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mask_output": cfg.MODEL.MASK_OUTPUT,
             "input_size": read_pair(cfg, "FIXED_SIZE"),
+            "input_antialias": cfg.INPUT.FIXED_SIZE_ANTIALIAS,
             "allow_partial": cfg.MODEL.WEIGHTS_ALLOW_PARTIAL,
         }
 
@@ -148,12 +156,17 @@ class DenseSegmenter(WholeWeights, DenseMethod[Outputs, Targets]):
             return []
         if self.training:
             images, outputs = self._run(batched_inputs)
-            ground_truth = collect_ground_truth(batched_inputs, self.device)
+            ground_truth = collect_ground_truth(
+                batched_inputs, self.device, keep_crowds=self.keep_crowds
+            )
             return self.losses(outputs, self.assign(outputs, images, ground_truth))
         parts = [self.backbone, self.head, *self.head.children()]
         with tell_non_finite(batched_inputs, parts) as check:
             if self.input_size is not None:
-                batched_inputs = [stretch_image(image, self.input_size) for image in batched_inputs]
+                batched_inputs = [
+                    stretch_image(image, self.input_size, self.input_antialias)
+                    for image in batched_inputs
+                ]
             images, outputs = self._run(batched_inputs)
             decoded = self.decode(outputs, images)
             check(decoded)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from torch import Tensor
 
 from instancezoo.errors import ConfigError
 
@@ -34,12 +35,30 @@ def read_pair(cfg: CfgNode, key: str) -> tuple[int, int] | None:
     return values[0], values[1]
 
 
-def stretch_image(record: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def resize_planes(planes: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """Resize maps bilinearly, with pixel centres at halves.
+
+    Args:
+        planes: (C, H, W) of any type.
+        size: height and width in pixels.
+        antialias: as INPUT.FIXED_SIZE_ANTIALIAS.
+
+    Returns:
+        (C, *size), float.
+    """
+    planes = planes if planes.is_floating_point() else planes.float()
+    return F.interpolate(planes[None], size=size, mode="bilinear", antialias=antialias)[0]
+
+
+def stretch_image(
+    record: dict[str, Any], size: tuple[int, int], antialias: bool = True
+) -> dict[str, Any]:
     """Resize a model input bilinearly to one size, whatever its aspect ratio.
 
     Args:
         record: with `image` (C, H, W).
         size: height and width in pixels.
+        antialias: as in `resize_planes`.
 
     Returns:
         A new record; `height` and `width` name the result's size as before, or that of `image`.
@@ -48,5 +67,5 @@ def stretch_image(record: dict[str, Any], size: tuple[int, int]) -> dict[str, An
     height, width = image.shape[1:]
     if (height, width) == tuple(size):
         return record
-    stretched = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)
-    return {"height": height, "width": width, **record, "image": stretched[0]}
+    stretched = resize_planes(image.float(), size, antialias)
+    return {"height": height, "width": width, **record, "image": stretched}

@@ -69,22 +69,49 @@ def check_ground_truth(batched_inputs: list[dict[str, Any]]) -> None:
             )
 
 
+def leave_out_crowds(batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of the dicts of a training batch whose `instances` have no crowds.
+
+    Every model that does not learn from crowds trains on these: INPUT.CROWDS adds them, marked by
+    the field `gt_is_crowd`.
+    """
+    return [
+        {**image, "instances": select_objects(image["instances"])}
+        if "instances" in image
+        else image
+        for image in batched_inputs
+    ]
+
+
+def select_objects(instances: Instances) -> Instances:
+    """Ground truth of an image without its crowds, and without the field that marks them."""
+    if not instances.has("gt_is_crowd"):
+        return instances
+    objects = instances[~instances.gt_is_crowd]
+    objects.remove("gt_is_crowd")
+    return objects
+
+
 def collect_ground_truth(
-    batched_inputs: list[dict[str, Any]], device: torch.device
+    batched_inputs: list[dict[str, Any]], device: torch.device, *, keep_crowds: bool = False
 ) -> list[Instances]:
     """Ground truth of a batch on a device, with masks as bit masks.
 
     Args:
         batched_inputs: N dicts in Detectron2's format.
         device: of the result.
+        keep_crowds: if False, crowds are left out.
 
     Returns:
-        N Instances with `gt_boxes`, `gt_classes` and `gt_masks` (BitMasks).
+        N Instances with `gt_boxes`, `gt_classes` and `gt_masks` (BitMasks); with `keep_crowds` also
+        `gt_is_crowd` (M,) bool.
 
     Raises:
         ZooError: an image has no `instances`, or objects without masks.
     """
     check_ground_truth(batched_inputs)
+    if not keep_crowds:
+        batched_inputs = leave_out_crowds(batched_inputs)
     ground_truth = []
     for image in batched_inputs:
         instances = image["instances"].to(device)
@@ -99,5 +126,7 @@ def collect_ground_truth(
         elif isinstance(instances.gt_masks, PolygonMasks):
             masks = BitMasks.from_polygon_masks(instances.gt_masks, *instances.image_size)
             instances.gt_masks = masks.to(device)
+        if keep_crowds and not instances.has("gt_is_crowd"):
+            instances.gt_is_crowd = torch.zeros_like(instances.gt_classes, dtype=torch.bool)
         ground_truth.append(instances)
     return ground_truth

@@ -10,8 +10,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_po
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from instancezoo.modeling.adjustable import check_switches
 from instancezoo.modeling.guards import is_without_images, move_images, tell_non_finite
-from instancezoo.modeling.masks import BoxMasks, masks_for_output
+from instancezoo.modeling.masks import BoxMasks, MaskForm, masks_for_output
+from instancezoo.modeling.objects import leave_out_crowds
 from instancezoo.modeling.whole_weights import WholeWeights
 
 
@@ -38,11 +40,16 @@ class BatchImages(ImageList):
 class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
     """`GeneralizedRCNN` whose masks end as `BoxMasks`, and whose ROI heads see the whole batch.
 
+    ROI heads may also return detections of the original images, whose size is then that of the
+    `Instances`, with masks in any form.
+
     Args:
         mask_output: "bitmask" (bool tensor, as Detectron2 gives) or "rle" (COCO RLE dicts).
         allow_partial: see `WholeWeights`.
         kwargs: those of `GeneralizedRCNN`.
     """
+
+    keep_crowds = False  # crowds of INPUT.CROWDS are left out before training
 
     @configurable
     def __init__(
@@ -54,6 +61,7 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
+        check_switches(cfg)
         return {
             **super().from_config(cfg),
             "mask_output": cfg.MODEL.MASK_OUTPUT,
@@ -64,6 +72,8 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
         """As in `GeneralizedRCNN`. Raises `ZooError` for no image in training, NaN in inference."""
         if is_without_images(batched_inputs, self.training):
             return []
+        if self.training:
+            batched_inputs = leave_out_crowds(batched_inputs)
         return super().forward(batched_inputs)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> BatchImages:
@@ -94,15 +104,18 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
     def _postprocess_image(self, result: Instances, image: dict[str, Any]) -> Instances:
         height = image.get("height", result.image_size[0])
         width = image.get("width", result.image_size[1])
+        masks = result.pred_masks if result.has("pred_masks") else None
+        is_placed = isinstance(masks, MaskForm)
         is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         # Detectron2's paste gives the same masks, and leaves their number open in a trace.
-        if is_tracing or not result.has("pred_masks"):
+        if masks is None or (is_tracing and not is_placed):
             return detector_postprocess(result, height, width)
-        # Under another name, Detectron2 selects the scores with the boxes and does not paste them.
-        result.mask_scores = result.pred_masks[:, 0]  # (M, h, w)
+        # Under another name, Detectron2 selects the masks with the boxes and does not paste them.
+        result.mask_form = masks if is_placed else masks[:, 0]  # (M, h, w)
         result.remove("pred_masks")
         output = detector_postprocess(result, height, width)
-        masks = BoxMasks(output.mask_scores, output.pred_boxes.tensor)
-        output.remove("mask_scores")
+        form = output.mask_form
+        masks = form if is_placed else BoxMasks(form, output.pred_boxes.tensor)
+        output.remove("mask_form")
         output.pred_masks = masks_for_output(masks, height, width, self.mask_output)
         return output

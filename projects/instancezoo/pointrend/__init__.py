@@ -6,12 +6,13 @@ from instancezoo.solov2 import METHOD as SOLOV2
 from .config import add_pointrend_config, translate_official_names
 from .convert import LAYOUTS
 from .head import POINT_HEAD_REGISTRY, StandardPointHead
+from .htc import HTCPointRendROIHeads
 from .mask_head import PointRendMaskHeadBatched
 from .solov2 import SOLOv2PointRend
 
 METHOD = Method(
     name="PointRend",
-    registry_names=("PointRendMaskHeadBatched", "SOLOv2PointRend"),
+    registry_names=("PointRendMaskHeadBatched", "SOLOv2PointRend", "HTCPointRendROIHeads"),
     add_config=add_pointrend_config,
     translate=translate_official_names,
     layouts=LAYOUTS,
@@ -24,6 +25,7 @@ METHOD = Method(
 __all__ = [
     "METHOD",
     "POINT_HEAD_REGISTRY",
+    "HTCPointRendROIHeads",
     "PointRendMaskHeadBatched",
     "SOLOv2PointRend",
     "StandardPointHead",

@@ -106,6 +106,16 @@ def check_solov2_pointrend_config(cfg: CfgNode) -> None:
     _check_point_head(cfg, pyramid, "MODEL.SOLOV2.INSTANCE_IN_FEATURES")
 
 
+def check_roi_point_head_config(cfg: CfgNode) -> None:
+    """Check `cfg.MODEL.POINT_HEAD` beside a mask head on pooled features. Raises `ConfigError`."""
+    if not cfg.MODEL.MASK_ON:
+        raise ConfigError(
+            f"MODEL.MASK_ON is False, but '{cfg.MODEL.ROI_HEADS.NAME}' refines masks: set "
+            "MODEL.ROI_HEADS.NAME to 'HTCROIHeads'"
+        )
+    _check_point_head(cfg, cfg.MODEL.ROI_HEADS.IN_FEATURES, "MODEL.ROI_HEADS.IN_FEATURES")
+
+
 def _check_point_head(
     cfg: CfgNode, maps: Iterable[str], source: str, *, is_on: bool = True
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instancezoo.checkpoint.mmdetection import BACKBONES, UNUSED, pyramid_rows
+from instancezoo.checkpoint.mmdetection import BACKBONES, UNUSED, pyramid_rows, region_rows
 from instancezoo.checkpoint.rename import Layout, Row, TrainedOn
 
 _DETECTRON2_LICENCE = "CC BY-SA 3.0 (Detectron2's PointRend project)"
@@ -77,12 +77,7 @@ _MMDET_LAYOUT = Layout(
     trained_on=TrainedOn.coco("roi_head.point_head.fc_logits.bias"),
     rows=(
         *pyramid_rows(finest_level=2),
-        ("rpn_head.rpn_conv.*", "proposal_generator.rpn_head.conv.*"),
-        ("rpn_head.rpn_cls.*", "proposal_generator.rpn_head.objectness_logits.*"),
-        ("rpn_head.rpn_reg.*", "proposal_generator.rpn_head.anchor_deltas.*"),
-        ("roi_head.bbox_head.shared_fcs.{k}.*", "roi_heads.box_head.fc{k+1}.*"),
-        ("roi_head.bbox_head.fc_cls.*", "roi_heads.box_predictor.cls_score.*"),
-        ("roi_head.bbox_head.fc_reg.*", "roi_heads.box_predictor.bbox_pred.*"),
+        *region_rows(),
         ("roi_head.mask_head.downsample_conv.conv.*", f"{_COARSE}.reduce_spatial_dim_conv.*"),
         ("roi_head.mask_head.fcs.{k}.*", f"{_COARSE}.fc{{k+1}}.*"),
         ("roi_head.mask_head.fc_logits.*", f"{_COARSE}.prediction.*"),

@@ -183,7 +183,7 @@ class PointRendMaskHeadBatched(nn.Module):
             points = self.choose_points(coarse.detach(), regions.classes, candidates, fresh)
             rows = torch.arange(len(regions), device=points.device)
             image_points = place_points(points, regions.boxes)
-            labels = sample_labels(_list_bit_masks(instances), rows, image_points)
+            labels = sample_labels(list_bit_masks(instances), rows, image_points)
             logits = self.predict_points(point_sampler, regions, coarse, points)
             losses["loss_mask_point"] = compute_point_loss(logits, labels)
         return losses
@@ -247,8 +247,12 @@ class PointRendMaskHeadBatched(nn.Module):
         return PointSampler(maps, [self.strides[name] for name in names])
 
 
-def _list_bit_masks(instances: list[Instances]) -> list[Tensor]:
-    """Ground truth of the images that have any, (regions, H, W) bool each."""
+def list_bit_masks(instances: list[Instances]) -> list[Tensor]:
+    """Ground truth of the images that have any, (regions, H, W) bool each.
+
+    Raises:
+        ZooError: the masks are polygons.
+    """
     masks = [regions.gt_masks for regions in instances if len(regions)]
     if any(isinstance(form, PolygonMasks) for form in masks):
         raise ZooError(

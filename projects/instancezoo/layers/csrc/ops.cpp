@@ -10,6 +10,13 @@ TORCH_LIBRARY(instancezoo, m) {
       "int num_rays, bool wrap) -> Tensor");
   m.def("fill_polygons(Tensor vertices, int height, int width) -> Tensor");
   m.def("find_polygon_runs(Tensor vertices, int height, int width) -> (Tensor, Tensor)");
+  m.def("pack_runs(Tensor positions, Tensor lengths, int num_pixels) -> (Tensor, Tensor)");
+  m.def("fill_runs(Tensor positions, Tensor lengths, int height, int width) -> Tensor");
+  m.def("multiply_in_windows(Tensor prototypes, Tensor coefficients, Tensor windows) -> Tensor");
+  m.def(
+      "find_score_runs(Tensor scores, Tensor windows, Tensor row_cells, Tensor row_weights, "
+      "Tensor column_cells, Tensor column_weights, float threshold, float margin) -> (Tensor, "
+      "Tensor, Tensor)");
 }
 
 extern "C" PyObject* PyInit__C() {

@@ -1,10 +1,13 @@
 """Backbones that Detectron2 lacks; importing it registers them."""
 
+from .darknet import Darknet, build_darknet_fpn_backbone
 from .deform_resnet import build_deform_resnet_fpn_backbone, build_resnet_fpn_top_levels_backbone
 from .timm_fpn import TimmBackbone, build_timm_fpn_backbone
 
 __all__ = [
+    "Darknet",
     "TimmBackbone",
+    "build_darknet_fpn_backbone",
     "build_deform_resnet_fpn_backbone",
     "build_resnet_fpn_top_levels_backbone",
     "build_timm_fpn_backbone",

@@ -8,9 +8,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 
-from instancezoo.errors import check_numbers
 from instancezoo.layers.deform_conv import DeformConv
-from instancezoo.modeling.fpn import build_fpn, build_top_block
+from instancezoo.modeling.fpn import build_fpn, build_top_levels
 
 
 @BACKBONE_REGISTRY.register()
@@ -19,8 +18,9 @@ def build_deform_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FP
 
     Args:
         cfg: reads what `build_resnet_fpn_backbone` reads; in the stages that
-            MODEL.RESNETS.DEFORM_ON_PER_STAGE names, 3x3 convolutions are torchvision's deformable
-            ones, of version 2 if MODEL.RESNETS.DEFORM_MODULATED.
+            MODEL.RESNETS.DEFORM_ON_PER_STAGE names, 3x3 convolutions of every DEFORM_INTERVAL-th
+            block are torchvision's deformable ones, of version 2 if DEFORM_MODULATED, with a bias
+            if DEFORM_BIAS.
         input_shape: its `channels` are the network's input channels.
     """
     return build_fpn(cfg, build_deform_resnet(cfg, input_shape), LastLevelMaxPool())
@@ -34,7 +34,7 @@ def build_resnet_fpn_top_levels_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
 
     Args:
         cfg, input_shape: as of `build_deform_resnet_fpn_backbone`; also reads
-            MODEL.FPN.TOP_LEVELS, the number of levels above P5.
+            MODEL.FPN.TOP_LEVELS, the number of levels above P5, and TOP_RELU.
 
     Returns:
         FPN with outputs p3, p4, p5 and up to p7 for MODEL.FPN.IN_FEATURES res3, res4, res5.
@@ -42,10 +42,7 @@ def build_resnet_fpn_top_levels_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
     Raises:
         ConfigError: TOP_LEVELS is not 0, 1 or 2.
     """
-    node = cfg.MODEL.FPN
-    check_numbers("MODEL.FPN", node, {"TOP_LEVELS": (0, 2)})
-    top_block = build_top_block(node.TOP_LEVELS, node.OUT_CHANNELS)
-    return build_fpn(cfg, build_deform_resnet(cfg, input_shape), top_block)
+    return build_fpn(cfg, build_deform_resnet(cfg, input_shape), build_top_levels(cfg))
 
 
 def build_deform_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
@@ -58,13 +55,21 @@ def build_deform_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     # Stages from res2 up to the last that MODEL.RESNETS.OUT_FEATURES needs are built.
     node = cfg.MODEL.RESNETS
     for stage, is_deformable in zip(bottom_up.stages, node.DEFORM_ON_PER_STAGE, strict=False):
-        for block in stage if is_deformable else ():
-            block.conv2 = make_deformable(block.conv2, node.DEFORM_MODULATED)
+        for block in stage[:: node.DEFORM_INTERVAL] if is_deformable else ():
+            block.conv2 = make_deformable(
+                block.conv2, modulated=node.DEFORM_MODULATED, bias=node.DEFORM_BIAS
+            )
     return bottom_up
 
 
-def make_deformable(conv: Conv2d, modulated: bool) -> DeformConv:
-    """Make a deformable convolution with the weight and the norm of a plain one."""
+def make_deformable(conv: Conv2d, *, modulated: bool, bias: bool = False) -> DeformConv:
+    """Make a deformable convolution with the weight and the norm of a plain one.
+
+    Args:
+        conv: the plain one.
+        modulated: see `DeformConv`.
+        bias: if True, the deformable one has a bias, 0 at first, even if the plain one has none.
+    """
     deformable = DeformConv(
         conv.in_channels,
         conv.out_channels,
@@ -73,11 +78,12 @@ def make_deformable(conv: Conv2d, modulated: bool) -> DeformConv:
         padding=conv.padding[0],
         dilation=conv.dilation[0],
         groups=conv.groups,
-        bias=conv.bias is not None,
+        bias=bias or conv.bias is not None,
         modulated=modulated,
         norm=conv.norm,
         activation=conv.activation,
     )
     deformable.weight = conv.weight
-    deformable.bias = conv.bias
+    if conv.bias is not None:
+        deformable.bias = conv.bias
     return deformable

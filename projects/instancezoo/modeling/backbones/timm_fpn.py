@@ -36,18 +36,22 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     Raises:
         ZooError: see `TimmBackbone`.
     """
-    in_features = list(cfg.MODEL.FPN.IN_FEATURES)
-    bottom_up = TimmBackbone(
+    bottom_up = build_timm_bottom_up(cfg, input_shape)
+    top_block = LastLevelMaxPool()
+    largest_stride = bottom_up.output_shape()[cfg.MODEL.FPN.IN_FEATURES[-1]].stride
+    top_block.in_feature = f"p{int(math.log2(largest_stride))}"
+    return build_fpn(cfg, bottom_up, top_block)
+
+
+def build_timm_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build the network of `build_timm_fpn_backbone`, without an FPN."""
+    return TimmBackbone(
         cfg.MODEL.TIMM.NAME,
-        out_features=in_features,
+        out_features=list(cfg.MODEL.FPN.IN_FEATURES),
         weights=cfg.MODEL.TIMM.WEIGHTS,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_channels=input_shape.channels or 3,
     )
-    top_block = LastLevelMaxPool()
-    largest_stride = bottom_up.output_shape()[in_features[-1]].stride
-    top_block.in_feature = f"p{int(math.log2(largest_stride))}"
-    return build_fpn(cfg, bottom_up, top_block)
 
 
 class TimmBackbone(Backbone):

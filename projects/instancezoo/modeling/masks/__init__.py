@@ -21,12 +21,14 @@ from .box import BoxMasks
 from .form import MaskForm
 from .image import ImageMasks, remove_padding
 from .polygon import VertexMasks
+from .prototype import PrototypeMasks
 
 __all__ = [
     "MASK_OUTPUTS",
     "BoxMasks",
     "ImageMasks",
     "MaskForm",
+    "PrototypeMasks",
     "VertexMasks",
     "boxes_from_masks",
     "mask_output_set",
