@@ -34,7 +34,11 @@ SIZES = ["INPUT.MIN_SIZE_TEST", SIDE, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SI
 
 
 def _get_config(name, *overrides):
-    return keep_everything(get_tiny_config(name, [*FEW, *SIZES, *overrides]))
+    cfg = get_tiny_config(name, [*FEW, *SIZES])
+    if cfg.INPUT.FIXED_SIZE:
+        cfg.INPUT.FIXED_SIZE = (SIDE, SIDE)
+    cfg.merge_from_list(list(overrides))
+    return keep_everything(cfg)
 
 
 @pytest.fixture(scope="module", params=list_tiny_configs())

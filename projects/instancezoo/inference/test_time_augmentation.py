@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import box_iou
 
-from instancezoo.data.transforms import Resize, ResizeShortestEdge, to_tensor
+from instancezoo.data.transforms import ResizeShortestEdge, build_resize, to_tensor
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.copy_groups import CopyGroups, group_detections
 from instancezoo.layers.rle import encode_bitmasks
@@ -65,15 +65,16 @@ def list_copies(cfg: Any) -> list[ImageCopy]:
     aug, fixed = cfg.TEST.AUG, read_pair(cfg, "FIXED_SIZE")
     copies = []
     for min_size in aug.MIN_SIZES:
-        size = None
-        if fixed is None:
-            resize: T.Augmentation = ResizeShortestEdge([min_size] * 2, aug.MAX_SIZE)
-        else:
+        own, size = cfg.clone(), None
+        own.defrost()
+        own.INPUT.MIN_SIZE_TEST, own.INPUT.MAX_SIZE_TEST = min_size, aug.MAX_SIZE
+        if fixed is not None:
             size = ResizeShortestEdge.get_output_shape(*fixed, min_size, aug.MAX_SIZE)
-            resize = Resize(size)
-        copies += [
-            ImageCopy(resize, flip, size) for flip in ([False, True] if aug.FLIP else [False])
-        ]
+            own.INPUT.FIXED_SIZE = size
+        resize = build_resize(own, is_train=False)
+        copies.append(ImageCopy(resize, False, size))
+        if aug.FLIP:
+            copies.append(ImageCopy(resize, True, size))
     return copies
 
 
