@@ -221,20 +221,23 @@ class ModelWithTTA(nn.Module):
     def _predict_masks(self, record: dict[str, Any], merged: Instances) -> Any:
         """`pred_masks` of merged detections: the mean over the copies of the scores in each box."""
         model: Any = self.model
+        # Heads with a convention of their own say how boxes are scaled and masks placed in them.
+        resize = getattr(model.roi_heads, "resize_boxes", _resize_boxes)
+        place = getattr(model.roi_heads, "place_masks", BoxMasks)
         total: Any = 0
         for copy in self.copies:
             image = make_copy(record, copy)
             rows, columns = image["image"].shape[1:]
-            boxes = merged.pred_boxes.clone()
+            boxes = merged.pred_boxes.tensor
             if copy.is_mirrored:
-                boxes = Boxes(_mirror_boxes(boxes.tensor, record["width"]))
-            boxes.scale(columns / record["width"], rows / record["height"])
+                boxes = _mirror_boxes(boxes, record["width"])
+            boxes = Boxes(resize(boxes, merged.image_size, (rows, columns)))
             given = Instances((rows, columns), **{**merged.get_fields(), "pred_boxes": boxes})
             (result,) = model.inference([image], [given], do_postprocess=False)
             scores = result.pred_masks[:, 0]  # (G, h, w)
             total = total + (scores.flip(2) if copy.is_mirrored else scores)
         height, width = merged.image_size
-        masks = BoxMasks(total / len(self.copies), merged.pred_boxes.tensor)
+        masks = place(total / len(self.copies), merged.pred_boxes.tensor)
         return masks_for_output(masks, height, width, self.mask_output)
 
 
@@ -277,6 +280,13 @@ def _mirror_boxes(boxes: Tensor, width: int) -> Tensor:
     """Flip boxes (M, 4) XYXY from left to right."""
     x0, y0, x1, y1 = boxes.unbind(1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=1)
+
+
+def _resize_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Scale boxes (M, 4) XYXY with an image from one height and width to others."""
+    resized = Boxes(boxes.clone())
+    resized.scale(new_size[1] / size[1], new_size[0] / size[0])
+    return resized.tensor
 
 
 def _join(found: Sequence[Instances]) -> dict[str, Any]:

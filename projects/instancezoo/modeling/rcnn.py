@@ -41,7 +41,9 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
     """`GeneralizedRCNN` whose masks end as `BoxMasks`, and whose ROI heads see the whole batch.
 
     ROI heads may also return detections of the original images, whose size is then that of the
-    `Instances`, with masks in any form.
+    `Instances`, with masks in any form. For test-time augmentation they then have two attributes:
+    `resize_boxes`, (M, 4) boxes, height and width of an image before and after -> boxes; and
+    `place_masks`, (M, h, w) scores and (M, 4) boxes -> mask form.
 
     Args:
         mask_output: "bitmask" (bool tensor, as Detectron2 gives) or "rle" (COCO RLE dicts).

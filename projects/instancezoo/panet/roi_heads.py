@@ -102,6 +102,8 @@ class PANetROIHeads(StandardROIHeads):
     def __init__(self, *, legacy_boxes: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.legacy_boxes = legacy_boxes
+        if legacy_boxes:  # test-time augmentation asks for these
+            self.resize_boxes, self.place_masks = resize_boxes, place_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
