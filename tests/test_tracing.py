@@ -15,7 +15,11 @@ from instancezoo.testing import (
 )
 
 TINY = list_tiny_configs()
-STOCK_HEADS = ["mask_rcnn/mask_rcnn_tiny", "cascade_mask_rcnn/cascade_mask_rcnn_tiny"]
+STOCK_HEADS = [
+    *("mask_rcnn/mask_rcnn_tiny", "cascade_mask_rcnn/cascade_mask_rcnn_tiny", "htc/htc_tiny"),
+    *("panet/panet_tiny", "panet/panet_legacy_tiny"),
+]
+PROTOTYPES = ["yolact/yolact_tiny", "yolact/yolact_plus_tiny"]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
@@ -58,13 +62,23 @@ def test_a_trace_gives_what_the_model_gives(model):
 
 
 @pytest.mark.parametrize("name", STOCK_HEADS)
-def test_a_trace_with_detectron2s_heads_finds_other_numbers_of_objects(name):
+def test_a_trace_of_two_stages_finds_other_numbers_of_objects(name):
     # No limit on the detections: NMS decides their number.
     few = ["MODEL.RPN.POST_NMS_TOPK_TEST", 8, "TEST.DETECTIONS_PER_IMAGE", 1000]
     model = build_seeded_model(get_tiny_config(name, few)).eval()
     predictors = model.roi_heads.box_predictor
     for predictor in predictors if isinstance(predictors, torch.nn.ModuleList) else [predictors]:
-        predictor.cls_score.weight.data.mul_(8)  # some scores above the threshold, others below
+        predictor.cls_score.weight.data.mul_(40)  # some scores above the threshold, others below
+    _check_other_images(model)
+
+
+@pytest.mark.parametrize("name", PROTOTYPES)
+def test_a_trace_with_prototypes_finds_other_numbers_of_objects(name):
+    limits = [word for method in METHODS for word in (method.detection_limit, 1000)]
+    _check_other_images(build_seeded_model(keep_everything(get_tiny_config(name, limits))).eval())
+
+
+def _check_other_images(model):
     run = _trace(model, make_image(64, 64))
     counts = set()
     for seed in range(4):
@@ -73,7 +87,7 @@ def test_a_trace_with_detectron2s_heads_finds_other_numbers_of_objects(name):
         with torch.no_grad():
             wanted = _list_tensors(model([{"image": image}])[0]["instances"])
         for field, value in wanted.items():
-            assert torch.equal(found[field], value), field
+            assert torch.equal(found[field], value), (seed, field)
         counts.add(len(found["scores"]))
     assert len(counts) > 1
 

@@ -167,7 +167,7 @@ def _rank_in_class(classes: Tensor) -> tuple[Tensor, Tensor]:
     by_class = classes.argsort(stable=True)
     counts = classes.bincount()
     starts = counts.cumsum(0) - counts
-    places = torch.arange(len(classes), device=classes.device)
+    places = torch.arange(classes.shape[0], device=classes.device)
     return by_class, places - starts[classes[by_class]]
 
 
@@ -190,8 +190,8 @@ def _find_suppressed(
     counts = torch.where(by_class >= start, ranks, 0)
     lower = torch.repeat_interleave(counts)  # (J,) an entry, once for each better one
     # The last of an entry's pairs is with its neighbour, the others are with those before that.
-    shifts = torch.arange(len(ranks), device=lower.device) - counts.cumsum(0)
-    higher = torch.arange(len(lower), device=lower.device) + shifts.index_select(0, lower)
+    shifts = torch.arange(ranks.shape[0], device=lower.device) - counts.cumsum(0)
+    higher = torch.arange(lower.shape[0], device=lower.device) + shifts.index_select(0, lower)
     suppressed = torch.zeros_like(ranks, dtype=torch.bool)
     pairs = zip(lower.split(_PAIRS_PER_CHUNK), higher.split(_PAIRS_PER_CHUNK), strict=True)
     for one, other in pairs if len(lower) else ():

@@ -115,7 +115,9 @@ def expand_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
     """
     owners = torch.repeat_interleave(counts)
     starts = counts.cumsum(0) - counts
-    return owners, torch.arange(len(owners), device=counts.device) - starts.index_select(0, owners)
+    # Unlike `len`, the shape stays open in a trace.
+    numbers = torch.arange(owners.shape[0], device=counts.device)
+    return owners, numbers - starts.index_select(0, owners)
 
 
 def split_counts(counts: Tensor, most: int) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_postprocess
 from detectron2.structures import ImageList, Instances
@@ -108,9 +107,7 @@ class GeneralizedRCNNCompactMasks(WholeWeights, GeneralizedRCNN):
         width = image.get("width", result.image_size[1])
         masks = result.pred_masks if result.has("pred_masks") else None
         is_placed = isinstance(masks, MaskForm)
-        is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        # Detectron2's paste gives the same masks, and leaves their number open in a trace.
-        if masks is None or (is_tracing and not is_placed):
+        if masks is None:
             return detector_postprocess(result, height, width)
         # Under another name, Detectron2 selects the masks with the boxes and does not paste them.
         result.mask_form = masks if is_placed else masks[:, 0]  # (M, h, w)

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import paste_masks_in_image
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.rle import encode_windows
@@ -53,6 +55,10 @@ class BoxMasks(MaskForm):
             )
 
     def bitmasks(self, height: int, width: int) -> Tensor:
+        if is_tracing():  # windows and chunks would stay those of the traced boxes
+            scores, boxes = self.scores.float(), self.boxes.float()
+            pasted: Tensor = paste_masks_in_image(scores, boxes, (height, width), self.threshold)
+            return pasted.bool()
         masks = torch.zeros((len(self), height, width), dtype=torch.bool, device=self.scores.device)
         for chosen, windows, corners in self._windows(height, width):
             row, y, x = windows.nonzero(as_tuple=True)

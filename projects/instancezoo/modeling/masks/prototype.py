@@ -12,7 +12,9 @@ from math import isfinite
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.resize_chain import Resize, resize_at_points
@@ -100,6 +102,9 @@ class PrototypeMasks(MaskForm):
         return {"coefficients": self.coefficients, "boxes": self.boxes}
 
     def bitmasks(self, height: int, width: int) -> Tensor:
+        if is_tracing():  # parts and unsure pixels would stay those of the traced masks
+            scores = F.interpolate(self.cropped_scores(), (height, width), mode="bilinear")
+            return scores[:, 0] > self.threshold
         return fill_runs(*self._find_runs(height, width), height, width)
 
     def rle(self, height: int, width: int) -> list[dict[str, Any]]:
@@ -130,7 +135,7 @@ class PrototypeMasks(MaskForm):
 
     def _spread(self, scores: Tensor, windows: Tensor) -> Tensor:
         """(S,) scores of windows to dense maps (M, h, w)."""
-        maps = scores.new_zeros((len(windows), *self.prototypes.shape[1:]))
+        maps = scores.new_zeros((windows.shape[0], *self.prototypes.shape[1:]))
         maps[locate_cells(windows)] = scores
         return maps
 
