@@ -14,7 +14,7 @@ from instancezoo.panet.head import FullyConnected, PANetConvFCHead, PANetFusionM
 from instancezoo.panet.roi_heads import LevelPooler, PANetROIHeads
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_input
 
-TINY = "panet/panet_tiny"
+TINY, LEGACY = "panet/panet_tiny", "panet/panet_legacy_tiny"
 STRIDES, CHANNELS, SIDE = [4, 8, 16, 32], 32, 7
 BOXES = [
     torch.tensor([[8.0, 9, 70, 60], [0, 0, 128, 96], [90, 2, 91, 95]]),
@@ -262,7 +262,20 @@ def test_value_is_refused_with_its_key(key, value, named):
 def test_legacy_boxes_refuse_what_they_do_not_reach(key, value):
     build_model(get_tiny_config(TINY, [key, value]))
     with pytest.raises(ConfigError, match=rf"{key}\b.*LEGACY_BOXES"):
-        build_model(get_tiny_config(TINY, [key, value, "MODEL.PANET.LEGACY_BOXES", True]))
+        build_model(get_tiny_config(LEGACY, [key, value]))
+
+
+@pytest.mark.parametrize("head", ["ROI_BOX_HEAD", "ROI_MASK_HEAD"])
+def test_legacy_boxes_are_not_pooled_with_a_shift(head):
+    key = f"MODEL.{head}.POOLER_TYPE"
+    with pytest.raises(ConfigError, match=rf"{key} is 'ROIAlignV2'.*LEGACY_BOXES.*'ROIAlign'"):
+        build_model(get_tiny_config(LEGACY, [key, "ROIAlignV2"]))
+
+
+def test_legacy_proposals_need_heads_of_their_kind():
+    names = ["MODEL.PROPOSAL_GENERATOR.NAME", "PANetRPN", "MODEL.PANET.LEGACY_BOXES", True]
+    with pytest.raises(ConfigError, match=r"MODEL\.ROI_HEADS\.NAME.*'PANetROIHeads'"):
+        build_model(get_tiny_config("mask_rcnn/mask_rcnn_tiny", names))
 
 
 def test_a_box_head_needs_a_layer():

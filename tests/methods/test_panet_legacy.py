@@ -25,8 +25,7 @@ from instancezoo.panet.legacy import (
 )
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
-TINY = "panet/panet_tiny"
-LEGACY = ["MODEL.PANET.LEGACY_BOXES", True]
+TINY, LEGACY = "panet/panet_tiny", "panet/panet_legacy_tiny"
 # Detectron's anchors of each level: inclusive width and height for ratios 0.5, 1, 2.
 ANCHORS = {
     4: [(48, 24), (32, 32), (24, 48)],
@@ -159,7 +158,7 @@ def test_a_score_of_half_is_outside():
 @pytest.fixture(scope="module")
 def model():
     limits = ["TEST.DETECTIONS_PER_IMAGE", 12]
-    return build_seeded_model(keep_everything(get_tiny_config(TINY, [*LEGACY, *limits])))
+    return build_seeded_model(keep_everything(get_tiny_config(LEGACY, limits)))
 
 
 def _predict(model, batch, mask_output="bitmask"):
@@ -204,13 +203,13 @@ def test_raw_results_have_placed_masks(model):
 
 
 def test_nothing_found():
-    cfg = get_tiny_config(TINY, [*LEGACY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 2.0])
+    cfg = get_tiny_config(LEGACY, ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 2.0])
     (found,) = _predict(build_seeded_model(cfg), [make_input(96, 96, [])])
     assert len(found) == 0 and found.pred_masks.shape == (0, 96, 96)
 
 
 def test_boxes_alone():
-    cfg = keep_everything(get_tiny_config(TINY, [*LEGACY, "MODEL.MASK_ON", False]))
+    cfg = keep_everything(get_tiny_config(LEGACY, ["MODEL.MASK_ON", False]))
     model = build_seeded_model(cfg)
     (found,) = _predict(model, [make_input(96, 96, [])])
     assert len(found) > 0 and not found.has("pred_masks")
@@ -276,7 +275,7 @@ def test_boxes_that_are_learnt_are_boxes_that_are_found(model):
 @torch.no_grad()
 @pytest.mark.parametrize("legacy,num_kept", [(False, 2), (True, 1)])
 def test_an_iou_of_exactly_half_is_too_much(legacy, num_kept):
-    cfg = get_tiny_config(TINY, ["MODEL.PANET.LEGACY_BOXES", legacy])
+    cfg = get_tiny_config(LEGACY if legacy else TINY)
     model = build_seeded_model(keep_everything(cfg)).eval()
     predictor = model.roi_heads.box_predictor
     predictor.cls_score.weight.zero_()
@@ -292,7 +291,7 @@ def test_proposals_reach_into_the_padding(legacy):
     all_anchors = ["MODEL.RPN.NMS_THRESH", 1.0]
     for key in ("PRE_NMS_TOPK_TEST", "POST_NMS_TOPK_TEST"):
         all_anchors += [f"MODEL.RPN.{key}", 10000]
-    cfg = get_tiny_config(TINY, ["MODEL.PANET.LEGACY_BOXES", legacy, *all_anchors])
+    cfg = get_tiny_config(LEGACY if legacy else TINY, all_anchors)
     model = build_seeded_model(cfg).eval()
     images = BatchImages(torch.zeros(2, 3, 64, 96), [(40, 70), (64, 33)], [{}, {}])
     found, _ = model.proposal_generator(images, model.backbone(images.tensor))
@@ -300,3 +299,51 @@ def test_proposals_reach_into_the_padding(legacy):
     for boxes, (height, width) in zip(found, images.image_sizes, strict=True):
         limit = [96, 64] if legacy else [width, height]
         assert boxes.proposal_boxes.tensor.amax(dim=0)[2:].tolist() == limit
+
+
+def _label_as_detectron(image, objects):
+    """Labels of inclusive anchors inside the image, one at a time; -1 for those outside."""
+    boxes, labels, ious = [], [], []
+    for stride, sizes in ANCHORS.items():
+        for row in range(128 // stride):
+            for column in range(128 // stride):
+                y, x = (stride / 2 - 0.5 + stride * cell for cell in (row, column))
+                for w, h in sizes:
+                    boxes.append(
+                        (x - (w - 1) / 2, y - (h - 1) / 2, x + (w - 1) / 2, y + (h - 1) / 2)
+                    )
+    for x0, y0, x1, y1 in boxes:
+        inside = x0 >= 0 and y0 >= 0 and x1 < image and y1 < image
+        row = []
+        for gx0, gy0, gx1, gy1 in objects:
+            w, h = min(x1, gx1) - max(x0, gx0) + 1, min(y1, gy1) - max(y0, gy0) + 1
+            shared = max(w, 0) * max(h, 0)
+            areas = (x1 - x0 + 1) * (y1 - y0 + 1) + (gx1 - gx0 + 1) * (gy1 - gy0 + 1)
+            row.append(shared / (areas - shared) if inside else -1)
+        ious.append(row)
+        best = max(row)
+        labels.append(-1 if not inside else 1 if best >= 0.7 else 0 if best < 0.3 else -1)
+    for column in zip(*ious, strict=True):
+        labels = [1 if v == max(column) else own for v, own in zip(column, labels, strict=True)]
+    return labels
+
+
+def test_anchors_are_labelled_as_detectron_did():
+    sizes = ["MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64], [128], [256], [512]]]
+    cfg = get_tiny_config(LEGACY, [*sizes, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6])
+    generator = build_seeded_model(cfg).proposal_generator
+    maps = [torch.zeros(1, 8, 128 // stride, 128 // stride) for stride in ANCHORS]
+    anchors = generator.anchor_generator(maps)
+    # The anchor that overlaps the first most is outside; the last is an anchor.
+    image, objects = 66, [[0, 0, 15, 15], [30, 28, 65, 65], [34, 2, 65, 33]]
+    targets = Instances((image, image), gt_boxes=Boxes(_boxes(*objects) + _boxes([0, 0, 1, 1])))
+    (labels,), (matched,) = generator.label_and_sample_anchors(anchors, [targets])
+    expected = _label_as_detectron(image, objects)
+    assert labels.tolist() == expected
+    assert {-1, 0, 1} == set(expected)
+    is_object = (matched[labels == 1][:, None] == targets.gt_boxes.tensor).all(dim=2)
+    assert is_object.any(dim=1).all()
+    # Without objects all anchors inside are labelled: of squares of 32 pixels 9 rows of 9.
+    (labels,), _ = generator.label_and_sample_anchors(anchors, [targets[:0]])
+    finest = labels[: 32 * 32 * 3].view(32, 32, 3)
+    assert (finest[:, :, 1] == 0).sum() == 81

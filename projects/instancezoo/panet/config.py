@@ -22,6 +22,7 @@ _HEADS = {
 _LEGACY_NEEDS = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNNCompactMasks",
     "MODEL.PROPOSAL_GENERATOR.NAME": "PANetRPN",
+    "MODEL.ROI_HEADS.NAME": "PANetROIHeads",
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": False,
     "MODEL.KEYPOINT_ON": False,
     "INPUT.CROP.ENABLED": False,  # the scale follows from the sizes of image and original
@@ -57,12 +58,9 @@ def check_panet_config(cfg: CfgNode) -> None:
     parts = ["ROI_HEADS", "ROI_BOX_HEAD"] + ["ROI_MASK_HEAD"] * model.MASK_ON
     for part in parts:
         _check_partner(f"MODEL.{part}.NAME", model[part].NAME, _HEADS[part], "heads of PANet")
+    check_legacy_boxes(cfg)
     for part in parts[1:]:
         check_choice(f"MODEL.{part}.POOLER_TYPE", model[part].POOLER_TYPE, _POOLERS)
-    if model.PANET.LEGACY_BOXES:
-        for key, wanted in _LEGACY_NEEDS.items():
-            found = reduce(getattr, key.split("."), cfg)
-            _check_partner(key, found, wanted, "MODEL.PANET.LEGACY_BOXES True")
     if box.NUM_CONV + box.NUM_FC < 1:
         raise ConfigError(
             "MODEL.ROI_BOX_HEAD.NUM_CONV and MODEL.ROI_BOX_HEAD.NUM_FC are both 0: the first layer "
@@ -73,6 +71,22 @@ def check_panet_config(cfg: CfgNode) -> None:
     check_group_norm(box.NORM, {f"MODEL.ROI_BOX_HEAD.{key}": box[key]})
     if model.MASK_ON:
         _check_mask_head(mask, model.PANET.FC_FUSION)
+
+
+def check_legacy_boxes(cfg: CfgNode) -> None:
+    """Refuse legacy boxes with a part that does not follow them.
+
+    Raises:
+        ConfigError: with the key and what it must be.
+    """
+    model = cfg.MODEL
+    if not model.PANET.LEGACY_BOXES:
+        return
+    heads = ["ROI_BOX_HEAD"] + ["ROI_MASK_HEAD"] * model.MASK_ON
+    poolers = {f"MODEL.{head}.POOLER_TYPE": "ROIAlign" for head in heads}
+    for key, wanted in (_LEGACY_NEEDS | poolers).items():
+        found = reduce(getattr, key.split("."), cfg)
+        _check_partner(key, found, wanted, "MODEL.PANET.LEGACY_BOXES True")
 
 
 def _check_mask_head(node: CfgNode, fc_fusion: bool) -> None:

@@ -70,13 +70,12 @@ class LevelPooler(nn.Module):
             node: its ROI_BOX_HEAD or ROI_MASK_HEAD.
             input_shape: of the maps, by name.
         """
-        legacy_boxes = cfg.MODEL.PANET.LEGACY_BOXES
         return cls(
             side=node.POOLER_RESOLUTION,
             strides=[input_shape[name].stride or 1 for name in cfg.MODEL.ROI_HEADS.IN_FEATURES],
             sampling_ratio=node.POOLER_SAMPLING_RATIO,
-            aligned=node.POOLER_TYPE == "ROIAlignV2" and not legacy_boxes,
-            inclusive=legacy_boxes,
+            aligned=node.POOLER_TYPE == "ROIAlignV2",
+            inclusive=cfg.MODEL.PANET.LEGACY_BOXES,
         )
 
     def forward(self, maps: list[Tensor], boxes: list[Boxes]) -> list[Tensor]:
