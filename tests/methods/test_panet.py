@@ -81,6 +81,21 @@ def test_a_one_stage_method_on_the_path():
     assert all(weights[name].grad.abs().sum() > 0 for name in names)
 
 
+def test_the_path_reads_where_the_pyramid_has_relus():
+    path = ["MODEL.BACKBONE.NAME", "build_resnet_panet_fpn_backbone"]
+    path += ["MODEL.PANET.TOP_BLOCK", "convs", "MODEL.FPN.TOP_LEVELS", 2]
+    images = torch.randn(1, 3, 128, 128)
+    plain = _randomise(build_backbone(get_tiny_config(TINY, path)))
+    maps = plain(images.double())
+    assert (maps["p2"] < 0).any()
+    assert torch.equal(maps["p7"], plain.path_top.p7(maps["p6"].relu()))
+    relus = ["MODEL.FPN.OUTPUT_RELU", True, "MODEL.FPN.TOP_RELU", False]
+    other = _randomise(build_backbone(get_tiny_config(TINY, [*path, *relus])))
+    maps = other(images.double())
+    assert (maps["p2"] >= 0).all() and (maps["p2"] > 0).any()
+    assert torch.equal(maps["p7"], other.path_top.p7(maps["p6"]))
+
+
 def test_the_path_on_a_mask_rcnn_with_a_timm_network():
     names = ["MODEL.BACKBONE.NAME", "build_timm_panet_fpn_backbone"]
     cfg = get_tiny_config("mask_rcnn/mask_rcnn_tiny", [*names, "MODEL.TIMM.NAME", "resnet18"])
@@ -234,6 +249,7 @@ def test_given_boxes_get_masks():
     [
         ("PANET.FUSE", "mean", "max, sum"),
         ("PANET.TOP_BLOCK", "conv", "pool, convs"),
+        ("FPN.UPSAMPLING", "bilinear", "nearest"),
         ("FPN.OUT_CHANNELS", 48, "GN.*32"),
         ("ROI_HEADS.NAME", "StandardROIHeads", "PANetROIHeads"),
         ("ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "PANetConvFCHead"),
@@ -261,8 +277,9 @@ def test_value_is_refused_with_its_key(key, value, named):
 )
 def test_legacy_boxes_refuse_what_they_do_not_reach(key, value):
     build_model(get_tiny_config(TINY, [key, value]))
+    rest = ["MODEL.RPN.DISCARD_BEFORE_MATCHING", False]  # which refuses "RPN", too
     with pytest.raises(ConfigError, match=rf"{key}\b.*LEGACY_BOXES"):
-        build_model(get_tiny_config(LEGACY, [key, value]))
+        build_model(get_tiny_config(LEGACY, [key, value, *rest]))
 
 
 @pytest.mark.parametrize("head", ["ROI_BOX_HEAD", "ROI_MASK_HEAD"])

@@ -15,10 +15,10 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instancezoo.errors import check_choice, check_numbers
+from instancezoo.errors import check_choice
 from instancezoo.modeling.backbones.deform_resnet import build_deform_resnet
 from instancezoo.modeling.backbones.timm_fpn import build_timm_bottom_up
-from instancezoo.modeling.fpn import build_top_block
+from instancezoo.modeling.fpn import build_top_levels
 from instancezoo.modeling.towers import check_group_norm
 
 from .config import TOP_BLOCKS
@@ -75,16 +75,15 @@ def build_panet_fpn(cfg: CfgNode, bottom_up: Backbone) -> PANetFPN:
     """Build FPN and bottom-up path on a network, as MODEL.FPN and MODEL.PANET configure them.
 
     Raises:
-        ConfigError: an unknown TOP_BLOCK, or channels that the norm cannot divide.
+        ConfigError: an unknown TOP_BLOCK, channels that the norm cannot divide, or an UPSAMPLING
+            other than "nearest".
     """
     node, top_block = cfg.MODEL.FPN, cfg.MODEL.PANET.TOP_BLOCK
     check_choice("MODEL.PANET.TOP_BLOCK", top_block, TOP_BLOCKS)
+    check_choice("MODEL.FPN.UPSAMPLING", node.UPSAMPLING, ("nearest",))
     check_group_norm(node.NORM, {"MODEL.FPN.OUT_CHANNELS": node.OUT_CHANNELS})
-    top: nn.Module | None = LastLevelMaxPool()
-    if top_block == "convs":
-        check_numbers("MODEL.FPN", node, {"TOP_LEVELS": (0, 2)})
-        top = build_top_block(node.TOP_LEVELS, node.OUT_CHANNELS)
-    return PANetFPN(
+    top = build_top_levels(cfg) if top_block == "convs" else LastLevelMaxPool()
+    fpn = PANetFPN(
         bottom_up=bottom_up,
         in_features=list(node.IN_FEATURES),
         out_channels=node.OUT_CHANNELS,
@@ -92,6 +91,10 @@ def build_panet_fpn(cfg: CfgNode, bottom_up: Backbone) -> PANetFPN:
         fuse_type=node.FUSE_TYPE,
         top_block=top,
     )
+    if node.OUTPUT_RELU:
+        for conv in fpn.output_convs:
+            conv.activation = F.relu
+    return fpn
 
 
 @BACKBONE_REGISTRY.register()
