@@ -53,7 +53,8 @@ def test_a_published_file_fills_its_config(variant, config):
     assert list_shapes(converted.state) == list_shapes(model)
 
 
-def test_the_whole_file_is_converted(tmp_path):
+@pytest.mark.parametrize("is_zip", [False, True], ids=["torch_0.4", "torch"])
+def test_the_whole_file_is_converted(tmp_path, is_zip):
     """The file as the official code saves it, with small tensors."""
     torch.manual_seed(0)
     state = {}
@@ -62,8 +63,10 @@ def test_the_whole_file_is_converted(tmp_path):
         state[name] = torch.rand([shape[0] if is_output else 4, *(2 for _ in shape[1:])])
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(4)}}, "param_groups": [{"lr": 0.02}]}
     whole = {"step": 179999, "train_size": 118287, "batch_size": 8, "model": state}
-    torch.save({**whole, "optimizer": optimizer}, tmp_path / "model_step179999.pth")
-    checkpoint, converted = convert_file(tmp_path / "model_step179999.pth")
+    whole["optimizer"] = optimizer
+    file = tmp_path / "model_step179999.pth"
+    torch.save(whole, file, _use_new_zipfile_serialization=is_zip)
+    checkpoint, converted = convert_file(file)
     assert converted.layout.name == "ShuLiu1993/PANet mask R-50"
     assert len(checkpoint["class_names"]) == 80 and checkpoint["licence"].startswith("MIT")
 
