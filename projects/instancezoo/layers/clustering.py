@@ -1,0 +1,194 @@
+"""Pixels to clusters by their embeddings, as pure functions.
+
+Legend: D embedding size, P pixels, M clusters, H W map size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instancezoo.layers.budget import DEFAULT_BUDGET
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of some pixels.
+
+    Attributes:
+        labels: (P,) long, 1 to M; 0: in no cluster.
+        centres: (M, D).
+        seeds: (M,) long, the pixel that each cluster began with; empty where there is none.
+    """
+
+    labels: Tensor
+    centres: Tensor
+    seeds: Tensor
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def group_greedily(
+    embeddings: Tensor,
+    scores: Tensor,
+    *,
+    radius: float,
+    seed_thresh: float,
+    num_shifts: int,
+    min_size: int,
+    max_clusters: int,
+    max_seeds: int,
+) -> Clusters:
+    """Grow clusters one after the other, from the most confident free pixel each.
+
+    The centre starts at the seed and moves `num_shifts` times to the mean of the free pixels within
+    the radius. The cluster is what lies within the radius then, and the seed; it is no longer free,
+    even where it is too small to be kept. One pass over the free pixels finds those that a centre
+    can reach; the others cost nothing.
+
+    Args:
+        embeddings: (D, P).
+        scores: (P,); the first of equal ones comes first.
+        radius: distance from the centre, inclusive.
+        seed_thresh: seeds have this score or more.
+        num_shifts: 0 or more.
+        min_size: fewest pixels of a cluster.
+        max_clusters: clusters kept.
+        max_seeds: seeds tried.
+
+    Returns:
+        Clusters in the order of their seeds.
+    """
+    device = embeddings.device
+    labels = torch.zeros(len(scores), dtype=torch.long, device=device)
+    free = scores.argsort(descending=True, stable=True)  # numbers of the free pixels
+    points = embeddings[:, free]
+    num_seeds = int((scores >= seed_thresh).sum())  # of the free pixels: they come first
+    reach = ((num_shifts + 1) * radius) ** 2 * (1 + torch.finfo(embeddings.dtype).eps * 64)
+    centres: list[Tensor] = []
+    seeds: list[Tensor] = []
+    for _ in range(max_seeds):
+        if num_seeds == 0 or len(centres) == max_clusters:
+            break
+        near = (_square_distances(points, points[:, 0]) <= reach).nonzero().squeeze(1)
+        centre, inside = _shift(points[:, near], points[:, 0], radius, num_shifts)
+        inside[0] = True  # the seed
+        members = near[inside]
+        if len(members) >= min_size:
+            centres.append(centre)
+            seeds.append(free[0])
+            labels[free[members]] = len(centres)
+        stays = torch.ones_like(free, dtype=torch.bool)
+        stays[members] = False
+        num_seeds -= int((members < num_seeds).sum())
+        free, points = free[stays], points[:, stays]
+    return Clusters(
+        labels,
+        torch.stack(centres) if centres else embeddings.new_zeros(0, len(embeddings)),
+        torch.stack(seeds) if seeds else labels.new_zeros(0),
+    )
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def cluster_k_means(embeddings: Tensor, centres: Tensor, *, max_rounds: int = 100) -> Clusters:
+    """Lloyd's k-means from given centres; an empty cluster keeps its centre.
+
+    Args:
+        embeddings: (D, P).
+        centres: (M, D).
+        max_rounds: fewer if the centres repeat.
+
+    Returns:
+        Clusters, the nearest centre for each pixel; the first of equally near ones.
+    """
+    nearest = assign_nearest(embeddings, centres)
+    for _ in range(max_rounds if len(centres) else 0):
+        counts = nearest.bincount(minlength=len(centres))
+        sums = torch.zeros_like(centres).index_add_(0, nearest, embeddings.T.contiguous())
+        moved = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        if torch.equal(moved, centres):
+            break
+        centres, nearest = moved, assign_nearest(embeddings, moved)
+    return Clusters(nearest + 1, centres, nearest.new_zeros(0))
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def cluster_votes(
+    points: Tensor, size: tuple[int, int], *, window: int, min_votes: int, max_clusters: int
+) -> Clusters:
+    """Count the pixels that point at each cell of a map, and give each to the nearest maximum.
+
+    Args:
+        points: (2, P) x and y where the pixels point at, in cells; those beyond the map count for
+            its border.
+        size: H, W.
+        window: side in cells of the square in which a maximum is the largest, odd.
+        min_votes: fewest votes of a maximum.
+        max_clusters: maxima kept, those with most votes.
+
+    Returns:
+        Clusters with centres (M, 2).
+    """
+    height, width = size
+    limits = points.new_tensor([[width - 1], [height - 1]])
+    x, y = torch.minimum(points.round().clamp(min=0), limits).long()
+    votes = (y * width + x).bincount(minlength=height * width)
+    # Equal numbers of votes: the first cell in row-major order is the maximum.
+    ranks = votes * (height * width) - torch.arange(height * width, device=votes.device)
+    order = ranks.argsort()
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
+    grid = places.view(1, 1, height, width).float()  # places are exact up to 2^24 cells
+    largest = F.max_pool2d(grid, window, stride=1, padding=window // 2)
+    is_peak = (largest == grid).flatten() & (votes >= max(1, min_votes))
+    peaks = is_peak.nonzero().squeeze(1)
+    peaks = peaks[ranks[peaks].argsort(descending=True)][:max_clusters]
+    centres = torch.stack([peaks % width, peaks // width], dim=1).to(points.dtype)
+    if len(peaks) == 0:
+        return Clusters(torch.zeros_like(x), centres, peaks)
+    return Clusters(assign_nearest(points, centres) + 1, centres, peaks.new_zeros(0))
+
+
+def assign_nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """The nearest centre of each point; the first of equally near ones.
+
+    Args:
+        points: (D, P).
+        centres: (M, D), M is 1 or more unless P is 0.
+
+    Returns:
+        (P,) long.
+    """
+    size = max(1, DEFAULT_BUDGET // (3 * points.element_size() * max(1, len(centres))))
+    nearest = []
+    for part in points.split(size, dim=1):
+        squares = part.new_zeros(part.shape[1], len(centres))
+        for axis, values in enumerate(part):  # differences, not products: they are exact
+            squares += (values[:, None] - centres[:, axis]).square_()
+        nearest.append(squares.argmin(dim=1))
+    return torch.cat(nearest) if nearest else points.new_zeros(0, dtype=torch.long)
+
+
+def drop_small(clusters: Clusters, min_size: int) -> Clusters:
+    """Clusters of `min_size` pixels or more; their labels stay consecutive."""
+    num_clusters = len(clusters.centres)
+    kept = clusters.labels.bincount(minlength=num_clusters + 1)[1:] >= min_size  # (M,)
+    numbers = F.pad(kept.cumsum(0) * kept, (1, 0))  # (M + 1,)
+    seeds = clusters.seeds[kept] if len(clusters.seeds) else clusters.seeds
+    return Clusters(numbers[clusters.labels], clusters.centres[kept], seeds)
+
+
+def _shift(points: Tensor, centre: Tensor, radius: float, num_shifts: int) -> tuple[Tensor, Tensor]:
+    """Move a centre (D,) by mean shift; returns it and which points (D, P) lie around it."""
+    for _ in range(num_shifts):
+        inside = _square_distances(points, centre) <= radius**2
+        count = inside.sum()
+        mean = (points * inside).sum(dim=1) / count.clamp(min=1)
+        centre = torch.where(count > 0, mean, centre)  # without points it stays for good
+    return centre, _square_distances(points, centre) <= radius**2
+
+
+def _square_distances(points: Tensor, centre: Tensor) -> Tensor:
+    """(D, P) and (D,) -> (P,)."""
+    return (points - centre[:, None]).square_().sum(dim=0)
