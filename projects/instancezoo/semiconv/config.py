@@ -45,7 +45,7 @@ _SEGMENTOR_LIMITS = {
 
 
 def add_semiconv_config(cfg: CfgNode) -> None:
-    """Add `cfg.MODEL.SEMICONV`: keys of both uses, of `SemiConvROIHeads`, of `SemiConvSegmentor`."""
+    """Add `cfg.MODEL.SEMICONV`: keys of both uses, then those of each."""
     node = cfg.MODEL.setdefault("SEMICONV", CfgNode())
     # Maps that the embedding is computed from, the finest first.
     node.IN_FEATURES = ["p2", "p3", "p4", "p5"]

@@ -66,7 +66,7 @@ class SemiConvHead(nn.Module):
         self.hidden = nn.Conv2d(in_channels, hidden_channels, kernel_size=1)
         weight_init.c2_msra_fill(self.hidden)
         self.embed = nn.Conv2d(hidden_channels, embed_dim, kernel_size=3, padding=1)
-        start_from_coordinates(self.embed)
+        start_small(self.embed)
         self.strides = list(strides)
         self.coordinates = coordinates
         self.grad_scale = grad_scale
@@ -118,7 +118,8 @@ class SemiConvPixelHead(nn.Module):
         self.in_features = list(in_features)
         self.semantic = semantic
         self.embedding = embedding
-        start_from_coordinates(self.embedding.predictor)
+        start_small(self.embedding.predictor)
+        start_small(self.semantic.predictor)  # Detectron2's rule gives few classes large logits
         self.coordinates = coordinates
         self.log_sigma = make_log_sigma(sigma)
 
@@ -133,8 +134,8 @@ class SemiConvPixelHead(nn.Module):
         )
 
 
-def start_from_coordinates(conv: nn.Module) -> None:
-    """Initialise a last convolution with small weights: Psi starts as the coordinates."""
+def start_small(conv: nn.Module) -> None:
+    """Initialise a last convolution N(0, 0.01): Psi starts as the coordinates, classes as equal."""
     nn.init.normal_(conv.weight, std=_INITIAL_STD)  # type: ignore[arg-type]
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ Legend: N images, C channels, H W map size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class UNetBackbone(Backbone):
         )
         self.up = nn.ModuleList()
         self.merge = nn.ModuleList()
-        for width, below in zip(widths[:-1], widths[1:], strict=True):
+        for width, below in pairwise(widths):
             self.up.append(nn.ConvTranspose2d(below, width, kernel_size=2, stride=2))
             self.merge.append(_build_stage(2 * width, width, norm))
         self._widths = list(widths)
