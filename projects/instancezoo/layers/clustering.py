@@ -45,8 +45,8 @@ def group_greedily(
 
     The centre starts at the seed and moves `num_shifts` times to the mean of the free pixels within
     the radius. The cluster is what lies within the radius then, and the seed; it is no longer free,
-    even where it is too small to be kept. One pass over the free pixels finds those that a centre
-    can reach; the others cost nothing.
+    even where it is too small to be kept. One pass over one axis of the free pixels finds those
+    that a centre can reach; the others cost nothing.
 
     Args:
         embeddings: (D, P).
@@ -61,29 +61,32 @@ def group_greedily(
     Returns:
         Clusters in the order of their seeds.
     """
-    device = embeddings.device
-    labels = torch.zeros(len(scores), dtype=torch.long, device=device)
-    free = scores.argsort(descending=True, stable=True)  # numbers of the free pixels
-    points = embeddings[:, free]
-    num_seeds = int((scores >= seed_thresh).sum())  # of the free pixels: they come first
-    reach = ((num_shifts + 1) * radius) ** 2 * (1 + torch.finfo(embeddings.dtype).eps * 64)
+    labels = torch.zeros_like(scores, dtype=torch.long)
+    order = scores.argsort(descending=True, stable=True)  # the first free pixel is the next seed
+    points, is_free = embeddings[:, order], torch.ones_like(order, dtype=torch.bool)
+    num_seeds, num_taken = int((scores >= seed_thresh).sum()), 0
+    limit = (num_shifts + 1) * radius * (1 + 64 * torch.finfo(embeddings.dtype).eps)
     centres: list[Tensor] = []
     seeds: list[Tensor] = []
     for _ in range(max_seeds):
-        if num_seeds == 0 or len(centres) == max_clusters:
+        first = int(is_free.to(torch.uint8).argmax()) if num_taken < len(order) else num_seeds
+        if first >= num_seeds or len(centres) == max_clusters:
             break
-        near = (_square_distances(points, points[:, 0]) <= reach).nonzero().squeeze(1)
-        centre, inside = _shift(points[:, near], points[:, 0], radius, num_shifts)
+        # No centre and no member is farther from the seed, along any axis.
+        near = (is_free & ((points[0] - points[0, first]).abs_() <= limit)).nonzero().squeeze(1)
+        centre, inside = _shift(points[:, near], points[:, first], radius, num_shifts)
         inside[0] = True  # the seed
         members = near[inside]
         if len(members) >= min_size:
             centres.append(centre)
-            seeds.append(free[0])
-            labels[free[members]] = len(centres)
-        stays = torch.ones_like(free, dtype=torch.bool)
-        stays[members] = False
-        num_seeds -= int((members < num_seeds).sum())
-        free, points = free[stays], points[:, stays]
+            seeds.append(order[first])
+            labels[order[members]] = len(centres)
+        is_free[members] = False
+        num_taken += len(members)
+        if 2 * num_taken > len(order):
+            num_seeds = int(is_free[:num_seeds].sum())
+            order, points, num_taken = order[is_free], points[:, is_free], 0
+            is_free = torch.ones_like(order, dtype=torch.bool)
     return Clusters(
         labels,
         torch.stack(centres) if centres else embeddings.new_zeros(0, len(embeddings)),
