@@ -144,7 +144,7 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
         return paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
 
     def losses(self, outputs: PixelMaps, targets: ObjectMaps) -> dict[str, Tensor]:
-        """`loss_sem_seg`, `loss_embed` (equation 5), `loss_kernel`, and `loss_push` if asked for."""
+        """`loss_sem_seg`, `loss_embed` (equation 5), `loss_kernel`, optionally `loss_push`."""
         weights, embeddings = self.loss_settings, outputs.embeddings
         zero = zero_of_parameters(self.head)
         logits = outputs.cls_logits.float()
