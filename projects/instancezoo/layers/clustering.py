@@ -29,7 +29,7 @@ class Clusters:
     seeds: Tensor
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def group_greedily(
     embeddings: Tensor,
     scores: Tensor,
@@ -94,7 +94,7 @@ def group_greedily(
     )
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def cluster_k_means(embeddings: Tensor, centres: Tensor, *, max_rounds: int = 100) -> Clusters:
     """Lloyd's k-means from given centres; an empty cluster keeps its centre.
 
@@ -117,7 +117,7 @@ def cluster_k_means(embeddings: Tensor, centres: Tensor, *, max_rounds: int = 10
     return Clusters(nearest + 1, centres, nearest.new_zeros(0))
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def cluster_votes(
     points: Tensor, size: tuple[int, int], *, window: int, min_votes: int, max_clusters: int
 ) -> Clusters:

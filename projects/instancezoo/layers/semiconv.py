@@ -177,13 +177,13 @@ class _ScaleGradient(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.factor, None
 
 
 def scale_gradient(values: Tensor, factor: float) -> Tensor:
     """The same values; the gradient that comes back through them is multiplied by `factor`."""
-    scaled: Tensor = _ScaleGradient.apply(values, factor)  # type: ignore[no-untyped-call]
+    scaled: Tensor = _ScaleGradient.apply(values, factor)
     return scaled
 
 

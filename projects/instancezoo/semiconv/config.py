@@ -53,7 +53,8 @@ def add_semiconv_config(cfg: CfgNode) -> None:
     node.EMBED_DIM = 8
     # What is added to the first two: "image", the position in the network input, COORD_UNIT pixels
     # are 1; "index", column and row of the map; "none", nothing: an ordinary convolution, which
-    # cannot separate identical objects.
+    # cannot separate identical objects. The unit is about the radius of small objects: sigma
+    # starts at one unit.
     node.COORD_MODE = "image"
     node.COORD_UNIT = 64.0
     # Similarity of two embeddings: "laplacian" exp(-d / sigma), "gaussian" exp(-d^2 / 2 sigma^2).

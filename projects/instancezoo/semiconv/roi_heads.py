@@ -20,7 +20,7 @@ from detectron2.modeling.roi_heads import (
     select_foreground_proposals,
 )
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.semiconv import colouring_loss, kernel_loss, refine_mask_logits
@@ -125,9 +125,9 @@ class SemiConvROIHeads(StandardROIHeads):
     """Box and mask heads of Mask R-CNN, and an embedding of all pixels for the mask head.
 
     Args:
-        semiconv_head: L maps -> their embeddings.
+        semiconv_head: `SemiConvHead`, L maps -> their embeddings; None without masks.
         semiconv_in_features: names of these maps.
-        semiconv_pooler: crops regions out of the embeddings.
+        semiconv_pooler: `ROIPooler` that crops regions out of the embeddings.
         sigma: bandwidth that the kernel starts with.
         embed_weight: of `loss_embed`.
         embed_reduction: see `colouring_loss`.
@@ -141,9 +141,9 @@ class SemiConvROIHeads(StandardROIHeads):
     def __init__(
         self,
         *,
-        semiconv_head: nn.Module | None = None,
+        semiconv_head: Any = None,
         semiconv_in_features: list[str] | None = None,
-        semiconv_pooler: ROIPooler | None = None,
+        semiconv_pooler: Any = None,
         sigma: float = 1.0,
         embed_weight: float = 1.0,
         embed_reduction: str = "mean",

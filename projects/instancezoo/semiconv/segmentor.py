@@ -80,6 +80,7 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
     """
 
     keep_crowds = True
+    head: SemiConvPixelHead
 
     @configurable
     def __init__(
