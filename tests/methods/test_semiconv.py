@@ -138,7 +138,8 @@ def test_similarity_loss_equals_a_loop():
 def test_the_push_loss_is_optional():
     batch = [make_input(128, 128, [[8, 8, 60, 60], [64, 64, 120, 120]])]
     plain = _build().train()
-    pushed = _build("MODEL.SEMICONV.PUSH_LOSS_WEIGHT", 0.5).train()
+    far = ["MODEL.SEMICONV.PUSH_MARGIN", 10.0]  # the objects are five units apart
+    pushed = _build("MODEL.SEMICONV.PUSH_LOSS_WEIGHT", 0.5, *far).train()
     with EventStorage():
         assert "loss_push" not in plain(batch)
         assert pushed(batch)["loss_push"] > 0
@@ -268,6 +269,21 @@ def test_boxes_only():
 def test_bad_values_are_named(name, key, value, named):
     with pytest.raises(ConfigError, match=named):
         build_seeded_model(get_tiny_config(name, [f"MODEL.{key}", value]))
+
+
+@pytest.mark.parametrize("features", [["res2"], ["res2", "res3", "res4", "res5"], ["res3", "res4"]])
+def test_a_backbone_without_a_pyramid(features):
+    keys = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", features]
+    model = build_seeded_model(
+        get_tiny_config(SEGMENTOR, [*keys, "MODEL.SEMICONV.IN_FEATURES", features])
+    )
+    batch = [make_input(100, 75, [[8, 8, 60, 60]]), make_input(37, 50, [[1, 1, 30, 30]])]
+    with EventStorage():
+        losses = model(batch)
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.no_grad():
+        results = model.eval()(batch)
+    assert [x["instances"].image_size for x in results] == [(100, 75), (37, 50)]
 
 
 def test_a_u_net_infers_at_the_images_resolution():

@@ -104,8 +104,11 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
         shapes = arguments["backbone"].output_shape()
         check_segmentor_config(cfg, shapes)
         node = cfg.MODEL.SEMICONV
+        coarsest = max(shapes[name].stride or 1 for name in node.IN_FEATURES)
         return {
             **arguments,
+            # Maps are doubled up to the finest: their sizes must be whole multiples.
+            "size_divisibility": max(coarsest, arguments["backbone"].size_divisibility),
             "head": _build_head(node, {name: shapes[name] for name in node.IN_FEATURES}),
             "in_features": list(node.IN_FEATURES),
             "stride": node.STRIDE,
