@@ -81,7 +81,7 @@ def cluster(name: str, points: Tensor, scores: Tensor, grid: tuple[int, int]) ->
         num_shifts=3,
         min_size=8,
         max_clusters=1000,
-        max_seeds=10000,
+        max_misses=1000,
     )
     return cluster_k_means(points, found.centres) if name == "kmeans" else found
 

@@ -17,7 +17,7 @@ SETTINGS = {
     "num_shifts": 3,
     "min_size": 3,
     "max_clusters": 100,
-    "max_seeds": 10**6,
+    "max_misses": 10**6,
 }
 
 
@@ -31,12 +31,11 @@ def _make_points(seed, count=150, size=3, spread=1.5):
 
 def _group_by_definition(points, scores, radius, seed_thresh, num_shifts, min_size, **limits):
     free, labels, centres, seeds = set(range(len(scores))), [0] * len(scores), [], []
-    tried = 0
-    while tried < limits["max_seeds"] and len(centres) < limits["max_clusters"]:
+    misses = 0
+    while misses < limits["max_misses"] and len(centres) < limits["max_clusters"]:
         candidates = [p for p in sorted(free) if scores[p] >= seed_thresh]
         if not candidates:
             break
-        tried += 1
         seed = max(candidates, key=lambda p: scores[p])  # the first of equal ones
         centre = points[:, seed]
         for _ in range(num_shifts):
@@ -51,6 +50,8 @@ def _group_by_definition(points, scores, radius, seed_thresh, num_shifts, min_si
             seeds.append(seed)
             for p in members:
                 labels[p] = len(centres)
+        else:
+            misses += 1
     return labels, centres, seeds
 
 
@@ -64,7 +65,7 @@ def _group_by_definition(points, scores, radius, seed_thresh, num_shifts, min_si
         {"min_size": 1},
         {"seed_thresh": 2.0},
         {"max_clusters": 2},
-        {"max_seeds": 4},
+        {"max_misses": 2},
         {"radius": 100.0},
         {"radius": 0.0, "min_size": 1},
     ],

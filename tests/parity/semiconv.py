@@ -105,7 +105,7 @@ class SemiConvParity:
             num_shifts=settings["n_shift"],
             min_size=settings["min_size"],
             max_clusters=100,
-            max_seeds=len(pixels),
+            max_misses=len(pixels),
         )
         labels = torch.zeros_like(self.labels).flatten()
         labels[pixels] = found.labels

@@ -39,7 +39,7 @@ def group_greedily(
     num_shifts: int,
     min_size: int,
     max_clusters: int,
-    max_seeds: int,
+    max_misses: int,
 ) -> Clusters:
     """Grow clusters one after the other, from the most confident free pixel each.
 
@@ -56,7 +56,7 @@ def group_greedily(
         num_shifts: 0 or more.
         min_size: fewest pixels of a cluster.
         max_clusters: clusters kept.
-        max_seeds: seeds tried.
+        max_misses: clusters that are too small, after which it gives up.
 
     Returns:
         Clusters in the order of their seeds.
@@ -68,9 +68,10 @@ def group_greedily(
     limit = (num_shifts + 1) * radius * (1 + 64 * torch.finfo(embeddings.dtype).eps)
     centres: list[Tensor] = []
     seeds: list[Tensor] = []
-    for _ in range(max_seeds):
+    num_misses = 0
+    while len(centres) < max_clusters and num_misses < max_misses:
         first = int(is_free.to(torch.uint8).argmax()) if num_taken < len(order) else num_seeds
-        if first >= num_seeds or len(centres) == max_clusters:
+        if first >= num_seeds:
             break
         # No centre and no member is farther from the seed, along any axis.
         near = (is_free & ((points[0] - points[0, first]).abs_() <= limit)).nonzero().squeeze(1)
@@ -81,6 +82,8 @@ def group_greedily(
             centres.append(centre)
             seeds.append(order[first])
             labels[order[members]] = len(centres)
+        else:
+            num_misses += 1
         is_free[members] = False
         num_taken += len(members)
         if 2 * num_taken > len(order):

@@ -12,7 +12,6 @@ METHOD = Method(
     registry_names=("SemiConvSegmentor", "SemiConvROIHeads", "SemiConvMaskHead"),
     add_config=add_semiconv_config,
     detection_limit="MODEL.SEMICONV.MAX_INSTANCES",
-    candidate_limits=("MODEL.SEMICONV.MAX_SEEDS",),
     score_keys=("MODEL.SEMICONV.SCORE_THRESH",),
     prepare_untrained=keep_all_pixels,
     stages={"group": "group pixels", "make_masks": "make masks"},

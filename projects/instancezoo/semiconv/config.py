@@ -37,7 +37,7 @@ _SEGMENTOR_LIMITS = {
     "T_MEMBER": (1e-6, 1),
     "N_SHIFT": (0, 100),
     "MIN_SIZE": (1, inf),
-    "MAX_SEEDS": (1, inf),
+    "MAX_MISSES": (1, inf),
     "MAX_INSTANCES": (1, inf),
     "VOTE_WINDOW": (1, 999),
     "VOTE_MIN": (1, inf),
@@ -107,9 +107,10 @@ def _add_segmentor_keys(node: CfgNode) -> None:
     node.N_SHIFT = 3
     # Fewest pixels of an object, on the grid of STRIDE.
     node.MIN_SIZE = 8
-    # Most objects in an image, and most seeds tried: too small objects count as well.
+    # Most objects in an image.
     node.MAX_INSTANCES = 100
-    node.MAX_SEEDS = 10000
+    # Objects smaller than MIN_SIZE after which "greedy" gives up: an untrained network has many.
+    node.MAX_MISSES = 1000
     # "votes": side in cells of the square in which a centre has most votes, odd; fewest votes.
     node.VOTE_WINDOW = 5
     node.VOTE_MIN = 8

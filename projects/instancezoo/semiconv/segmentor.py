@@ -42,7 +42,7 @@ from .losses import sample_kernel_cells, similarity_loss
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Weights of the losses; keys of MODEL.SEMICONV of the same names."""
+    """Weights of the losses; keys of MODEL.SEMICONV of the same meaning."""
 
     semantic: float = 1.0
     embed: float = 1.0
@@ -62,7 +62,7 @@ class GroupingSettings:
     member_thresh: float = 0.5
     num_shifts: int = 3
     min_size: int = 8
-    max_seeds: int = 10000
+    max_misses: int = 1000
     vote_window: int = 5
     vote_min: int = 8
 
@@ -134,7 +134,7 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
                 member_thresh=node.T_MEMBER,
                 num_shifts=node.N_SHIFT,
                 min_size=node.MIN_SIZE,
-                max_seeds=node.MAX_SEEDS,
+                max_misses=node.MAX_MISSES,
                 vote_window=node.VOTE_WINDOW,
                 vote_min=node.VOTE_MIN,
             ),
@@ -223,7 +223,7 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
             num_shifts=settings.num_shifts,
             min_size=settings.min_size,
             max_clusters=most,
-            max_seeds=settings.max_seeds,
+            max_misses=settings.max_misses,
         )
         if settings.method == "kmeans" and len(clusters.centres):
             return drop_small(cluster_k_means(points, clusters.centres), settings.min_size)
