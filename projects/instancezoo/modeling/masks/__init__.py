@@ -21,9 +21,10 @@ from .box import BoxMasks
 from .form import MaskForm
 from .image import ImageMasks, remove_padding
 from .polygon import VertexMasks
-from .prototype import PrototypeMasks
+from .prototype import CROP_PAD, PrototypeMasks
 
 __all__ = [
+    "CROP_PAD",
     "MASK_OUTPUTS",
     "BoxMasks",
     "ImageMasks",
