@@ -111,8 +111,10 @@ def test_wrong_type_names_the_key(tmp_path):
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", r"MODEL\.PIXEL_STD.*each between 1e-06"),
         ("MODEL.RPN.PRE_NMS_TOPK_TEST", -1, r"MODEL\.RPN\.PRE_NMS_TOPK_TEST.*1 or more"),
         ("TEST.DETECTIONS_PER_IMAGE", -2, r"TEST\.DETECTIONS_PER_IMAGE.*-1 or more"),
+        ("TEST.AUG.MIN_SIZES", "()", r"TEST\.AUG\.MIN_SIZES.*\(640, 800, 960\)"),
+        ("TEST.AUG.MIN_SIZES", "(0, 800)", r"TEST\.AUG\.MIN_SIZES is \(0, 800\)"),
+        ("TEST.AUG.MAX_SIZE", 0, r"TEST\.AUG\.MAX_SIZE is 0.*between 1 and"),
         ("MODEL.LOAD_PROPOSALS", True, "MODEL.LOAD_PROPOSALS"),
-        ("TEST.AUG.ENABLED", True, "TEST.AUG.ENABLED"),
         ("MODEL.MASK_OUTPUT", "RLE", r"MODEL\.MASK_OUTPUT.*'RLE'.*bitmask, rle"),
     ],
 )

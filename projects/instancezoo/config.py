@@ -262,8 +262,6 @@ def check_values(cfg: CfgNode) -> None:
     ImageReader.from_config(cfg)  # refuses what it cannot read by
     build_augmentations(cfg)
     check_crowds(cfg)
-    if cfg.TEST.AUG.ENABLED:
-        raise ConfigError("TEST.AUG.ENABLED: augmented tests are not supported; set it to False")
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError("MODEL.LOAD_PROPOSALS: not supported; set it to False")
 

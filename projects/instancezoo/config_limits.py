@@ -46,6 +46,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _POSITIVE,
     "SOLVER.*": _NOT_NEGATIVE,
     "TEST.DETECTIONS_PER_IMAGE": (-1, inf),
+    "TEST.AUG.M*_SIZE*": _SIDE,
     "TEST.PRECISE_BN.NUM_ITER": _COUNT,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "TEST.NUM_PICTURES": _NOT_NEGATIVE,
@@ -134,6 +135,14 @@ def _check_related(cfg: Any) -> None:
     if not cfg.INPUT.MIN_SIZE_TRAIN:
         raise ConfigError(
             "INPUT.MIN_SIZE_TRAIN is (); it must be one or more numbers, such as (800,)"
+        )
+    if not cfg.TEST.AUG.MIN_SIZES:
+        raise ConfigError(
+            "TEST.AUG.MIN_SIZES is (); it must be one or more numbers, such as (640, 800, 960)"
+        )
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
+        raise ConfigError(
+            "TEST.AUG.ENABLED: keypoints cannot be merged; set it or MODEL.KEYPOINT_ON to False"
         )
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
         raise ConfigError(

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from instancezoo.inference import ImagePredictor
-from instancezoo.inference.confidence import apply_confidence, list_score_keys
+from instancezoo.inference.confidence import (
+    apply_confidence,
+    find_detection_limit,
+    find_lowest_score,
+    list_score_keys,
+)
 from instancezoo.testing import (
     build_seeded_model,
     get_tiny_config,
@@ -68,3 +73,26 @@ def test_an_unknown_architecture_has_detectron2s_keys():
     apply_confidence(cfg, 0.3)
     value = cfg.MODEL.RETINANET.SCORE_THRESH_TEST
     assert value == pytest.approx(0.3, rel=1e-5) and np.float32(value) < np.float32(0.3)
+
+
+@pytest.mark.parametrize(
+    "name,lowest",
+    [("mask_rcnn", 0.05), ("solo", 0.05), ("polarmask", 0.0)],  # PolarMask's is of another quantity
+)
+def test_lowest_score_is_that_of_the_thresholds(name, lowest):
+    assert find_lowest_score(get_tiny_config(f"{name}/{name}_tiny")) == lowest
+
+
+def test_detection_limit_is_that_of_the_method():
+    cfg = get_tiny_config("solo/solo_tiny", ["MODEL.SOLO.MAX_PER_IMG", 7])
+    assert find_detection_limit(cfg) == 7
+    unlimited = get_tiny_config("mask_rcnn/mask_rcnn_tiny", ["TEST.DETECTIONS_PER_IMAGE", -1])
+    assert find_detection_limit(unlimited) > 10**9
+
+
+def test_thresholds_below_the_confidence_may_stay():
+    cfg = get_tiny_config("mask_rcnn/mask_rcnn_tiny")
+    apply_confidence(cfg, 0.5, may_raise=False)
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.05
+    apply_confidence(cfg, 0.01, may_raise=False)
+    assert 0 < cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST < 0.01

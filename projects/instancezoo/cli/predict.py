@@ -87,6 +87,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "name the model: --weights FILE of a training, or also --config-file FILE"
         )
+    if args.masks == "polygon" and cfg.TEST.AUG.ENABLED:
+        raise ConfigError(
+            "--masks polygon: masks merged by TEST.AUG are no polygons any more; leave it out, or "
+            "set TEST.AUG.ENABLED False"
+        )
     failures = predict_inputs(
         ImagePredictor(cfg, _choose_confidence(args, cfg), classes=classes),
         inputs,

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -22,10 +22,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from instancezoo.checkpoint.checkpointer import ZooCheckpointer, use_average
-from instancezoo.checkpoint.classes import UNKNOWN, ClassList, show_classes
-from instancezoo.data import DatasetError, load_metadata
 from instancezoo.data.images import ImageReader
 from instancezoo.data.mappers import build_mapper
+from instancezoo.engine.classes import check_room_for, find_classes
 from instancezoo.engine.failures import describe_other_optimizer, find_cause
 from instancezoo.engine.hooks import Checkpoints, Evaluate, ProgressBar, compute_mean_losses
 from instancezoo.engine.loader import (
@@ -47,6 +46,7 @@ from instancezoo.errors import ConfigError, ZooError, check_choice
 from instancezoo.evaluation.average_precision import BACKENDS
 from instancezoo.evaluation.evaluator import InstanceEvaluator
 from instancezoo.files import open_atomically
+from instancezoo.inference.test_time_augmentation import ModelWithTTA, keep_original_sizes
 from instancezoo.modeling.masks import mask_output_set
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         classes = find_classes(cfg.DATASETS.TRAIN)
-        _check_room_for(classes, model)
+        check_room_for(classes, model)
         self.checkpointer = ZooCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -256,7 +256,7 @@ class Trainer(DefaultTrainer):
         rest = checkpointer.load(path)
         if cfg.MODEL.EMA.ENABLED:
             use_average(model, rest, allow_non_finite=cfg.MODEL.WEIGHTS_ALLOW_NON_FINITE)
-        return cls.test(cfg, model)
+        return cls._test_both(cfg, model)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "seed": self.seed}
@@ -282,16 +282,20 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(
-        cls, cfg: Any, dataset_name: str, num_pictures: int | None = None
+        cls,
+        cfg: Any,
+        dataset_name: str,
+        num_pictures: int | None = None,
+        folder: str = "inference",
     ) -> DatasetEvaluator:
-        """Build the COCO evaluation from RLE, written to `OUTPUT_DIR/inference/<data set>`.
+        """Build the COCO evaluation from RLE, written to `OUTPUT_DIR/<folder>/<data set>`.
 
         It counts all detections, so the limit per image is that of the model.
         """
         return InstanceEvaluator(
             dataset_name,
             backend=cfg.TEST.COCO_BACKEND,
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            output_dir=os.path.join(cfg.OUTPUT_DIR, folder, dataset_name),
             num_pictures=cfg.TEST.NUM_PICTURES if num_pictures is None else num_pictures,
             reader=ImageReader.from_config(cfg),
         )
@@ -316,6 +320,29 @@ class Trainer(DefaultTrainer):
             return cast(dict[str, Any], super().test(cfg, model, listed))
 
     @classmethod
+    def test_with_TTA(cls, cfg: Any, model: nn.Module) -> dict[str, Any]:
+        """Evaluate with the copies of `TEST.AUG`, see `ModelWithTTA`; the name is Detectron2's.
+
+        Returns:
+            As `test`, with "_TTA" behind the first names. Files are in `OUTPUT_DIR/inference_TTA`.
+        """
+        logger.info("evaluation with test-time augmentation")
+        evaluators = [
+            cls.build_evaluator(cfg, name, num_pictures=0, folder="inference_TTA")
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(keep_original_sizes(cfg), ModelWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": values for name, values in results.items()}
+
+    @classmethod
+    def _test_both(
+        cls, cfg: Any, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Evaluate a model as it is, and with TEST.AUG.ENABLED with augmentation too."""
+        results = cls.test(cfg, model, evaluators)
+        return {**results, **cls.test_with_TTA(cfg, model)} if cfg.TEST.AUG.ENABLED else results
+
+    @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         """Build `SOLVER.OPTIMIZER` with gradient clipping; see `engine/optimizer.py`."""
         return build_optimizer(cfg, model)
@@ -332,7 +359,8 @@ class Trainer(DefaultTrainer):
         evaluators = [
             self.build_evaluator(self.cfg, name, num_pictures) for name in self.cfg.DATASETS.TEST
         ]
-        self._last_eval_results = self.test(self.cfg, self.evaluated_model, evaluators)
+        test = self._test_both if is_last else self.test
+        self._last_eval_results = test(self.cfg, self.evaluated_model, evaluators)
         losses = {f"validation_{name}": value for name, value in losses.items()}
         return {**self._last_eval_results, **losses}
 
@@ -369,29 +397,3 @@ class Trainer(DefaultTrainer):
             "with `instancezoo doctor`; use FrozenBN only with pretrained weights.",
         )
         return error
-
-
-def _check_room_for(classes: ClassList, model: nn.Module) -> None:
-    """Raise `ConfigError` if no part of a model has as many classes as its training data."""
-    numbers = [getattr(part, "num_classes", None) for part in model.modules()]
-    most = max((number for number in numbers if isinstance(number, int)), default=None)
-    if most is not None and most < len(classes.names):
-        raise ConfigError(
-            f"the model has {most} classes, but DATASETS.TRAIN has {show_classes(classes.names)}: "
-            "read the config by instancezoo.config.load_cfg, as train_net.py does, or set "
-            "DATASETS.NUM_CLASSES"
-        )
-
-
-def find_classes(dataset_names: Sequence[str]) -> ClassList:
-    """Find the classes that data sets share; none if there is no data set, or if it has no names.
-
-    Args:
-        dataset_names: registered data sets with the same classes.
-    """
-    if not dataset_names:
-        return UNKNOWN
-    try:
-        return ClassList.from_metadata(load_metadata(dataset_names[0]))
-    except DatasetError:  # registered by a caller without class names
-        return UNKNOWN

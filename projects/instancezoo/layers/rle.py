@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_BITS_PER_CHARACTER = 5
-_CONTINUES = 1 << _BITS_PER_CHARACTER
-_FIRST_CHARACTER = 48
+BITS_PER_CHARACTER = 5
+CONTINUES = 1 << BITS_PER_CHARACTER
+FIRST_CHARACTER = 48
 
 
 def encode_bitmasks(masks: Tensor) -> list[dict[str, Any]]:
@@ -136,11 +136,11 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[str]:
     columns: list[np.ndarray] = []
     pending = np.ones(len(values), dtype=bool)
     while pending.any():
-        character = values & (_CONTINUES - 1)
-        values = values >> _BITS_PER_CHARACTER
-        sign_bit = (character & (_CONTINUES >> 1)) != 0
+        character = values & (CONTINUES - 1)
+        values = values >> BITS_PER_CHARACTER
+        sign_bit = (character & (CONTINUES >> 1)) != 0
         more = pending & np.where(sign_bit, values != -1, values != 0)
-        character = character + np.where(more, _CONTINUES, 0) + _FIRST_CHARACTER
+        character = character + np.where(more, CONTINUES, 0) + FIRST_CHARACTER
         columns.append(np.where(pending, character, 0))
         pending = more
     if not columns:

@@ -22,9 +22,10 @@ from .form import MaskForm
 from .image import ImageMasks, remove_padding
 from .label import LabelMasks
 from .polygon import VertexMasks
-from .prototype import PrototypeMasks
+from .prototype import CROP_PAD, PrototypeMasks
 
 __all__ = [
+    "CROP_PAD",
     "MASK_OUTPUTS",
     "BoxMasks",
     "ImageMasks",
