@@ -31,10 +31,9 @@ class LabelMasks(MaskForm):
     """Segments of a map of labels over the padded network input.
 
     The map is enlarged to the padded input (nearest cell) and cut to the image. From there to the
-    original size, either the labels are resized, or the 0/1 map of each segment is, bilinearly
-    (`align_corners=False`); a pixel of 0.5 or more belongs to the segment. Pixels equal those of
-    torch's own resize. All segments are found in one pass over the image: beside the passes, only
-    pixels between segments cost.
+    original size, either the labels are resized (nearest), or the 0/1 map of each segment is,
+    bilinearly (`align_corners=False`), and pixels of 0.5 or more belong to the segment. Those equal
+    torch's own resize of each map alone; but all segments are found in one pass over the image.
 
     Args:
         ids: (M,) long, the labels of the masks in the map, 1 or more.
@@ -109,8 +108,8 @@ class LabelMasks(MaskForm):
         ids = self.ids if self._is_unique else self._unique[0]
         # 0: no mask, 1 to M the masks; a label that the map lacks has a number, too.
         size = int(torch.cat([self.labels.flatten(), self.ids]).amax().clamp(min=0)) + 1
-        numbers = ids.new_zeros(size)
-        numbers[ids] = torch.arange(1, len(ids) + 1, device=ids.device)
+        numbers = ids.new_zeros(size, dtype=torch.int32)
+        numbers[ids] = torch.arange(1, len(ids) + 1, dtype=torch.int32, device=ids.device)
         cells = numbers[self.labels.clamp(min=0)]  # (h, w)
         image_height, image_width = self.image_size
         rows = _take_nearest(len(cells), self.padded_size[0], image_height, ids.device)
@@ -151,11 +150,11 @@ def _resize_labels(image: Tensor, height: int, width: int) -> tuple[Tensor, Tens
     """Resize the 0/1 map of every mask bilinearly, and take what is 0.5 or more.
 
     Args:
-        image: (h, w) long, numbers of the masks from 1 on; 0 is none.
+        image: (h, w) int32, numbers of the masks from 1 on; 0 is none.
         height, width: H, W.
 
     Returns:
-        (H, W) long, the number of the mask of each pixel; (U, 3) long, mask from 0 on, row and
+        (H, W) int32, the number of the mask of each pixel; (U, 3) long, mask from 0 on, row and
         column of pixels that have exactly half of a second mask.
     """
     rows, columns = weigh_axes((image.shape[0], image.shape[1]), height, width, image.device)
@@ -178,14 +177,14 @@ def _resize_labels(image: Tensor, height: int, width: int) -> tuple[Tensor, Tens
     unsure = ((values - 0.5).abs() <= ROUNDING) & is_rounded & (labels > 0)
     corner, place = unsure.nonzero(as_tuple=True)
     if len(corner):
-        numbers = labels[corner, place]
+        numbers = labels[corner, place].long()
         points = torch.stack([numbers, y[place], x[place]], dim=1)
         inside[corner, place] = _resize_by_torch(image, height, width, points) >= 0.5
     owner = (labels * inside).amax(dim=0)  # (U,), 0 where no mask has half of the pixel
     owners = owners.index_put((y, x), owner)
     second = torch.where(inside & (labels != owner), labels, 0).amax(dim=0)
     halves = second.nonzero().squeeze(1)
-    pixels = torch.stack([second[halves] - 1, y[halves], x[halves]], dim=1)
+    pixels = torch.stack([second[halves].long() - 1, y[halves], x[halves]], dim=1)
     return owners, pixels
 
 
