@@ -11,6 +11,7 @@ from parity.htc import HTCParity
 from parity.panet import PANetParity
 from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
+from parity.semiconv import SemiConvParity
 from parity.yolact import YOLACTParity
 
 # method of a fixture -> what checks it
@@ -26,6 +27,7 @@ CHECKS: dict[str, Any] = {
     "YOLACT (ResNet-50)": YOLACTParity,
     "YOLACT++ (ResNet-50, DCNv2)": YOLACTParity,
     "panet": PANetParity,
+    "semiconv": SemiConvParity,
 }
 
 

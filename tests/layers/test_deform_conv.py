@@ -71,3 +71,25 @@ def test_bfloat16_trains_under_autocast_as_in_fp32():
         assert gradients[1][name].dtype == torch.float32 and gradient.abs().max() > 0
         error = (gradients[1][name] - gradient).norm() / gradient.norm()
         assert error < 0.05, name
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_offsets_that_are_not_finite_damage_their_own_place(modulated, value):
+    """torchvision's operator reads anywhere in memory for an offset of NaN."""
+    conv = DeformConv(3, 4, modulated=modulated)
+    features = torch.rand(1, 3, 6, 7)
+    before = conv(features)
+    conv.offset.register_forward_hook(lambda module, inputs, output: _damage(output, value))
+    found = conv(features)
+    assert found[0, :, 2, 3].isnan().all()
+    expected = torch.zeros(6, 7, dtype=torch.bool)
+    expected[2, 3] = True
+    assert torch.equal(found[0].isnan().any(dim=0), expected)
+    torch.testing.assert_close(found[:, :, ~expected], before[:, :, ~expected])
+
+
+def _damage(offsets, value):
+    offsets = offsets.clone()
+    offsets[0, 5, 2, 3] = value
+    return offsets

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from instancezoo.errors import ConfigError
+from instancezoo.modeling.objects import collect_ground_truth
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 from instancezoo.yolact.decode import DecodeSettings, find_candidates, suppress_duplicates
 from instancezoo.yolact.head import MaskIoUNet
@@ -59,14 +59,13 @@ def test_class_loss_is_the_cross_entropy_of_the_chosen() -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("pad", [0.0, 1.0])
-def test_crop_keeps_cells_from_one_before_to_one_after_the_box(pad: float) -> None:
+def test_crop_keeps_cells_from_one_before_to_one_after_the_box() -> None:
     boxes = torch.tensor([[2.2, 1.0, 4.0, 2.5], [-3.0, -2, 20, 1], [9, 9, 12, 12]])
-    cropped = crop_to_boxes(torch.ones(3, 6, 8), boxes, pad)
+    cropped = crop_to_boxes(torch.ones(3, 6, 8), boxes)
     for mask, (x1, y1, x2, y2) in zip(cropped, boxes.tolist(), strict=True):
         for y in range(6):
             for x in range(8):
-                inside = x1 - pad <= x < x2 + pad and y1 - pad <= y < y2 + pad
+                inside = x1 - 1 <= x < x2 + 1 and y1 - 1 <= y < y2 + 1
                 assert mask[y, x] == inside
 
 
@@ -104,10 +103,67 @@ def test_candidates_are_anchors_whose_best_class_exceeds_the_threshold(threshold
 def test_every_suppression_keeps_the_better_of_two(nms_type: str) -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 60, 60]])
     probs = torch.tensor([[0.6, 0.1], [0.9, 0.05], [0.2, 0.7]])
-    settings = DecodeSettings(nms_type=nms_type, score_thresh=0.5)
+    settings = DecodeSettings(nms_type=nms_type, max_per_image=2)
     rows, classes, scores = suppress_duplicates(boxes, probs, settings)
     assert rows.tolist() == [1, 2] and classes.tolist() == [0, 1]
     torch.testing.assert_close(scores, torch.tensor([0.9, 0.7]))
+
+
+@pytest.mark.parametrize("nms_type", ["fast", "cross_class", "exact"])
+@pytest.mark.parametrize("limit", [-1, 3])
+def test_models_keep_to_the_limit_with_every_suppression(nms_type: str, limit: int) -> None:
+    overrides = ["MODEL.YOLACT.NMS_TYPE", nms_type, "TEST.DETECTIONS_PER_IMAGE", limit]
+    cfg = keep_everything(get_tiny_config("yolact/yolact_tiny", overrides))
+    model = build_seeded_model(cfg).eval()
+    with torch.no_grad():
+        count = len(model([make_input(96, 64, [])])[0]["instances"])
+    assert count == 3 if limit == 3 else count > 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mask_loss_runs_in_fp32_under_autocast(dtype: torch.dtype) -> None:
+    """Saturated masks: in half precision their gradients would be 0, or infinite times 0."""
+    model = build_seeded_model(get_tiny_config("yolact/yolact_tiny"))
+    batch = [make_input(128, 128, [[10, 10, 60, 60], [64, 64, 120, 100]], seed=3)]
+    images = model.preprocess(batch)
+    with torch.no_grad():
+        maps = model.backbone(images.tensor)
+        outputs = model.head([maps[name] for name in model.in_features])
+    ground_truth = collect_ground_truth(batch, model.device, keep_crowds=True)
+    targets = model.assign(outputs, images, ground_truth)
+    results = []
+    for enabled in (False, True):
+        prototypes = (outputs.prototypes.detach() * 30).requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            loss = model.losses(replace(outputs, prototypes=prototypes), targets)["loss_mask"]
+        loss.backward()
+        results.append((loss.detach(), prototypes.grad))
+    assert results[0][1].abs().max() > 0
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_batch_of_crowds_only_trains_nothing_but_the_background() -> None:
+    model = build_seeded_model(get_tiny_config("yolact/yolact_tiny", ["INPUT.CROWDS", True]))
+    batch = [make_input(128, 128, [[10, 10, 100, 100]])]
+    batch[0]["instances"].gt_is_crowd = torch.tensor([True])
+    losses = _losses(model, batch)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["loss_mask"] == losses["loss_box"] == losses["loss_cls"] == 0
+
+
+def test_scores_after_rescoring_exceed_the_threshold() -> None:
+    overrides = ["MODEL.YOLACT.MASKIOU.RESCORE_BOX", True]
+    cfg = keep_everything(get_tiny_config("yolact/yolact_plus_tiny", overrides))
+    model = build_seeded_model(cfg).eval()
+    nn.init.constant_(model.head.mask_iou.convs[-2].bias, 0.5)
+    image = [make_input(96, 64, [])]
+    with torch.no_grad():
+        scores = model(image)[0]["instances"].scores
+        limit = scores.median().item()
+        model.decode_settings = replace(model.decode_settings, score_thresh=limit)
+        kept = model(image)[0]["instances"].scores
+    assert torch.equal(kept, scores[scores > limit]) and 0 < len(kept) < len(scores)
 
 
 def _losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -130,10 +186,10 @@ def test_norms_are_frozen_for_small_batches() -> None:
     cfg = get_tiny_config("yolact/yolact_tiny", ["SOLVER.IMS_PER_BATCH", 4])
     frozen, trained = build_model(cfg), build_model(get_tiny_config("yolact/yolact_tiny"))
     for model, is_frozen in ((frozen, True), (trained, False)):
-        norms = [m for m in model.train().backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+        network = model.train().backbone.bottom_up
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         assert norms and all(norm.training != is_frozen for norm in norms)
         assert all(p.requires_grad != is_frozen for norm in norms for p in norm.parameters())
-        assert model.head.training
 
 
 def test_rescored_masks_and_truncated_boxes() -> None:
@@ -153,7 +209,7 @@ def test_rescored_masks_and_truncated_boxes() -> None:
     torch.testing.assert_close(plain.mask_scores.sort().values, rescored.mask_scores.sort().values)
     boxes = rescored.pred_boxes.tensor
     assert torch.equal(boxes, boxes.trunc())
-    assert isinstance(plain.pred_boxes, Boxes)
+    assert not torch.equal(plain.pred_boxes.tensor, plain.pred_boxes.tensor.trunc())
 
 
 @pytest.mark.parametrize(
@@ -165,6 +221,8 @@ def test_rescored_masks_and_truncated_boxes() -> None:
         ("MODEL.YOLACT.NMS_TYPE", "soft", "NMS_TYPE.*fast"),
         ("MODEL.YOLACT.NEG_IOU", 0.6, "NEG_IOU is 0.6.*POS_IOU"),
         ("INPUT.FIXED_SIZE", (), r"INPUT.FIXED_SIZE is \(\)"),
+        ("MODEL.YOLACT.MASKIOU.CONV_CHANNELS", [], r"CONV_CHANNELS is \[\]"),
+        ("TEST.DETECTIONS_PER_IMAGE", 0, "DETECTIONS_PER_IMAGE is 0"),
     ],
 )
 def test_values_that_yolact_cannot_work_with(key: str, value: Any, message: str) -> None:

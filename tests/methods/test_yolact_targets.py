@@ -92,6 +92,15 @@ def test_forced_pairs_are_those_of_the_one_by_one_rule(seed: int) -> None:
     assert len(set(found)) == count
 
 
+def test_more_objects_than_anchors_leave_some_without_one() -> None:
+    ious = torch.tensor([[0.2, 0.3], [0.6, 0.1], [0.5, 0.9]])
+    assert assign_best_anchors(ious).tolist() == [-1, 0, 1]
+    corners = torch.tensor([[0.0, 0, 10, 10]])
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 5, 5]])
+    labels, objects = match_anchors(corners, boxes, torch.tensor([3, 4]), torch.zeros(0, 4), RULES)
+    assert labels.tolist() == [5] and objects.tolist() == [1]
+
+
 def test_labels_follow_the_two_thresholds_and_every_object_has_an_anchor() -> None:
     corners = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 4.5], [0, 0, 10, 3], [30, 30, 34, 34]]

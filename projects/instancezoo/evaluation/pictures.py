@@ -139,7 +139,10 @@ def draw_comparison(
     num_false = int(((matches.objects < 0) & ~matches.is_ignored).sum())
     left = _draw_objects(
         pixels, results, found, iou_type,
-        [f"{names[r['category_id']]} {100 * min(r['score'], 1):.0f}%" for r in results],
+        [
+            f"{names[r['category_id']]} {100 * min(find_score(r, iou_type), 1):.0f}%"
+            for r in results
+        ],
         f"found {num_found}, false {num_false} (score >= {score_threshold:.2f})",
     )  # fmt: skip
     right = _draw_objects(

@@ -314,7 +314,7 @@ def _compare_masks(masks: list[dict[str, Any]], rows: Tensor, columns: Tensor) -
 
 def _vote(masks: list[dict[str, Any]], scores: Tensor, groups: CopyGroups) -> list[dict[str, Any]]:
     """Merge the masks of each group; a copy weighs as much as its score."""
-    weights = (scores[groups.members].double() * _VOTES_PER_SCORE).round().long().clamp(min=1)
+    weights = (scores[groups.members].float() * _VOTES_PER_SCORE).round().long().clamp(min=1)
     members = select_rows(masks, groups.members)
     return vote_masks(members, weights, groups.group, len(groups.leaders))
 

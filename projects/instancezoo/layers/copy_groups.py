@@ -90,7 +90,7 @@ def group_detections(
     leaders = rank[:0]
     for rows in rank.split(chunk_size) if len(rank) else ():
         columns = torch.cat([leaders, rows])
-        ious = compute_ious(rows, columns).double()  # (R, L)
+        ious = compute_ious(rows, columns)  # (R, L)
         rivals = (ious >= min_iou) & (classes[rows, None] == classes[columns])
         rivals &= (copies[rows, None] != copies[columns]) & (columns < rows[:, None])
         leads = _find_leading(rivals, len(leaders))

@@ -78,7 +78,8 @@ def deform_in_fp32(
     """torchvision's `deform_conv2d`, computed in fp32 for inputs of half precision.
 
     The operator adds offsets to positions in the type of its input: bfloat16 has no fractions of a
-    pixel from 128 on. Not every device has the operator for bfloat16, either.
+    pixel from 128 on. Not every device has the operator for bfloat16, either. An offset of NaN
+    makes the operator read outside of its input; here its place in the output becomes NaN.
 
     Args:
         features, offsets, weight, bias, mask: as of `deform_conv2d`; any mixture of float types.
@@ -88,13 +89,15 @@ def deform_in_fp32(
         (N, C', H, W) of the type of `offsets`, which is that of a plain convolution.
     """
     kind = torch.promote_types(offsets.dtype, torch.float32)
+    # 0, or NaN where an offset is not finite: (N, 1, H, W)
+    damage = (offsets.detach().to(kind) * 0).sum(dim=1, keepdim=True)
     with torch.autocast(features.device.type, enabled=False):
         output = deform_conv2d(
             features.to(kind),
-            offsets.to(kind),
+            offsets.to(kind).nan_to_num(),
             weight.to(kind),
             None if bias is None else bias.to(kind),
             mask=None if mask is None else mask.to(kind),
             **geometry,
         )
-    return output.to(offsets.dtype)
+    return (output + damage).to(offsets.dtype)

@@ -67,6 +67,29 @@ def _read_weights(by_cell: Tensor) -> PixelAxis:
     return PixelAxis(cells, torch.cat([by_cell, beyond], dim=1).gather(1, pairs))
 
 
+def find_windows(boxes: Tensor, grid: tuple[int, int], pad: float) -> Tensor:
+    """Cells p with x1 - pad <= p < x2 + pad, and the same of the rows (YOLACT, section 3).
+
+    Args:
+        boxes: (M, 4) XYXY in cells, of any order and not clipped; one with a coordinate that is not
+            finite has no cell.
+        grid: h and w.
+        pad: in cells.
+
+    Returns:
+        (M, 4) long, windows within the grid.
+    """
+    boxes = boxes.detach().float()
+    size = boxes.new_tensor(grid).flip(0)  # w, h
+    first = torch.minimum(boxes[:, :2], boxes[:, 2:]) - pad  # (M, 2) x, y
+    stop = torch.maximum(boxes[:, :2], boxes[:, 2:]) + pad
+    first = torch.minimum(first.ceil().clamp(min=0), size)
+    stop = torch.minimum(stop.ceil(), size)
+    exists = (first < stop).all(dim=1) & boxes.isfinite().all(dim=1)
+    windows = torch.cat([first.flip(1), stop.flip(1)], dim=1)
+    return torch.where(exists[:, None], windows, 0.0).long()
+
+
 def multiply_in_windows(prototypes: Tensor, coefficients: Tensor, windows: Tensor) -> Tensor:
     """Sums of prototypes, weighted for each mask, in the window of each.
 

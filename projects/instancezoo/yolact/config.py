@@ -75,15 +75,16 @@ def _add_training_keys(node: CfgNode) -> None:
     node.SEMANTIC_WEIGHT = 1.0
     # Largest number of positive anchors of an image whose masks are trained, chosen at random.
     node.MASKS_TO_TRAIN = 100
-    # Freeze batch norms of the backbone if a GPU trains on fewer images than this; 0 never does.
+    # Freeze the batch norms below the pyramid if a GPU trains on fewer images than this; 0 never
+    # does. Synchronised norms are always trained.
     node.FREEZE_NORM_BELOW = 6
 
 
 def _add_inference_keys(node: CfgNode) -> None:
     # Candidates are anchors whose best class has a higher probability.
     node.SCORE_THRESH_TEST = 0.05
-    # Detections have a higher score. 0.05 of SCORE_THRESH_TEST is a limit of the anchor's best
-    # class only: other classes of the same anchor may score less.
+    # Detections have a higher score. (SCORE_THRESH_TEST is compared with an anchor's best class;
+    # its other classes may score less.)
     node.FINAL_SCORE_THRESH = 0.0
     # Suppression of duplicates: "fast" (section 3.3 of YOLACT), "cross_class" (the same among
     # all classes together), or "exact" (greedy NMS of each class).
@@ -135,6 +136,14 @@ def check_yolact_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
             f"MODEL.YOLACT.NEG_IOU is {node.NEG_IOU}; it must be at most POS_IOU, {node.POS_IOU}"
         )
     _check_anchors(node)
+    if node.MASKIOU.ENABLED and not node.MASKIOU.CONV_CHANNELS:
+        raise ConfigError("MODEL.YOLACT.MASKIOU.CONV_CHANNELS is []; list at least one number")
+    if node.MASKIOU.RESCORE_BOX and not node.MASKIOU.ENABLED:
+        raise ConfigError(
+            "MODEL.YOLACT.MASKIOU.RESCORE_BOX needs MODEL.YOLACT.MASKIOU.ENABLED True"
+        )
+    if cfg.TEST.DETECTIONS_PER_IMAGE == 0:
+        raise ConfigError("TEST.DETECTIONS_PER_IMAGE is 0; it must be -1 (no limit), 1 or more")
 
 
 def _check_anchors(node: CfgNode) -> None:

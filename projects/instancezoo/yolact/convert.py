@@ -50,7 +50,7 @@ _HEAD: tuple[Row, ...] = (
 _UNUSED = (
     "backbone.layer.**",
     "backbone.layer{s}.**",
-    *(f"fpn.downsample_layers.{index}.*" for index in (2, 3, 4)),
+    *(f"fpn.downsample_layers.{index}.*" for index in range(2, 10)),
 )
 
 _HEADS = ("prediction_layers.0.conf_layer.weight", "proto_net.10.weight")

@@ -14,6 +14,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.fast_nms import cross_class_fast_nms, exact_nms, fast_nms
 from instancezoo.modeling.masks import PrototypeMasks
 
@@ -21,8 +22,10 @@ from .head import MaskIoUNet, YOLACTOutputs
 from .targets import decode_boxes
 
 NMS_TYPES = ("fast", "cross_class", "exact")
-# Of logits: so that rounding never loses a candidate, which the exact comparison then judges.
+# Added to logits, so that rounding loses no candidate; the exact comparison follows.
 _MARGIN = 1e-2
+# Of the mask IoU network: the masks and its first maps.
+_BYTES_PER_CELL = 64
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,11 @@ def decode_outputs(
             pred_classes=classes,
             pred_masks=masks,
         )
+        if not settings.rescore_boxes:
+            found = found[found.scores > settings.score_thresh]
         if mask_iou is not None:
             found = rescore_masks(found, mask_iou, settings.rescore_boxes)
-        results.append(found)
+        results.append(found[found.scores > settings.score_thresh])
     return results
 
 
@@ -143,6 +148,8 @@ def suppress_duplicates(
         rows, classes, scores = cross_class_fast_nms(
             boxes, probs, iou_threshold=settings.nms_thresh, top_k=settings.top_k
         )
+        # The official code has no limit here.
+        rows, classes, scores = (part[: settings.max_per_image] for part in (rows, classes, scores))
     else:
         rows, classes, scores = exact_nms(
             boxes,
@@ -151,8 +158,7 @@ def suppress_duplicates(
             iou_threshold=settings.nms_thresh,
             max_detections=settings.max_per_image,
         )
-    is_kept = scores > settings.score_thresh
-    return rows[is_kept], classes[is_kept], scores[is_kept]
+    return rows, classes, scores
 
 
 def rescore_masks(found: Instances, mask_iou: MaskIoUNet, rescore_boxes: bool) -> Instances:
@@ -163,9 +169,14 @@ def rescore_masks(found: Instances, mask_iou: MaskIoUNet, rescore_boxes: bool) -
         mask_iou: see `MaskIoUNet`.
         rescore_boxes: if True, they become the scores, and the best ones are first.
     """
-    ious = mask_iou(found.pred_masks.cropped_scores())  # (M, K)
-    own = ious.float().gather(1, found.pred_classes[:, None]).squeeze(1)
-    found.mask_scores = found.scores * own
+    height, width = found.pred_masks.prototypes.shape[1:]
+    size = max(1, DEFAULT_BUDGET // (_BYTES_PER_CELL * height * width))
+    numbers = torch.arange(len(found), device=found.scores.device)
+    ious = torch.cat(
+        [mask_iou(found.pred_masks[rows].cropped_scores()) for rows in numbers.split(size)]
+    )  # (M, K)
+    of_class = ious.float().gather(1, found.pred_classes[:, None]).squeeze(1)
+    found.mask_scores = found.scores * of_class
     if not rescore_boxes:
         return found
     found.scores = found.mask_scores

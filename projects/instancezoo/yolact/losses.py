@@ -1,7 +1,7 @@
 """The losses of YOLACT (section 3 and the appendix of YOLACT++).
 
 Legend: N images, P anchors, K classes, D prototypes, H W size of the prototypes, R positive
-anchors of an image.
+anchors of an image whose masks are trained.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from instancezoo.layers.score_windows import find_windows
+from instancezoo.modeling.masks import CROP_PAD
 
 from .targets import BACKGROUND
 
@@ -26,7 +29,7 @@ class PositiveMasks:
         masks: (R, H, W) bool, of the objects.
         boxes: (R, 4) XYXY of the objects, in cells.
         classes: (R,) long.
-        factor: positive anchors that each one stands for.
+        factor: positive anchors of the image per trained mask.
     """
 
     probs: Tensor
@@ -73,8 +76,7 @@ def find_hard_negatives(background_loss: Tensor, labels: Tensor, ratio: float) -
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
     num_positive = (labels > BACKGROUND).sum(dim=1, keepdim=True)
-    limit = (ratio * num_positive).clamp(max=labels.shape[1] - 1)
-    return is_background & (rank < limit)
+    return is_background & (rank < ratio * num_positive)
 
 
 def class_loss(cls_logits: Tensor, labels: Tensor, ratio: float) -> Tensor:
@@ -95,22 +97,23 @@ def class_loss(cls_logits: Tensor, labels: Tensor, ratio: float) -> Tensor:
     return F.cross_entropy(cls_logits[chosen].float(), labels[chosen], reduction="sum")
 
 
-def crop_to_boxes(mask_probs: Tensor, boxes: Tensor, pad: float = 1.0) -> Tensor:
-    """Zero what is outside each box, except for a border of `pad` cells.
+def crop_to_boxes(mask_probs: Tensor, boxes: Tensor) -> Tensor:
+    """Zero what is outside each box and the cells around it, as inference does.
 
     Args:
         mask_probs: (R, H, W)
         boxes: (R, 4) XYXY in cells.
-        pad: in cells. Column p is inside if x1 - pad <= p < x2 + pad.
 
     Returns:
         (R, H, W).
     """
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=1)  # (R, 1) each
-    rows = torch.arange(mask_probs.shape[1], device=boxes.device)
-    columns = torch.arange(mask_probs.shape[2], device=boxes.device)
-    in_row = (rows >= y1 - pad) & (rows < y2 + pad)  # (R, H)
-    in_column = (columns >= x1 - pad) & (columns < x2 + pad)  # (R, W)
+    height, width = mask_probs.shape[1:]
+    windows = find_windows(boxes, (height, width), CROP_PAD)
+    top, left, bottom, right = windows[:, :, None].unbind(dim=1)  # (R, 1) each
+    rows = torch.arange(height, device=boxes.device)
+    columns = torch.arange(width, device=boxes.device)
+    in_row = (rows >= top) & (rows < bottom)  # (R, H)
+    in_column = (columns >= left) & (columns < right)  # (R, W)
     return mask_probs * (in_row[:, :, None] & in_column[:, None, :])
 
 

@@ -214,7 +214,7 @@ def match_anchors(
         rules: thresholds.
 
     Returns:
-        (P,) long labels, and (P,) long objects, which mean something for positive anchors only.
+        (P,) long labels, and (P,) long objects, those of positive anchors.
     """
     num_anchors = len(corners)
     labels = classes.new_full((num_anchors,), BACKGROUND)
@@ -224,8 +224,9 @@ def match_anchors(
         ious = pairwise_iou(Boxes(boxes), anchor_boxes)  # (M, P)
         best_iou, best = ious.max(dim=0)
         forced = assign_best_anchors(ious)  # (M,)
-        best_iou[forced] = _FORCED_IOU
-        best[forced] = torch.arange(len(boxes), device=best.device)
+        objects = (forced >= 0).nonzero().squeeze(1)
+        best_iou[forced[objects]] = _FORCED_IOU
+        best[forced[objects]] = objects
         labels = classes[best] + 1
         labels[best_iou < rules.pos_iou] = NEUTRAL
         labels[best_iou < rules.neg_iou] = BACKGROUND
@@ -242,14 +243,14 @@ def assign_best_anchors(ious: Tensor) -> Tensor:
     them one by one in the order of their IoU gives the same pairs.
 
     Args:
-        ious: (M, P), M at most P.
+        ious: (M, P)
 
     Returns:
-        (M,) long, the anchor of each object.
+        (M,) long, the anchor of each object; -1 where there are fewer anchors than objects.
     """
     remaining = ious.clone()  # (M, P)
     anchors = torch.full((len(ious),), -1, dtype=torch.long, device=ious.device)
-    while bool((anchors < 0).any()):
+    while remaining.numel() and bool((remaining >= 0).any()):
         choice = remaining.argmax(dim=1)  # (M,) best anchor of each object
         best_object = remaining[:, choice].argmax(dim=0)  # (M,) best object of that anchor
         rows = torch.arange(len(ious), device=ious.device)
@@ -280,7 +281,7 @@ def resize_masks(masks: Tensor, padded_size: tuple[int, int], size: tuple[int, i
         > 0.5
         for part in masks.split(limit)
     ]
-    return torch.cat(resized) if len(masks) else masks.new_zeros((0, *size), dtype=torch.bool)
+    return torch.cat(resized)
 
 
 def paint_classes(masks: Tensor, classes: Tensor, num_classes: int) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
@@ -62,7 +63,8 @@ class YOLACT(DenseSegmenter[YOLACTOutputs, YOLACTTargets]):
         num_classes: K.
         loss_settings: weights and numbers of samples.
         decode_settings: of inference.
-        freeze_norm: if True, batch norms of the backbone are not trained.
+        freeze_norm: if True, batch norms of the network below the pyramid are not trained; those
+            that are synchronised between GPUs are.
         truncate_boxes: if True, final boxes are cut to whole pixels.
         kwargs: those of `DenseSegmenter`.
     """
@@ -90,7 +92,8 @@ class YOLACT(DenseSegmenter[YOLACTOutputs, YOLACTTargets]):
         self.loss_settings = loss_settings
         self.decode_settings = decode_settings
         self.truncate_boxes = truncate_boxes
-        self._frozen_norms = _find_batch_norms(self.backbone) if freeze_norm else []
+        network = getattr(self.backbone, "bottom_up", self.backbone)
+        self._frozen_norms = _find_batch_norms(network) if freeze_norm else []
         for norm in self._frozen_norms:
             norm.requires_grad_(False)
 
@@ -153,10 +156,13 @@ class YOLACT(DenseSegmenter[YOLACTOutputs, YOLACTTargets]):
             instance = targets.instance[chosen]
             boxes = targets.boxes[index][instance]
             coefficients = outputs.coefficients[index, targets.anchor[chosen]].float()
-            mask_logits = torch.einsum("rd,dhw->rhw", coefficients, prototypes)
+            # In half precision a sigmoid is exactly 1 from 8 on, where it has no gradient.
+            with torch.autocast(self.device.type, enabled=False):
+                mask_logits = torch.einsum("rd,dhw->rhw", coefficients, prototypes)
+                probs = crop_to_boxes(mask_logits.sigmoid(), boxes)
             results.append(
                 PositiveMasks(
-                    probs=crop_to_boxes(mask_logits.sigmoid(), boxes),
+                    probs=probs,
                     masks=targets.masks[index][instance],
                     boxes=boxes,
                     classes=targets.classes[index][instance],
@@ -166,7 +172,7 @@ class YOLACT(DenseSegmenter[YOLACTOutputs, YOLACTTargets]):
         return results
 
     def _choose_positive(self, targets: YOLACTTargets, index: int) -> tuple[Tensor, float]:
-        """Positive anchors of an image whose masks are trained, and what they stand for."""
+        """Positive anchors of an image whose masks are trained, and their number per chosen one."""
         mine = (targets.image == index).nonzero().squeeze(1)
         limit = self.loss_settings.masks_to_train
         if len(mine) <= limit:
@@ -286,4 +292,6 @@ def _semantic_loss(outputs: YOLACTOutputs, targets: YOLACTTargets) -> Tensor:
 
 
 def _find_batch_norms(module: nn.Module) -> list[nn.Module]:
-    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    kinds, synchronised = nn.modules.batchnorm._BatchNorm, (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+    norms = [part for part in module.modules() if isinstance(part, kinds)]
+    return [norm for norm in norms if not isinstance(norm, synchronised)]

@@ -20,13 +20,16 @@ from instancezoo.layers.mass_centers import count_pixels
 from .box import BoxMasks
 from .form import MaskForm
 from .image import ImageMasks, remove_padding
+from .label import LabelMasks
 from .polygon import VertexMasks
-from .prototype import PrototypeMasks
+from .prototype import CROP_PAD, PrototypeMasks
 
 __all__ = [
+    "CROP_PAD",
     "MASK_OUTPUTS",
     "BoxMasks",
     "ImageMasks",
+    "LabelMasks",
     "MaskForm",
     "PrototypeMasks",
     "VertexMasks",

@@ -21,6 +21,7 @@ from instancezoo.layers.resize_chain import Resize, resize_at_points
 from instancezoo.layers.runs import encode_runs, expand_counts, fill_runs, set_pixels, split_counts
 from instancezoo.layers.score_windows import (
     find_score_runs,
+    find_windows,
     locate_cells,
     multiply_in_windows,
     weigh_axes,
@@ -28,6 +29,8 @@ from instancezoo.layers.score_windows import (
 
 from .form import MaskForm
 
+# Cells by which YOLACT enlarges a box at each side before it crops.
+CROP_PAD = 1.0
 # Bytes per cell of a chunk: its score, and in the plain version places and corners.
 _BYTES_PER_CELL = 256
 
@@ -66,7 +69,7 @@ class PrototypeMasks(MaskForm):
     prototypes: Tensor
     threshold: float = 0.5
     _: KW_ONLY
-    pad: float = 1.0
+    pad: float = CROP_PAD
     budget: int = DEFAULT_BUDGET
 
     def __post_init__(self) -> None:
@@ -116,16 +119,8 @@ class PrototypeMasks(MaskForm):
         return self._spread(self._score(self.coefficients, windows), windows)[:, None]
 
     def _find_windows(self) -> Tensor:
-        """Cells p with x1 <= p < x2 of the enlarged boxes: (M, 4) long, see `score_windows`."""
-        boxes = self.boxes.detach().float()
-        size = boxes.new_tensor(self.prototypes.shape[1:]).flip(0)  # w, h
-        first = torch.minimum(boxes[:, :2], boxes[:, 2:]) - self.pad  # (M, 2) x, y
-        stop = torch.maximum(boxes[:, :2], boxes[:, 2:]) + self.pad
-        first = torch.minimum(first.ceil().clamp(min=0), size)
-        stop = torch.minimum(stop.ceil(), size)
-        exists = (first < stop).all(dim=1) & boxes.isfinite().all(dim=1)
-        windows = torch.cat([first.flip(1), stop.flip(1)], dim=1)
-        return torch.where(exists[:, None], windows, 0.0).long()
+        grid = self.prototypes.shape[1], self.prototypes.shape[2]
+        return find_windows(self.boxes, grid, self.pad)
 
     def _score(self, coefficients: Tensor, windows: Tensor) -> Tensor:
         """Scores of the cells of all windows: (S,) fp32."""
