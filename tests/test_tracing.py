@@ -19,7 +19,7 @@ STOCK_HEADS = [
     *("mask_rcnn/mask_rcnn_tiny", "cascade_mask_rcnn/cascade_mask_rcnn_tiny", "htc/htc_tiny"),
     *("panet/panet_tiny", "panet/panet_legacy_tiny"),
 ]
-PROTOTYPES = ["yolact/yolact_tiny"]
+PROTOTYPES = ["yolact/yolact_tiny", "yolact/yolact_plus_tiny"]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),

@@ -171,7 +171,7 @@ def rescore_masks(found: Instances, mask_iou: MaskIoUNet, rescore_boxes: bool) -
     """
     height, width = found.pred_masks.prototypes.shape[1:]
     size = max(1, DEFAULT_BUDGET // (_BYTES_PER_CELL * height * width))
-    numbers = torch.arange(len(found), device=found.scores.device)
+    numbers = torch.arange(found.scores.shape[0], device=found.scores.device)
     ious = torch.cat(
         [mask_iou(found.pred_masks[rows].cropped_scores()) for rows in numbers.split(size)]
     )  # (M, K)
