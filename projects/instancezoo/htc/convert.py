@@ -58,6 +58,7 @@ def _make_layout(name: str, method: str, backbone: str, heads: Signature, config
         must_not=signature.must_not,
         shapes=signature.shapes,
         trained_on=TrainedOn.coco(_CLASSES),
+        style="pytorch",
     )
 
 

@@ -181,6 +181,7 @@ MMDETECTION_MASK_RCNN = Layout(
     must_not=BACKBONES["R_50"].must_not,
     unused=UNUSED,
     rows=(*pyramid_rows(finest_level=2), *region_rows(), *mask_rows()),
+    style="pytorch",
 )
 
 LAYOUTS = (
