@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from instancezoo.modeling.adjustable import pad_gt_masks
+from instancezoo.modeling.adjustable import HEAD_SWITCHES, pad_gt_masks
 from instancezoo.modeling.box_transform import build_box_transform
 from instancezoo.modeling.matching import build_roi_matcher
 
@@ -88,6 +88,8 @@ class HTCROIHeads(CascadeROIHeads):
         semantic_pooler: pools its embedding to the size of the mask heads' regions.
         kwargs: those of `CascadeROIHeads`; `mask_head` is a list, one per stage.
     """
+
+    switches = HEAD_SWITCHES
 
     @configurable
     def __init__(
