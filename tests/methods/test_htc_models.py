@@ -201,6 +201,8 @@ def test_training_needs_ground_truth():
         ("META_ARCHITECTURE", "GeneralizedRCNNCompactMasks", "HTCROIHeads"),
         ("ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "HTCMaskHead"),
         ("ROI_MASK_HEAD.POOLER_TYPE", "", "ROIAlignV2"),
+        ("ROI_BOX_HEAD.USE_SIGMOID_CE", True, "HTCROIHeads"),
+        ("ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "HTCROIHeads"),
         ("KEYPOINT_ON", True, ""),
     ],
 )
@@ -208,3 +210,18 @@ def test_bad_values_are_refused_with_their_key(key, value, named):
     with pytest.raises(ConfigError, match=key.split(".")[-1]) as error:
         _build(TINY, f"MODEL.{key}", value)
     assert named in str(error.value)
+
+
+def test_the_branch_alone_needs_a_pooler():
+    overrides = ["MODEL.MASK_ON", False, "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
+    with pytest.raises(ConfigError, match=r"POOLER_TYPE is '', but the semantic branch"):
+        _build(TINY, *overrides)
+    assert not _build(TINY, *overrides, "MODEL.HTC.SEMANTIC_ON", False).roi_heads.mask_on
+
+
+@pytest.mark.parametrize("entry", ["ExpandCanvas", {"ExpandCanvas": {"prob": 0.5}}])
+def test_the_canvas_is_ignored_by_its_own_value(entry):
+    overrides = ["INPUT.AUGMENTATIONS", [entry], "MODEL.HTC.SEMANTIC_IGNORE_VALUE"]
+    with pytest.raises(ConfigError, match=r"IGNORE_VALUE is 254, but ExpandCanvas .* by 255"):
+        _build(TINY, *overrides, 254)
+    assert _build(TINY, *overrides, 255).semantic_targets.ignore_value == 255
