@@ -161,3 +161,17 @@ def test_the_finest_map_is_resized_before_its_convolution():
     weight = head.conv_logits.weight[:, :, 0, 0]
     torch.testing.assert_close(logits, torch.einsum("oc,nchw->nohw", weight, total))
     assert embedding.shape == (1, 4, 8, 8) and (embedding >= 0).all()
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_another_fusion_level_has_its_own_stride(level):
+    overrides = ["MODEL.HTC.SEMANTIC_FUSION_LEVEL", level]
+    model = build_seeded_model(get_tiny_config("htc/htc_tiny", overrides))
+    stride = 4 << level
+    batch = [make_input(128, 128, BOXES)]
+    labels = model.preprocess_image(batch).semantic_labels
+    assert labels.shape == (1, 128 // stride, 128 // stride)
+    pooler = model.roi_heads.semantic_pooler
+    assert [own.spatial_scale for own in pooler.level_poolers] == [1 / stride]
+    with EventStorage():
+        assert model(batch)["loss_semantic"] > 0

@@ -93,7 +93,7 @@ class HTCParity(TwoStageParity):
             features = self.heads.pool_masks(self.maps[0], self._list_boxes("mask_rois"))
             for label in range(self.arrays["mask_logits_stage0"].shape[1]):
                 classes = torch.full((len(features),), 16 * label)
-                all_logits = self.heads.predict_stages(features, classes, _NUM_STAGES - 1)
+                all_logits = self.heads.predict_stages(features, classes, range(_NUM_STAGES))
                 assert len(all_logits) == _NUM_STAGES
                 for stage, logits in enumerate(all_logits):
                     parts[stage].append(logits[:, 0])
