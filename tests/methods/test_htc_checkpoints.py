@@ -26,10 +26,10 @@ from instancezoo.checkpoint import (
 )
 from instancezoo.checkpoint.mmdetection import check_origin
 from instancezoo.htc import METHOD
-from instancezoo.mask_rcnn.convert import MMDETECTION_MASK_RCNN
+from instancezoo.mask_rcnn.convert import MMDETECTION_LAYOUTS
 
 ON_CPU = ["MODEL.DEVICE", "cpu"]
-LAYOUTS = {layout.name: layout for layout in (*METHOD.layouts, MMDETECTION_MASK_RCNN)}
+LAYOUTS = {layout.name: layout for layout in (*METHOD.layouts, *MMDETECTION_LAYOUTS)}
 _STAGE = r"((?:\.\d)?)"
 _NAMES = [
     *list_mmdetection_rows(finest=2),
