@@ -13,6 +13,7 @@ from parity.htc import HTCParity
 from parity.panet import PANetParity
 from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
+from parity.semiconv import SemiConvParity
 from parity.two_stage import TwoStageParity
 from parity.yolact import YOLACTParity
 
@@ -31,6 +32,7 @@ CHECKS: dict[str, Any] = {
     "YOLACT (ResNet-50)": YOLACTParity,
     "YOLACT++ (ResNet-50, DCNv2)": YOLACTParity,
     "panet": PANetParity,
+    "semiconv": SemiConvParity,
 }
 
 

@@ -54,6 +54,15 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Its weights: "" random, "hub" timm's own, "package:NAME" of an installed package, or a file.
     cfg.MODEL.TIMM.WEIGHTS = ""
 
+    # U-Net, for MODEL.BACKBONE.NAME "UNetBackbone": channels of its stages, the first at the
+    # image's own size, each further one at half the size.
+    cfg.MODEL.setdefault("UNET", CfgNode())
+    cfg.MODEL.UNET.WIDTHS = [64, 128, 256, 512, 1024]
+    # Norm of all its convolutions.
+    cfg.MODEL.UNET.NORM = "BN"
+    # Maps that heads may use: "u1" has the image's size, "u2" half of it, ...
+    cfg.MODEL.UNET.OUT_FEATURES = ["u1"]
+
 
 def _add_detector_switches(cfg: CfgNode) -> None:
     """Choices of other frameworks; those of Detectron2 are the defaults."""

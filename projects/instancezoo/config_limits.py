@@ -81,6 +81,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "MODEL.*.*_DIM": _WIDTH,
     "MODEL.*.CONV_DIMS": (-1, 2**16),  # -1: those of the input
     "MODEL.*.NUM_KERNELS": _WIDTH,
+    "MODEL.*.WIDTHS": _WIDTH,
     "MODEL.*.TRAIN_NUM_POINTS": (1, 2**14),
     "MODEL.*.OVERSAMPLE_RATIO": (1, 32),
     "MODEL.*.SUBDIVISION_STEPS": (0, 8),

@@ -1,6 +1,17 @@
 """All methods; importing this module registers them in Detectron2's registries."""
 
-from instancezoo import fcos, htc, mask_rcnn, panet, pointrend, polarmask, solo, solov2, yolact
+from instancezoo import (
+    fcos,
+    htc,
+    mask_rcnn,
+    panet,
+    pointrend,
+    polarmask,
+    semiconv,
+    solo,
+    solov2,
+    yolact,
+)
 from instancezoo.method import Method
 
 # A method adds one line here, and nothing else outside its own folders.
@@ -14,4 +25,5 @@ METHODS: list[Method] = [
     htc.METHOD,
     yolact.METHOD,
     panet.METHOD,
+    semiconv.METHOD,
 ]

@@ -26,12 +26,16 @@ FIRST_IMAGES = {
     "shapes_val": ["f353b48b02b0659f", "4ae74cca551bbfec", "f87c5362566a3b7f"],
     "shapes_tiny_train": ["044217be29b7173e", "71b2eb7beabc3611", "cec69c39a9362938"],
     "shapes_tiny_val": ["c8ca71f255b76779", "389231b42773dfce", "8082f880f90e30ad"],
+    "shapes_twins_train": ["2f71baf3bc17d4d4", "26bb102178db9d77", "72ab23d83ab88cb0"],
+    "shapes_twins_val": ["3164c3d57d90e35b", "bed7c13d195f0f3f", "fcd000bea2b842c9"],
 }
 JSON_OF_FIVE = {
     "shapes_train": "bf35ce3862faf597",
     "shapes_val": "c792bb55a5a47fa3",
     "shapes_tiny_train": "bf0ba4b7181f2366",
     "shapes_tiny_val": "a65dfb240dbfc880",
+    "shapes_twins_train": "94046817010fa9d4",
+    "shapes_twins_val": "3a812cee7ca9a3ee",
 }
 
 
@@ -86,10 +90,12 @@ def test_sets_are_what_the_readme_says() -> None:
         "shapes_val": (200, 192),
         "shapes_tiny_train": (400, 128),
         "shapes_tiny_val": (100, 128),
+        "shapes_twins_train": (400, 128),
+        "shapes_twins_val": (100, 128),
     }
     assert len(SHAPES_SETS["shapes_val"].style.classes) == 8
     assert len(SHAPES_SETS["shapes_tiny_val"].style.classes) == 4
-    assert len({s.seed for s in SHAPES_SETS.values()}) == 4
+    assert len({s.seed for s in SHAPES_SETS.values()}) == 6
 
 
 @pytest.mark.parametrize("name", ["shapes_val", "shapes_tiny_val"])
@@ -116,6 +122,21 @@ def test_annotations_agree_with_their_masks(name: str, tmp_path: Path) -> None:
     shown = {key for a in coco["annotations"] for key, value in a["attributes"].items() if value}
     if not tiny:
         assert shown == {"occluded", "holes", "split", "concave", "small", "crowded"}
+
+
+def test_twins_are_copies_side_by_side() -> None:
+    for index in range(20):
+        scene = draw_shapes_image(SHAPES_SETS["shapes_twins_val"], index)
+        assert 8 <= len(scene.masks) <= 30 and len(set(scene.names)) == 1
+        assert max(scene.full_areas) < 1.1 * min(scene.full_areas)  # whole pixels differ a little
+        pixels = scene.image[np.any(scene.masks, axis=0)]
+        colours, counts = np.unique(pixels, axis=0, return_counts=True)
+        flat = colours[counts.argsort()[-2:]]  # of the rims and inside of them
+        for mask in scene.masks:
+            is_flat = (scene.image[mask][:, None] == flat).all(axis=2)
+            assert is_flat.any(axis=0).all() and is_flat.any(axis=1).mean() > 0.3
+        attributes = measure_attributes(np.stack(scene.masks), scene.full_areas)
+        assert sum(each["crowded"] for each in attributes) >= 0.75 * len(scene.masks)
 
 
 @pytest.mark.parametrize("name", list(SHAPES))

@@ -44,6 +44,17 @@ def test_adamw_clips_too():
     assert torch.cat(gradients).norm() == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_single_numbers_have_no_weight_decay(name):
+    cfg = get_cfg()
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY = name, 0.1, 0.5
+    model = nn.ParameterList([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(()))])
+    optimizer = build_optimizer(cfg, model)
+    (0 * model[0].sum() + 0 * model[1]).backward()
+    optimizer.step()
+    assert model[1] == 1 and (model[0] < 1).all()
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match=r"'Adam'.*SGD, AdamW"):
         _step("Adam", None)

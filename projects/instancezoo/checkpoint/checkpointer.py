@@ -25,6 +25,7 @@ from .display import show_names, show_text
 from .finite import check_finite
 from .mismatch import Mismatch, compare_tensors, find_backbone_prefix, is_lenient
 from .mmdetection import check_origin
+from .new_parts import find_new_parts
 from .reader import (
     AUTHOR,
     CheckpointError,
@@ -92,7 +93,8 @@ class ZooCheckpointer(DetectionCheckpointer):
             path: a path or an address that Detectron2's `PathManager` knows; "" loads nothing.
             checkpointables: names of the objects to restore beside the model; None for all. With
                 an empty list the weights start a new training, whose classes may be others: they
-                are compared with a warning, where an error would be raised.
+                are compared with a warning, where an error would be raised. Its new parts may be
+                missing, see `find_new_parts`.
 
         Returns:
             The file's other content, such as "iteration".
@@ -202,7 +204,9 @@ class ZooCheckpointer(DetectionCheckpointer):
         fills_backbone = bool(by_names or description.is_backbone)
         backbone_only = fills_backbone and all(name.startswith("backbone.") for name in state)
         difference = compare_classes(description.classes.names, self.classes.names)
-        mismatch = compare_tensors(wanted, state, backbone_only=backbone_only)
+        new = set(find_new_parts(self.model, state) if self._starts_training else ())
+        expected = {name: tensor for name, tensor in wanted.items() if name not in new}
+        mismatch = compare_tensors(expected, state, backbone_only=backbone_only)
         if mismatch:
             self._report(mismatch, description, layout, difference)
         is_told = bool(mismatch) and difference is not None and difference.kind == "number"
@@ -212,6 +216,8 @@ class ZooCheckpointer(DetectionCheckpointer):
         if not self.allow_non_finite:
             check_finite(self._loading, fitting, _AS_THEY_ARE)
         self.model.load_state_dict({**wanted, **fitting}, strict=False)
+        if new and not backbone_only:
+            self.logger.info(f"{self._loading} has no {show_names(sorted(new))}: they start anew")
 
     def _adapt(
         self, checkpoint: dict[str, Any], wanted: dict[str, Tensor]

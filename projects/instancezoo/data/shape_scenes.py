@@ -25,6 +25,8 @@ Random = np.random.Generator
 
 MIN_VISIBLE_PIXELS = 16
 PLACEMENT_TRIES = 12
+_INNER_SHARE = 0.65  # of a twin's radius: the part inside its rim
+_ROW_STEP = 0.87  # of the step between columns, in a hexagonal grid
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class SceneStyle:
     bar_probability: float  # of an unlabelled bar across one object
     min_contrast: int  # sum over RGB between the colours of an object and of its background
     texture: int  # amplitude of the textures, in grey levels
+    # Radii between neighbours of a group of identical objects; 0: objects differ, at random places.
+    spacing: float = 0.0
 
 
 @dataclass
@@ -60,11 +64,10 @@ def draw_scene(style: SceneStyle, rng: Random) -> Scene:
         rng: generator used for this image only.
     """
     scene = Scene(_paint_background(style, rng))
-    low, high = style.num_objects
-    radii = [
-        _sample_between(*style.radius, rng)
-        for _ in range(low + int((high - low + 1) * rng.random()))
-    ]
+    if style.spacing:
+        _add_twins(scene, style, rng)
+        return scene
+    radii = [_sample_between(*style.radius, rng) for _ in range(_sample_count(style, rng))]
     # Large ones first, so that small ones lie on top and few placements are rejected.
     for radius in sorted(radii, reverse=True):
         _add_somewhere(scene, style, radius, rng)
@@ -77,6 +80,11 @@ def draw_scene(style: SceneStyle, rng: Random) -> Scene:
 
 def _sample_between(low: float, high: float, rng: Random) -> float:
     return low + (high - low) * rng.random()
+
+
+def _sample_count(style: SceneStyle, rng: Random) -> int:
+    low, high = style.num_objects
+    return low + int((high - low + 1) * rng.random())
 
 
 def _sample_class(style: SceneStyle, rng: Random) -> str:
@@ -111,6 +119,40 @@ def _add_crowd(scene: Scene, style: SceneStyle, rng: Random) -> None:
             _add_object(scene, style, placed, name, rng)
 
 
+def _add_twins(scene: Scene, style: SceneStyle, rng: Random) -> None:
+    """Draw copies of one object, whose only difference is the place, side by side."""
+    name = _sample_class(style, rng)
+    outline, radius = SHAPES[name](rng), _sample_between(*style.radius, rng)
+    angle = _sample_between(0, 2 * math.pi, rng)
+    rim = _sample_colour(_average(scene.image), style, rng)
+    inside = _sample_colour(rim, style, rng)
+    for x, y in _choose_places(style, radius, _sample_count(style, rng), rng):
+        placed = place_outline(outline, x, y, radius, angle)
+        if _add_object(scene, style, placed, name, rng, rim):
+            # A rim shows where one object ends and the next begins.
+            inner = place_outline(outline, x, y, _INNER_SHARE * radius, angle)
+            coverage = measure_coverage(inner, style.size, style.size)
+            _blend(scene.image, coverage, inside)
+
+
+def _choose_places(
+    style: SceneStyle, radius: float, count: int, rng: Random
+) -> list[tuple[float, float]]:
+    """Places of a hexagonal grid, those nearest to a random point, in the order of their rows."""
+    step = style.spacing * radius
+    phase_x, phase_y = step * rng.random(), step * rng.random()
+    x0, y0 = (_sample_between(radius, style.size - radius, rng) for _ in range(2))
+    places = []
+    for row in range(int(style.size / (_ROW_STEP * step)) + 1):
+        for column in range(-1, int(style.size / step) + 1):
+            x = phase_x + (column + row % 2 / 2) * step
+            y = phase_y + row * _ROW_STEP * step
+            if all(radius <= place <= style.size - radius for place in (x, y)):
+                places.append((x, y))
+    nearest = sorted(places, key=lambda place: (place[0] - x0) ** 2 + (place[1] - y0) ** 2)
+    return sorted(nearest[:count], key=lambda place: (place[1], place[0]))
+
+
 def _add_bar(scene: Scene, style: SceneStyle, rng: Random) -> None:
     """Draw a bar, which is not an object, across an object to split it into two parts."""
     large = [mask for mask in scene.masks if mask.sum() >= 400]
@@ -126,9 +168,17 @@ def _add_bar(scene: Scene, style: SceneStyle, rng: Random) -> None:
 
 
 def _add_object(
-    scene: Scene, style: SceneStyle, outline: Outline, name: str | None, rng: Random
+    scene: Scene,
+    style: SceneStyle,
+    outline: Outline,
+    name: str | None,
+    rng: Random,
+    colour: Pixels | None = None,
 ) -> bool:
-    """Paint an outline over the scene unless it would hide too much; no name: no object."""
+    """Paint an outline over the scene unless it would hide too much; no name: no object.
+
+    Without a colour (3,) a textured surface is sampled.
+    """
     corners = np.concatenate(outline)
     low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, style.size)
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int), 0, style.size)
@@ -141,7 +191,10 @@ def _add_object(
     mask[window] = 2 * coverage >= FULL_COVERAGE
     if mask.sum() < MIN_VISIBLE_PIXELS or _hides_too_much(scene, mask, style.min_visible):
         return False
-    _paint(scene.image[window], coverage, style, rng)
+    if colour is None:
+        _paint(scene.image[window], coverage, style, rng)
+    else:
+        _blend(scene.image[window], coverage, colour)
     scene.masks = [other & ~mask for other in scene.masks]
     if name is not None:
         scene.names.append(name)
@@ -161,13 +214,29 @@ def _paint(behind: Pixels, coverage: Pixels, style: SceneStyle, rng: Random) -> 
     """Blend a textured surface into `behind` (h, w, 3), in place."""
     weight = coverage[:, :, None]
     mean = (behind * weight).sum(axis=(0, 1)) // max(int(coverage.sum()), 1)
-    for _ in range(PLACEMENT_TRIES):
-        colour = (256 * rng.random(3)).astype(np.int64)
-        if np.abs(colour - mean).sum() >= style.min_contrast:
-            break
+    colour = _sample_colour(mean, style, rng)
     height, width = coverage.shape
     pattern = _draw_pattern(height, width, style.texture // 2, rng)[:, :, None]
-    surface = colour + pattern + _draw_grain(coverage, rng)
+    _blend(behind, coverage, colour + pattern + _draw_grain(coverage, rng))
+
+
+def _average(image: Pixels) -> Pixels:
+    """Mean colour (3,)."""
+    return image.sum(axis=(0, 1)) // (image.shape[0] * image.shape[1])
+
+
+def _sample_colour(other: Pixels, style: SceneStyle, rng: Random) -> Pixels:
+    """A colour (3,) that differs enough from another, if the tries suffice."""
+    for _ in range(PLACEMENT_TRIES):
+        colour = (256 * rng.random(3)).astype(np.int64)
+        if np.abs(colour - other).sum() >= style.min_contrast:
+            break
+    return colour
+
+
+def _blend(behind: Pixels, coverage: Pixels, surface: Pixels) -> None:
+    """Lay a surface (h, w, 3) or a colour (3,) over `behind` (h, w, 3), in place."""
+    weight = coverage[:, :, None]
     behind[:] = (
         behind * (FULL_COVERAGE - weight) + np.clip(surface, 0, 255) * weight + FULL_COVERAGE // 2
     ) // FULL_COVERAGE

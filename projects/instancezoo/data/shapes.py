@@ -21,7 +21,8 @@ from instancezoo.data.shape_scenes import Scene, SceneStyle, draw_scene
 from instancezoo.files import get_cache_folder, name_in_errors, open_atomically
 from instancezoo.progress import track
 
-# Part of the folder's name: raise it with any change of the images.
+# Part of the folder's name: raise it with any change of the images of a set that is there; new
+# sets change nothing.
 VERSION = 1
 ANNOTATION_FILE = "annotations.json"
 IMAGE_FOLDER = "images"
@@ -49,6 +50,19 @@ _TINY = SceneStyle(
     min_contrast=220,
     texture=28,
 )
+# Copies of one object side by side: only their places tell them apart.
+_TWINS = SceneStyle(
+    size=128,
+    classes=("disc", "gear"),
+    num_objects=(8, 30),
+    radius=(8.0, 11.0),
+    min_visible=0.7,
+    crowd_probability=0.0,
+    bar_probability=0.0,
+    min_contrast=180,
+    texture=28,
+    spacing=1.75,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,8 @@ SHAPES_SETS: dict[str, ShapesSet] = {
     "shapes_val": ShapesSet(_FULL, num_images=200, seed=2),
     "shapes_tiny_train": ShapesSet(_TINY, num_images=400, seed=3),
     "shapes_tiny_val": ShapesSet(_TINY, num_images=100, seed=4),
+    "shapes_twins_train": ShapesSet(_TWINS, num_images=400, seed=5),
+    "shapes_twins_val": ShapesSet(_TWINS, num_images=100, seed=6),
 }
 
 

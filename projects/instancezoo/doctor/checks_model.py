@@ -92,7 +92,7 @@ def check_weights(context: Context) -> Iterator[Finding]:
         model, save_to_disk=False, allow_partial=partial, allow_non_finite=True
     )
     try:
-        checkpointer.load(path)
+        checkpointer.load(path, checkpointables=[])  # as a training starts
     except (CheckpointError, OSError) as problem:
         yield error(str(problem), "set MODEL.WEIGHTS to a file that fits")
         return

@@ -18,6 +18,8 @@ CLIP_TYPES = ("value", "norm", "full_model")
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     """Build `SOLVER.OPTIMIZER`: Detectron2's SGD, or AdamW with the same parameter groups.
 
+    Parameters without a dimension, such as the bandwidth of a kernel, have no weight decay.
+
     `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` is, as in Detectron2, "value" or "norm" (of each parameter
     alone), or "full_model": the norm of all parameters together, as in most papers.
 
@@ -35,6 +37,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     build = build_sgd if cfg.SOLVER.OPTIMIZER == "SGD" else _build_adamw
     optimizer = build(cfg, model)
+    _free_scalars(optimizer)
     if clips_together:
         _clip_together(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
     return optimizer
@@ -52,6 +55,15 @@ def _build_adamw(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
     )
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _free_scalars(optimizer: torch.optim.Optimizer) -> None:
+    """Move single numbers to groups without weight decay, which would pull them to 0."""
+    for group in list(optimizer.param_groups):
+        scalars = [parameter for parameter in group["params"] if parameter.ndim == 0]
+        if scalars and group["weight_decay"]:
+            group["params"] = [p for p in group["params"] if p.ndim > 0]
+            optimizer.add_param_group({**group, "params": scalars, "weight_decay": 0.0})
 
 
 def _clip_together(optimizer: torch.optim.Optimizer, limit: float, norm_type: float) -> None:

@@ -3,10 +3,12 @@
 from .darknet import Darknet, build_darknet_fpn_backbone
 from .deform_resnet import build_deform_resnet_fpn_backbone, build_resnet_fpn_top_levels_backbone
 from .timm_fpn import TimmBackbone, build_timm_fpn_backbone
+from .unet import UNetBackbone
 
 __all__ = [
     "Darknet",
     "TimmBackbone",
+    "UNetBackbone",
     "build_darknet_fpn_backbone",
     "build_deform_resnet_fpn_backbone",
     "build_resnet_fpn_top_levels_backbone",

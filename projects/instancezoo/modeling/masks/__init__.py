@@ -20,6 +20,7 @@ from instancezoo.layers.mass_centers import count_pixels
 from .box import BoxMasks
 from .form import MaskForm
 from .image import ImageMasks, remove_padding
+from .label import LabelMasks
 from .polygon import VertexMasks
 from .prototype import CROP_PAD, PrototypeMasks
 
@@ -28,6 +29,7 @@ __all__ = [
     "MASK_OUTPUTS",
     "BoxMasks",
     "ImageMasks",
+    "LabelMasks",
     "MaskForm",
     "PrototypeMasks",
     "VertexMasks",

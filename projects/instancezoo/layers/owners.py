@@ -1,0 +1,24 @@
+"""Sums over rows that belong to owners, such as pixels to instances.
+
+Legend: P rows, M owners.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def average_by_owner(values: Tensor, owners: Tensor, num_owners: int) -> Tensor:
+    """Means of the rows of each owner, zeros for one without rows.
+
+    Args:
+        values: (P, ...), fp32 or fp64.
+        owners: (P,) long, in [0, num_owners).
+        num_owners: M.
+
+    Returns:
+        (M, ...)
+    """
+    counts = owners.bincount(minlength=num_owners).clamp(min=1)
+    sums = values.new_zeros(num_owners, *values.shape[1:]).index_add(0, owners, values)
+    return sums / counts.view(-1, *[1] * (values.ndim - 1))
