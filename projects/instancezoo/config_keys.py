@@ -123,10 +123,12 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.PIXEL_RANGE = "type"
     # Largest number of pixels of an image, a guard against damaged and hostile files; 0 for any.
     cfg.INPUT.MAX_PIXELS = 178956970
-    # Folder of semantic maps of the images whose loss is computed, for methods that learn from
+    # Folder of semantic maps of the images of DATASETS.TRAIN, for methods that learn from
     # them: PNG files with the images' names, whose values are classes. "" takes the files that the
     # records of a data set name (sem_seg_file_name), if any.
     cfg.INPUT.SEMANTIC_MAPS = ""
+    # The same for DATASETS.TEST, whose loss TEST.VALIDATION_LOSS computes.
+    cfg.INPUT.SEMANTIC_MAPS_TEST = ""
     # Dataset mapper: "instance", or one that a method registers (its README says when to use it).
     cfg.INPUT.MAPPER = "instance"
 

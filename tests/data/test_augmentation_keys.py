@@ -22,7 +22,7 @@ from instancezoo.data import (
 )
 from instancezoo.data.mappers import InstanceMapper
 from instancezoo.data.transforms import Resize, ResizeShortestEdge
-from instancezoo.engine.loader import build_train_loader
+from instancezoo.engine.loader import build_train_loader, make_validation_config
 from instancezoo.engine.trainer import Trainer
 from instancezoo.errors import ConfigError
 from instancezoo.testing import build_seeded_model, get_tiny_config
@@ -172,3 +172,17 @@ def test_the_validation_loss_is_of_whole_images(
     loader = Trainer(cfg)._build_validation_loader()
     mapper = loader.loader.dataset.mapper
     assert [type(step) for step in mapper.augmentations.augs] == [Resize]
+
+
+def test_the_validation_loss_has_semantic_maps_of_its_own(few_shapes: str, tmp_path: Path) -> None:
+    overrides = ["DATASETS.TEST", (few_shapes,), "TEST.VALIDATION_LOSS", True]
+    cfg = get_tiny_config("htc/htc_tiny", [*overrides, "INPUT.SEMANTIC_MAPS", "maps/train"])
+    with pytest.raises(ConfigError, match=r"'maps/train' .* INPUT\.SEMANTIC_MAPS_TEST"):
+        Trainer(cfg)
+    cfg.INPUT.SEMANTIC_MAPS_TEST = "maps/none"
+    with pytest.raises(ConfigError, match=r"INPUT\.SEMANTIC_MAPS_TEST 'maps/none' is no folder"):
+        Trainer(cfg)
+    cfg.INPUT.SEMANTIC_MAPS_TEST = str(tmp_path)
+    used = make_validation_config(cfg)
+    assert Path(used.INPUT.SEMANTIC_MAPS) == tmp_path
+    assert cfg.INPUT.SEMANTIC_MAPS == "maps/train"

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from published_names import (
     add_counters,
     describe_model,
@@ -16,11 +17,19 @@ from published_names import (
 )
 
 from instancezoo import model_zoo
-from instancezoo.checkpoint import CheckpointError, convert_state_dict
+from instancezoo.checkpoint import (
+    CheckpointError,
+    ZooCheckpointer,
+    checkpointer,
+    convert,
+    convert_state_dict,
+)
+from instancezoo.checkpoint.mmdetection import check_origin
 from instancezoo.htc import METHOD
-from instancezoo.mask_rcnn.convert import MMDETECTION_MASK_RCNN
+from instancezoo.mask_rcnn.convert import MMDETECTION_LAYOUTS
 
-LAYOUTS = {layout.name: layout for layout in (*METHOD.layouts, MMDETECTION_MASK_RCNN)}
+ON_CPU = ["MODEL.DEVICE", "cpu"]
+LAYOUTS = {layout.name: layout for layout in (*METHOD.layouts, *MMDETECTION_LAYOUTS)}
 _STAGE = r"((?:\.\d)?)"
 _NAMES = [
     *list_mmdetection_rows(finest=2),
@@ -93,5 +102,48 @@ def test_files_of_the_first_version_are_refused():
     # Their background is class 0, and their names lack `roi_head`.
     _, published = _make_file("htc/htc_R_50_FPN_20e")
     old = {name.removeprefix("roi_head."): tensor for name, tensor in published.items()}
-    with pytest.raises(CheckpointError, match=r"roi_head\."):
+    with pytest.raises(CheckpointError, match=r"MMDetection 1, .*'roi_head\.'.*background"):
         convert_state_dict(old)
+    layout = LAYOUTS["MMDetection htc_R_50_FPN"]
+    with pytest.raises(CheckpointError, match=r"mmdet_version is 1\.2\.0: .*background"):
+        check_origin({"meta": {"mmdet_version": "1.2.0"}}, layout)
+
+
+CAFFE = "MODEL.PIXEL_STD", [1.0, 1.0, 1.0], "MODEL.RESNETS.STRIDE_IN_1X1", True
+STYLES = {"pytorch": (), "caffe": ("INPUT.FORMAT", "BGR", *CAFFE), "mixed": CAFFE}
+TEXTS = {
+    "pytorch": "backbone=dict(style='pytorch')\nimg_norm_cfg = dict(to_rgb=True)",
+    "caffe": "{'backbone': {'style': 'caffe'}, 'bgr_to_rgb': False}",
+    "mixed": "backbone=dict(style='pytorch')\nimg_norm_cfg = dict(to_rgb=False)",
+}
+
+
+@pytest.mark.parametrize("model_style", STYLES)
+def test_the_model_must_have_the_style_of_the_file(model_style):
+    layout = LAYOUTS["MMDetection mask_rcnn_R_50_FPN"]
+    overrides = [*ON_CPU, *STYLES[model_style]]
+    model = build_model(model_zoo.get_config(layout.config, overrides))
+    for style, text in TEXTS.items():
+        checkpoint = {"meta": {"config": text}}
+        if style == model_style:
+            check_origin(checkpoint, layout, model)
+            continue
+        with pytest.raises(CheckpointError, match=rf"'{style}'.*INPUT.FORMAT.*STRIDE_IN_1X1"):
+            check_origin(checkpoint, layout, model)
+    for meta in (None, "text", {}, {"config": 3}, {"config": "x = 1"}):
+        check_origin({"meta": meta}, layout, model)
+
+
+def test_the_style_is_checked_where_files_are_loaded_and_converted(tmp_path, monkeypatch):
+    _, published = _make_file("mask_rcnn/mask_rcnn_R_50_FPN_1x_mmdet")
+    state = {name: torch.zeros(()).expand(x.shape) for name, x in published.items()}
+    path = tmp_path / "caffe.pth"
+    path.touch()
+    for module in (convert, checkpointer):  # a real file of this model has 170 MB
+        content = {"model": state, "meta": {"cfg": TEXTS["caffe"]}}
+        monkeypatch.setattr(module, "read_checkpoint", lambda _, content=content: content)
+    with pytest.raises(CheckpointError, match=r"caffe\.pth.*'caffe'.*MODEL\.WEIGHTS.*FORMAT BGR"):
+        convert.convert_file(path)
+    model = build_model(model_zoo.get_config("mask_rcnn/mask_rcnn_R_50_FPN_1x_mmdet", ON_CPU))
+    with pytest.raises(CheckpointError, match=r"caffe\.pth.*'caffe'.*INPUT\.FORMAT BGR"):
+        ZooCheckpointer(model).load(str(path))

@@ -8,6 +8,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from instancezoo.errors import ConfigError, ZooError
+from instancezoo.htc.roi_heads import merge_scores
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
 TINY = "htc/htc_tiny"
@@ -101,7 +102,12 @@ def test_the_mask_of_the_class_is_that_of_all_classes():
     torch.nn.init.normal_(head.predictor.weight)
     torch.nn.init.normal_(head.predictor.bias)
     classes = torch.tensor([0, 3, 1, 1, 2, 0])
+    features = torch.randn(6, 64, 14, 14)
     with torch.no_grad():
+        own = head(features, None, classes)[1]
+        every = head.layers(features)
+        rows = torch.arange(6)
+        torch.testing.assert_close(own[:, 0], every[rows, classes], rtol=1e-4, atol=1e-5)
         every = head.predictor(torch.relu(head.deconv(hidden)))  # (6, 4, 28, 28)
         own = head.predict(hidden, classes)
         assert head.predict(hidden[:0], classes[:0]).shape == (0, 1, 28, 28)
@@ -137,6 +143,85 @@ def test_masks_of_the_stages_are_merged(flow, merge):
             probs.append(logits.sigmoid())
     expected = probs[-1] if merge == "last" else sum(probs) / 3
     torch.testing.assert_close(found.pred_masks, expected)
+
+
+TWO_STAGES = (
+    *("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", (0.5, 0.6), "MODEL.HTC.STAGE_LOSS_WEIGHTS", (1.0, 0.5)),
+    *("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", [[10, 10, 5, 5], [20, 20, 10, 10]]),
+)
+
+
+@pytest.mark.parametrize("how", ["logits", "probs"])
+def test_scores_of_two_stages_are_merged_in_a_model(how, monkeypatch):
+    model = _build(TINY, *TWO_STAGES, "MODEL.HTC.SCORE_MERGE", how, "MODEL.HTC.SEMANTIC_ON", False)
+    heads, seen = model.eval().roi_heads, []
+    for stage, predictor in enumerate(heads.box_predictor):
+        torch.nn.init.normal_(predictor.cls_score.weight, std=0.3 * (stage + 1))
+    run = heads._run_stage
+    monkeypatch.setattr(heads, "_run_stage", lambda *a: seen.append(run(*a)) or seen[-1])
+    with torch.no_grad():
+        (output,) = model([make_input(128, 128, [])])
+    first, second = (logits for logits, _ in seen)
+    expected = (
+        ((first + second) / 2).softmax(dim=1)
+        if how == "logits"
+        else (first.softmax(dim=1) + second.softmax(dim=1)) / 2
+    )
+    found = output["instances"]
+    best = expected[:, :-1].max()
+    torch.testing.assert_close(found.scores.max(), best)
+    other = "probs" if how == "logits" else "logits"
+    assert not torch.allclose(merge_scores(torch.stack([first, second]), other), expected)
+
+
+def test_training_of_two_stages_logs_its_boxes():
+    model = _build(TINY, *TWO_STAGES)
+    with EventStorage() as storage:
+        losses = model([make_input(128, 128, BOXES), make_input(96, 128, [], seed=1)])
+    assert {name for name in losses if name.endswith("_stage1")} and "loss_cls_stage2" not in losses
+    for stage in range(2):
+        counts = [
+            storage.history(f"stage{stage}/roi_head/num_{kind}_samples").latest()
+            for kind in ("fg", "bg")
+        ]
+        # Two objects are boxes of their own, and at most 64 boxes of each image are taken.
+        assert counts[0] >= len(BOXES) / 2 and sum(counts) <= 64
+
+
+def _sum_losses(heads, features, records):
+    """Losses of the heads on fixed proposals, all of which are taken."""
+    boxes = Boxes(torch.tensor([[8, 10, 62, 68], [55, 44, 118, 108], [0, 0, 30, 30.0]]))
+    objects = [record["instances"] for record in records]
+    proposals = [Instances((128, 128), proposal_boxes=boxes) for _ in records]
+    with EventStorage() as storage, torch.no_grad():
+        _, losses = heads(None, features, proposals, objects)
+    kinds = {}
+    for stage in range(3):
+        counts = [
+            storage.history(f"stage{stage}/roi_head/num_{kind}_samples").latest() * len(records)
+            for kind in ("fg", "bg")
+        ]
+        kinds |= {f"loss_mask_stage{stage}": counts[0]}
+        kinds |= {f"loss_{name}_stage{stage}": sum(counts) for name in ("cls", "box_reg")}
+    return losses, kinds
+
+
+def test_losses_of_a_batch_are_means_of_those_of_its_images():
+    # Without interleaving the logged positives are those of the masks, too.
+    overrides = ["MODEL.HTC.SEMANTIC_ON", False, "MODEL.HTC.INTERLEAVED", False]
+    heads = _build(TINY, *overrides).roi_heads.train()
+    features = {f"p{k}": torch.randn(2, 64, 128 >> k, 128 >> k) for k in range(2, 7)}
+    records = [make_input(128, 128, BOXES), make_input(128, 128, BOXES[:1], seed=1)]
+    batch, counts = _sum_losses(heads, features, records)
+    parts = [
+        _sum_losses(heads, {name: x[i : i + 1] for name, x in features.items()}, [record])
+        for i, record in enumerate(records)
+    ]
+    for name, count in counts.items():
+        assert sum(own[name] for _, own in parts) == pytest.approx(count)
+        expected = sum(losses[name] * own[name] for losses, own in parts) / count
+        torch.testing.assert_close(batch[name], expected, rtol=1e-4, atol=1e-6)
+    assert len({own["loss_mask_stage0"] for _, own in parts}) == 2
 
 
 def test_no_proposals_and_no_detections():
@@ -201,6 +286,8 @@ def test_training_needs_ground_truth():
         ("META_ARCHITECTURE", "GeneralizedRCNNCompactMasks", "HTCROIHeads"),
         ("ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "HTCMaskHead"),
         ("ROI_MASK_HEAD.POOLER_TYPE", "", "ROIAlignV2"),
+        ("ROI_BOX_HEAD.USE_SIGMOID_CE", True, "HTCROIHeads"),
+        ("ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "HTCROIHeads"),
         ("KEYPOINT_ON", True, ""),
     ],
 )
@@ -208,3 +295,18 @@ def test_bad_values_are_refused_with_their_key(key, value, named):
     with pytest.raises(ConfigError, match=key.split(".")[-1]) as error:
         _build(TINY, f"MODEL.{key}", value)
     assert named in str(error.value)
+
+
+def test_the_branch_alone_needs_a_pooler():
+    overrides = ["MODEL.MASK_ON", False, "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
+    with pytest.raises(ConfigError, match=r"POOLER_TYPE is '', but the semantic branch"):
+        _build(TINY, *overrides)
+    assert not _build(TINY, *overrides, "MODEL.HTC.SEMANTIC_ON", False).roi_heads.mask_on
+
+
+@pytest.mark.parametrize("entry", ["ExpandCanvas", {"ExpandCanvas": {"prob": 0.5}}])
+def test_the_canvas_is_ignored_by_its_own_value(entry):
+    overrides = ["INPUT.AUGMENTATIONS", [entry], "MODEL.HTC.SEMANTIC_IGNORE_VALUE"]
+    with pytest.raises(ConfigError, match=r"IGNORE_VALUE is 254, but ExpandCanvas .* by 255"):
+        _build(TINY, *overrides, 254)
+    assert _build(TINY, *overrides, 255).semantic_targets.ignore_value == 255

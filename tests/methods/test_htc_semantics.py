@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from instancezoo import model_zoo
 from instancezoo.errors import ConfigError, ZooError
 from instancezoo.htc.head import FusedSemanticHead
 from instancezoo.htc.semantics import SemanticTargets, paint_labels
@@ -71,9 +72,10 @@ def test_a_label_that_is_no_class_is_told_with_its_file():
 def test_a_sample_that_lacks_what_others_have_is_told():
     labels = torch.zeros(64, 80, dtype=torch.long)
     missing = _make_record(file_name="bare.png")
-    with pytest.raises(ZooError, match=r"'bare\.png' has no semantic map.*SEMANTIC_ON False"):
+    with pytest.raises(ZooError, match=r"'bare\.png' has no semantic map.*INPUT\.SEMANTIC_MAPS"):
         _make_targets().make([_make_record(labels), missing], (64, 96))
-    with pytest.raises(ZooError, match=r"'bare\.png' has no semantic map"):
+    remedies = r"SEMANTIC_TARGETS things.*SEMANTIC_ON False"
+    with pytest.raises(ZooError, match=rf"'bare\.png' has no semantic map.*{remedies}"):
         _make_targets(source="stuff").make([missing], (64, 96))
     targets = _make_targets()
     targets.make([missing], (64, 96))  # the first batch decides
@@ -82,6 +84,15 @@ def test_a_sample_that_lacks_what_others_have_is_told():
     # By an explicit choice, maps of the data set are not used.
     painted = _make_targets(source="things").make([_make_record(labels)], (64, 96))
     assert painted.max() == IGNORE and (painted == 4).any()
+
+
+def test_published_configs_never_paint_maps_silently():
+    names = [name for name in model_zoo.list_configs() if name.startswith("htc/")]
+    configs = {name: model_zoo.get_config(name).MODEL.HTC for name in names}
+    sources = {n: own.SEMANTIC_TARGETS for n, own in configs.items() if own.SEMANTIC_ON}
+    own_data = {"htc/htc_tiny", "htc/htc_nuclei", "htc/htc_pointrend_tiny"}
+    assert sources == {name: "auto" if name in own_data else "stuff" for name in sources}
+    assert own_data < set(sources)
 
 
 def test_too_few_classes_for_painted_maps():
@@ -150,3 +161,17 @@ def test_the_finest_map_is_resized_before_its_convolution():
     weight = head.conv_logits.weight[:, :, 0, 0]
     torch.testing.assert_close(logits, torch.einsum("oc,nchw->nohw", weight, total))
     assert embedding.shape == (1, 4, 8, 8) and (embedding >= 0).all()
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_another_fusion_level_has_its_own_stride(level):
+    overrides = ["MODEL.HTC.SEMANTIC_FUSION_LEVEL", level]
+    model = build_seeded_model(get_tiny_config("htc/htc_tiny", overrides))
+    stride = 4 << level
+    batch = [make_input(128, 128, BOXES)]
+    labels = model.preprocess_image(batch).semantic_labels
+    assert labels.shape == (1, 128 // stride, 128 // stride)
+    pooler = model.roi_heads.semantic_pooler
+    assert [own.spatial_scale for own in pooler.level_poolers] == [1 / stride]
+    with EventStorage():
+        assert model(batch)["loss_semantic"] > 0

@@ -126,8 +126,22 @@ def test_padding_is_by_a_switch(padded, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "config,key",
+    [
+        ("panet/panet_tiny", "MODEL.ROI_HEADS.PAD_GT_MASKS"),
+        ("panet/panet_tiny", "MODEL.RPN.NORMALIZE_BY_SAMPLES"),
+        ("cascade_mask_rcnn/cascade_mask_rcnn_tiny", "MODEL.ROI_HEADS.SYMMETRIC_DELTA_CLAMP"),
+    ],
+)
+def test_a_switch_that_other_heads_do_not_read_is_refused(config, key):
+    with pytest.raises(ConfigError, match=rf"{key} has no effect .* default, False, or"):
+        build_seeded_model(get_tiny_config(config, [key, True]))
+
+
+@pytest.mark.parametrize(
     "overrides,named",
     [
+        ([*ADJUSTABLE, "MODEL.RPN.DISCARD_BEFORE_MATCHING", True], "BOUNDARY_THRESH is -1"),
         (["MODEL.RPN.NORMALIZE_BY_SAMPLES", True], "NORMALIZE_BY_SAMPLES.*AdjustableRPN"),
         (["MODEL.RPN.LOW_QUALITY_FLOOR", 0.3], "LOW_QUALITY_FLOOR.*AdjustableRPN"),
         (["MODEL.ROI_HEADS.LOW_QUALITY_MATCHES", True], "LOW_QUALITY_MATCHES.*AdjustableROIHeads"),

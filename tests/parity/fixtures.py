@@ -43,6 +43,10 @@ class Fixture:
             return dict(file)
 
     @property
+    def array_names(self) -> set[str]:
+        return set(self.arrays)
+
+    @property
     def method(self) -> str:
         return self.spec["method"]
 

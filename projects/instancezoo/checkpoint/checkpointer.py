@@ -24,6 +24,7 @@ from .description import Description, describe_checkpoint, fetch_checkpoint, rem
 from .display import show_names, show_text
 from .finite import check_finite
 from .mismatch import Mismatch, compare_tensors, find_backbone_prefix, is_lenient
+from .mmdetection import check_origin
 from .new_parts import find_new_parts
 from .reader import (
     AUTHOR,
@@ -232,6 +233,7 @@ class ZooCheckpointer(DetectionCheckpointer):
             if layout is not None and not missing:  # Detectron2's zoo has our names
                 return state, layout
             if layout is not None:
+                check_origin(checkpoint, layout, self.model)
                 return self._convert(layout, state, wanted), layout
         except CheckpointError as error:
             raise CheckpointError(f"{self._loading}: {error}") from None

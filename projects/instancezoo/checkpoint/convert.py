@@ -17,6 +17,7 @@ from .classes import ClassList
 from .display import show_names, show_text
 from .finite import check_finite
 from .layouts import BACKBONE_LAYOUTS
+from .mmdetection import VERSION_1, check_origin, is_version_1
 from .reader import (
     AUTHOR,
     CheckpointError,
@@ -124,6 +125,7 @@ def _convert_checkpoint(
         return {"model": {**checkpoint["model"], **read_average(checkpoint)}, **facts}, None
     converted = convert_state_dict(checkpoint["model"], allow_unknown=allow_unknown)
     layout = converted.layout
+    check_origin(checkpoint, layout)
     facts = {"method": layout.method, "config": layout.config, "licence": layout.licence}
     facts |= layout.find_classes(checkpoint["model"]).to_facts()
     author = f"{AUTHOR}, from {layout.name}"
@@ -199,6 +201,8 @@ def describe_nearest(state: Mapping[str, Tensor]) -> str:
             f"the file's names fit no known layout: it has {len(state)} tensors, published models "
             f"have some thousands. They begin {show_names(list(state))}"
         )
+    if is_version_1(state):
+        return f"the file's names fit no known layout: {VERSION_1}"
     layouts, shapes = list_layouts(), _list_shapes(state)
     sample = list(state)[:: -(-len(state) // _SAMPLE) or 1]
     few = {name: shapes[name] for name in sample}

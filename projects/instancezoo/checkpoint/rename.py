@@ -110,6 +110,8 @@ class Layout:
         trained_on: the data set of the published weights.
         derived: rows of our tensors that the file lacks, made from those that it has, such as the
             statistics of a norm that were folded into its weight.
+        style: which of MMDetection's two styles of images and strides `config` has, see
+            `mmdetection.check_origin`; "" if the files do not state it.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Layout:
     fills: Literal["model", "backbone"] = "model"
     trained_on: TrainedOn | None = None
     derived: tuple[tuple[str, str, Transform], ...] = ()
+    style: Literal["", "pytorch", "caffe"] = ""
 
     def __post_init__(self) -> None:
         # A wrong row fails at import, not when a user converts a file.

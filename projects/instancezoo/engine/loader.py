@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,32 @@ def build_test_loader(
         collate_fn=trivial_batch_collator,
     )
     return TestLoader(loader)
+
+
+def make_validation_config(cfg: Any) -> Any:
+    """Make the config whose training mapper maps the test sets for TEST.VALIDATION_LOSS.
+
+    Raises:
+        ConfigError: the folder of the test sets' semantic maps is unknown.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.INPUT.SEMANTIC_MAPS and not cfg.INPUT.SEMANTIC_MAPS_TEST:
+        raise ConfigError(
+            "TEST.VALIDATION_LOSS needs semantic maps of DATASETS.TEST, but INPUT.SEMANTIC_MAPS "
+            f"'{cfg.INPUT.SEMANTIC_MAPS}' is the folder of DATASETS.TRAIN: name theirs in "
+            "INPUT.SEMANTIC_MAPS_TEST, which may be the same"
+        )
+    folder = cfg.INPUT.SEMANTIC_MAPS = cfg.INPUT.SEMANTIC_MAPS_TEST
+    if folder and not Path(folder).is_dir():
+        raise ConfigError(f"INPUT.SEMANTIC_MAPS_TEST '{folder}' is no folder: check the path")
+    cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.CROP.ENABLED = False
+    cfg.INPUT.AUGMENTATIONS, cfg.INPUT.MIN_BOX_SIDE = [], 0.0
+    return cfg
 
 
 def _unwrap(mapper: Mapper) -> Mapper:

@@ -31,6 +31,7 @@ from instancezoo.engine.loader import (
     EndlessBatchSampler,
     build_test_loader,
     build_train_loader,
+    make_validation_config,
     seed_rng,
 )
 from instancezoo.engine.optimizer import build_optimizer
@@ -70,6 +71,8 @@ class Trainer(DefaultTrainer):
                 setup_logger(name=name)
         # Now, not after the last iteration.
         check_choice("TEST.COCO_BACKEND", cfg.TEST.COCO_BACKEND, BACKENDS)
+        if cfg.TEST.VALIDATION_LOSS and cfg.DATASETS.TEST:
+            make_validation_config(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -365,14 +368,7 @@ class Trainer(DefaultTrainer):
         return {**self._last_eval_results, **losses}
 
     def _build_validation_loader(self) -> Iterable[Any]:
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
-        cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
-        cfg.INPUT.FIXED_HEIGHTS_TRAIN = ()
-        cfg.INPUT.RANDOM_FLIP = "none"
-        cfg.INPUT.CROP.ENABLED = False
-        cfg.INPUT.AUGMENTATIONS, cfg.INPUT.MIN_BOX_SIDE = [], 0.0
+        cfg = make_validation_config(self.cfg)
         return build_test_loader(cfg, list(cfg.DATASETS.TEST), build_mapper(cfg, is_train=True))
 
     def _keep_good(self) -> str:

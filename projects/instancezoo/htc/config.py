@@ -8,8 +8,10 @@ from math import inf
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
+from instancezoo.data.windows import UNLABELLED
 from instancezoo.errors import ConfigError, check_choice, check_numbers, is_number
 
+_CANVAS = "ExpandCanvas"
 META_ARCH, MASK_HEAD = "HybridTaskCascadeRCNN", "HTCMaskHead"
 _SECTION = "MODEL.HTC"
 _LIMITS = {
@@ -125,11 +127,18 @@ def _check_names(cfg: CfgNode) -> None:
             f"MODEL.ROI_MASK_HEAD.NAME is '{model.ROI_MASK_HEAD.NAME}'; with MODEL.ROI_HEADS.NAME "
             f"'{model.ROI_HEADS.NAME}' it must be '{MASK_HEAD}'"
         )
-    if model.MASK_ON and not model.ROI_MASK_HEAD.POOLER_TYPE:
+    if (model.MASK_ON or model.HTC.SEMANTIC_ON) and not model.ROI_MASK_HEAD.POOLER_TYPE:
+        user = MASK_HEAD if model.MASK_ON else "the semantic branch"
         raise ConfigError(
-            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is '', but {MASK_HEAD} takes pooled features: set it "
-            "to 'ROIAlignV2'"
+            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is '', but {user} pools features by it: set it to "
+            "'ROIAlignV2'"
         )
+    for key in ("USE_SIGMOID_CE", "TRAIN_ON_PRED_BOXES"):
+        if model.ROI_BOX_HEAD[key]:
+            raise ConfigError(
+                f"MODEL.ROI_BOX_HEAD.{key} is True, which '{model.ROI_HEADS.NAME}' does not follow "
+                "in all its stages: set it to False"
+            )
     if model.KEYPOINT_ON:
         raise ConfigError(
             f"MODEL.KEYPOINT_ON is True, but '{model.ROI_HEADS.NAME}' finds no keypoints"
@@ -156,6 +165,13 @@ def _check_semantics(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
         raise ConfigError(
             f"{_SECTION}.SEMANTIC_IGNORE_VALUE is {node.SEMANTIC_IGNORE_VALUE}, which is one of "
             f"the {num_classes} semantic classes: set it to {num_classes} or more"
+        )
+    if node.SEMANTIC_IGNORE_VALUE != UNLABELLED and any(
+        _CANVAS in entry for entry in cfg.INPUT.AUGMENTATIONS
+    ):
+        raise ConfigError(
+            f"{_SECTION}.SEMANTIC_IGNORE_VALUE is {node.SEMANTIC_IGNORE_VALUE}, but {_CANVAS} of "
+            f"INPUT.AUGMENTATIONS marks pixels outside the image by {UNLABELLED}: set it to that"
         )
     if node.SEMANTIC_TARGETS == "things" and num_classes <= num_things:
         raise ConfigError(

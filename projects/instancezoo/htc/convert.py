@@ -40,7 +40,7 @@ _NETWORKS = (
     ("htc_without_semantic", "HTC", "R_50", _PLAIN, "htc/htc_without_semantic_R_50_FPN_1x"),
     *(
         ("cascade_mask_rcnn", "Cascade Mask R-CNN", name, _CASCADE, _CASCADE_CONFIG.format(name))
-        for name in ("R_50", "R_101")
+        for name in ("R_50", "R_101", "X_101_32x4d", "X_101_64x4d")
     ),
 )
 
@@ -58,6 +58,7 @@ def _make_layout(name: str, method: str, backbone: str, heads: Signature, config
         must_not=signature.must_not,
         shapes=signature.shapes,
         trained_on=TrainedOn.coco(_CLASSES),
+        style="pytorch",
     )
 
 

@@ -45,10 +45,6 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
             width = conv_dims[-2] if len(conv_dims) > 1 else input_shape.channels
             self.conv_res = _make_conv(width, input_shape.channels, 1)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        return super().from_config(cfg, input_shape)
-
     def forward(
         self, features: Tensor, previous: Tensor | None = None, classes: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -67,6 +63,11 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         for layer in self.conv_norm_relus:
             features = layer(features)
         return features, None if classes is None else self.predict(features, classes)
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Mask logits (R, K, 2S, 2S) of all classes, without features of a stage before."""
+        hidden, _ = self(x)
+        return self.predictor(F.relu(self.deconv(hidden)))
 
     def predict(self, hidden: Tensor, classes: Tensor) -> Tensor:
         """Predict the mask of each region's own class; no other class is computed.

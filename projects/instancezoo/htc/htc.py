@@ -47,7 +47,8 @@ class HybridTaskCascadeRCNN(GeneralizedRCNNCompactMasks):
         if not isinstance(arguments["roi_heads"], HTCROIHeads):
             raise ConfigError(
                 f"MODEL.ROI_HEADS.NAME is '{cfg.MODEL.ROI_HEADS.NAME}'; with "
-                f"MODEL.META_ARCHITECTURE '{META_ARCH}' it must be 'HTCROIHeads'"
+                f"MODEL.META_ARCHITECTURE '{META_ARCH}' it must be 'HTCROIHeads' or "
+                "'HTCPointRendROIHeads'"
             )
         node, shapes = cfg.MODEL.HTC, arguments["backbone"].output_shape()
         targets = None

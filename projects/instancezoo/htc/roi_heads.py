@@ -5,6 +5,7 @@ Legend: N images, R regions of all images, C channels, H W map size, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,13 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from instancezoo.modeling.adjustable import pad_gt_masks
+from instancezoo.modeling.adjustable import HEAD_SWITCHES, pad_gt_masks
 from instancezoo.modeling.box_transform import build_box_transform
 from instancezoo.modeling.matching import build_roi_matcher
 
 from .config import check_htc_config
 from .head import FusedSemanticHead, HTCMaskHead
-from .targets import Sampling, label_boxes, sample_boxes, select_positives
+from .targets import Sampling, label_boxes, log_counts, sample_boxes, select_positives
 
 Predictions = tuple[Tensor, Tensor]  # (R, K + 1) class logits, (R, 4) deltas
 
@@ -88,6 +89,8 @@ class HTCROIHeads(CascadeROIHeads):
         semantic_pooler: pools its embedding to the size of the mask heads' regions.
         kwargs: those of `CascadeROIHeads`; `mask_head` is a list, one per stage.
     """
+
+    switches = HEAD_SWITCHES
 
     @configurable
     def __init__(
@@ -195,6 +198,7 @@ class HTCROIHeads(CascadeROIHeads):
         for stage, weight in enumerate(self.design.stage_loss_weights):
             samples = self.sample(boxes, targets, stage, is_first=stage == 0)
             with get_event_storage().name_scope(f"stage{stage}"):
+                log_counts(samples, self.num_classes)
                 predictions = self._run_stage(maps, samples, stage)
                 stage_losses = self.box_predictor[stage].losses(predictions, samples)
                 boxes = self.refine(predictions, samples, stage)
@@ -244,32 +248,44 @@ class HTCROIHeads(CascadeROIHeads):
 
     def mask_losses(self, maps: Maps, positives: list[Instances], stage: int) -> dict[str, Tensor]:
         """`loss_mask`, the cross-entropy of a stage's masks on its positive boxes."""
+        (logits,) = self.predict_positives(maps, positives, [stage])
+        return {"loss_mask": self.compare_masks(logits, positives, stage)}
+
+    def predict_positives(
+        self, maps: Maps, positives: list[Instances], stages: Sequence[int]
+    ) -> list[Tensor]:
+        """Mask logits on boxes with their true classes, see `predict_stages`."""
         features = self.pool_masks(maps, [regions.proposal_boxes for regions in positives])
         classes = torch.cat([regions.gt_classes for regions in positives])
-        (logits,) = self.predict_stages(features, classes, stage)[-1:]
-        return {"loss_mask": mask_rcnn_loss(logits, positives, self.mask_head[stage].vis_period)}
+        return self.predict_stages(features, classes, stages)
+
+    def compare_masks(self, logits: Tensor, positives: list[Instances], stage: int) -> Tensor:
+        """Cross-entropy of (R, 1, 2S, 2S) logits with the masks of the boxes' objects."""
+        return mask_rcnn_loss(logits, positives, self.mask_head[stage].vis_period)
+
+    @property
+    def merged_stages(self) -> list[int]:
+        """The stages whose masks are merged in inference."""
+        last = self.num_cascade_stages - 1
+        return list(range(last + 1)) if self.design.mask_merge == "mean" else [last]
 
     def predict_stages(
-        self, features: Tensor, classes: Tensor, stage: int, *, merged: bool | None = None
+        self, features: Tensor, classes: Tensor, stages: Sequence[int]
     ) -> list[Tensor]:
-        """Mask logits of the stages up to one, as far as the result needs them.
+        """Mask logits of some stages.
 
         Args:
             features: (R, C, S, S), which all stages take.
             classes: (R,) long.
-            stage: index of the last stage.
-            merged: the result is to be merged; None means that it is in inference.
+            stages: their indices, increasing.
 
         Returns:
-            (R, 1, 2S, 2S) fp32 each; the last is that of `stage`. Unless they are merged, and with
-            MASK_MERGE "last", there is no other.
+            (R, 1, 2S, 2S) fp32 for each of them.
         """
-        merged = not self.training if merged is None else merged
-        is_merged = merged and self.design.mask_merge == "mean"
         hidden: Tensor | None = None
         logits: list[Tensor] = []
-        for index, head in enumerate(self.mask_head[: stage + 1]):
-            is_needed = is_merged or index == stage
+        for index, head in enumerate(self.mask_head[: stages[-1] + 1]):
+            is_needed = index in stages
             if is_needed or self.design.mask_info_flow:
                 previous = hidden if self.design.mask_info_flow else None
                 hidden, own = head(features, previous, classes if is_needed else None)
@@ -310,17 +326,21 @@ class HTCROIHeads(CascadeROIHeads):
         return detections
 
     def predict_masks(self, maps: Maps, detections: list[Instances]) -> list[Instances]:
-        """Add `pred_masks`, scores (n, 1, 2H, 2W) in the frame of each box, to detections."""
+        """Add `pred_masks`, scores (n, 1, S, S) in the frame of each box, to detections."""
         if not self.mask_on:
             return detections
         features = self.pool_masks(maps, [found.pred_boxes for found in detections])
         classes = torch.cat([found.pred_classes for found in detections])
-        stages = self.predict_stages(features, classes, len(self.mask_head) - 1)
-        probs = merge_masks(stages)
+        logits = self.predict_stages(features, classes, self.merged_stages)
+        probs = self._refine(maps, detections, logits)
         counts = [len(found) for found in detections]
         for found, own in zip(detections, split_rows(probs, counts), strict=True):
             found.pred_masks = own
         return detections
+
+    def _refine(self, maps: Maps, detections: list[Instances], logits: list[Tensor]) -> Tensor:
+        """Masks (R, 1, S, S) in [0, 1] from the logits of the merged stages."""
+        return merge_masks(logits)
 
     def forward_with_given_boxes(
         self, features: dict[str, Tensor], instances: list[Instances]

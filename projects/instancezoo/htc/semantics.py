@@ -84,9 +84,11 @@ class SemanticTargets:
         name = _name(record)
         if "sem_seg" not in record:
             raise ZooError(
-                f"{name} has no semantic map (sem_seg_file_name), which the semantic branch of HTC "
-                "learns from: add it, paint maps from the objects with MODEL.HTC.SEMANTIC_TARGETS "
-                "things, or switch the branch off with MODEL.HTC.SEMANTIC_ON False"
+                f"{name} has no semantic map, which the semantic branch of HTC learns from: name "
+                "the folder of the maps in INPUT.SEMANTIC_MAPS (or each file in sem_seg_file_name "
+                "of the data set's records), have maps painted from the objects, which is another "
+                "training than the published one, with MODEL.HTC.SEMANTIC_TARGETS things, or "
+                "switch the branch off with MODEL.HTC.SEMANTIC_ON False"
             )
         labels: Tensor = record["sem_seg"]
         is_class = (labels >= 0) & (labels < self.num_classes)

@@ -11,6 +11,7 @@ import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 
@@ -82,3 +83,12 @@ def select_positives(labelled: Instances, objects: Instances, num_classes: int) 
     if len(positives):
         positives.gt_masks = objects.gt_masks[positives.matched]
     return positives
+
+
+def log_counts(samples: list[Instances], num_classes: int) -> None:
+    """Log the mean numbers of positive and other boxes per image, as `CascadeROIHeads` does."""
+    classes = torch.cat([regions.gt_classes for regions in samples])
+    positive = int((classes < num_classes).sum())
+    storage = get_event_storage()
+    storage.put_scalar("roi_head/num_fg_samples", positive / len(samples))
+    storage.put_scalar("roi_head/num_bg_samples", (len(classes) - positive) / len(samples))

@@ -15,6 +15,7 @@ from instancezoo.checkpoint.layouts import COUNTERS, ZOO_LICENCE, resnet_rows
 from instancezoo.checkpoint.mmdetection import (
     BACKBONES,
     UNUSED,
+    Signature,
     mask_rows,
     pyramid_rows,
     region_rows,
@@ -166,26 +167,39 @@ TORCHVISION_MASK_RCNN_2019 = replace(
     ),
 )
 
-MMDETECTION_MASK_RCNN = Layout(
-    name="MMDetection mask_rcnn_R_50_FPN",
-    method="Mask R-CNN",
-    config="mask_rcnn/mask_rcnn_R_50_FPN_1x_mmdet",
-    licence="Apache-2.0 (MMDetection)",
-    trained_on=TrainedOn.coco("roi_head.mask_head.conv_logits.bias"),
-    must=(
-        *BACKBONES["R_50"].must,
+_MMDETECTION_HEADS = Signature(
+    (
         "roi_head.bbox_head.fc_reg.weight",
         "roi_head.mask_head.upsample.weight",
         "roi_head.mask_head.conv_logits.weight",
-    ),
-    must_not=BACKBONES["R_50"].must_not,
-    unused=UNUSED,
-    rows=(*pyramid_rows(finest_level=2), *region_rows(), *mask_rows()),
+    )
+)
+
+
+def _make_mmdetection_layout(backbone: str) -> Layout:
+    signature = BACKBONES[backbone] + _MMDETECTION_HEADS
+    return Layout(
+        name=f"MMDetection mask_rcnn_{backbone}_FPN",
+        method="Mask R-CNN",
+        config=f"mask_rcnn/mask_rcnn_{backbone}_FPN_1x_mmdet",
+        licence="Apache-2.0 (MMDetection)",
+        trained_on=TrainedOn.coco("roi_head.mask_head.conv_logits.bias"),
+        must=signature.must,
+        must_not=signature.must_not,
+        shapes=signature.shapes,
+        unused=UNUSED,
+        rows=(*pyramid_rows(finest_level=2), *region_rows(), *mask_rows()),
+        style="pytorch",
+    )
+
+
+MMDETECTION_LAYOUTS = tuple(
+    _make_mmdetection_layout(name) for name in ("R_50", "R_101", "X_101_32x4d", "X_101_64x4d")
 )
 
 LAYOUTS = (
     *_ZOO_LAYOUTS,
     TORCHVISION_MASK_RCNN,
     TORCHVISION_MASK_RCNN_2019,
-    MMDETECTION_MASK_RCNN,
+    *MMDETECTION_LAYOUTS,
 )

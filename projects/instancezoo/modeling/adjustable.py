@@ -14,6 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, pairwise_iou
+from fvcore.common.registry import Registry
 from torch import Tensor
 
 from instancezoo.errors import ConfigError
@@ -28,7 +29,7 @@ _RPN_SWITCHES = (
     "LOW_QUALITY_REMATCH",
     "LOW_QUALITY_FLOOR",
 )
-_HEAD_SWITCHES = ("SYMMETRIC_DELTA_CLAMP", "LOW_QUALITY_MATCHES", "PAD_GT_MASKS")
+HEAD_SWITCHES = ("SYMMETRIC_DELTA_CLAMP", "LOW_QUALITY_MATCHES", "PAD_GT_MASKS")
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -40,6 +41,8 @@ class AdjustableRPN(RPN):
         discard_before_matching: see the key.
         kwargs: those of `RPN`.
     """
+
+    switches = _RPN_SWITCHES
 
     @configurable
     def __init__(
@@ -123,6 +126,8 @@ class AdjustableROIHeads(StandardROIHeads):
         kwargs: those of `StandardROIHeads`.
     """
 
+    switches = HEAD_SWITCHES
+
     @configurable
     def __init__(self, *, pad_gt_masks: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -174,23 +179,49 @@ def pad_gt_masks(targets: list[Instances], images: ImageList) -> list[Instances]
 
 
 def check_switches(cfg: CfgNode) -> None:
-    """Raise `ConfigError` for a switch that the named parts of the model do not read."""
+    """Raise `ConfigError` for a switch that the named parts of the model do not read.
+
+    A class lists those that it reads as `switches`.
+    """
     model = cfg.MODEL
-    used = [name for name in _RPN_SWITCHES if model.RPN[name]]
-    if used and model.PROPOSAL_GENERATOR.NAME == "RPN":
+    _check_part(
+        *("MODEL.RPN", model.RPN, _RPN_SWITCHES),
+        *("MODEL.PROPOSAL_GENERATOR", model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATOR_REGISTRY),
+        remedy="AdjustableRPN",
+    )
+    _check_part(
+        *("MODEL.ROI_HEADS", model.ROI_HEADS, HEAD_SWITCHES),
+        *("MODEL.ROI_HEADS", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
+        remedy="AdjustableROIHeads",
+    )
+    if model.RPN.DISCARD_BEFORE_MATCHING and model.RPN.BOUNDARY_THRESH < 0:
         raise ConfigError(
-            f"MODEL.RPN.{used[0]} has no effect on MODEL.PROPOSAL_GENERATOR.NAME 'RPN': set it to "
-            "'AdjustableRPN'"
-        )
-    used = [name for name in _HEAD_SWITCHES if model.ROI_HEADS[name]]
-    is_stock = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME).__module__.startswith("detectron2.")
-    if used and is_stock:
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.{used[0]} has no effect on MODEL.ROI_HEADS.NAME "
-            f"'{model.ROI_HEADS.NAME}': set it to 'AdjustableROIHeads'"
+            f"MODEL.RPN.BOUNDARY_THRESH is {model.RPN.BOUNDARY_THRESH}, which leaves no anchor "
+            "out; with MODEL.RPN.DISCARD_BEFORE_MATCHING it must be 0 or more"
         )
     if model.ROI_HEADS.LOW_QUALITY_MATCHES and len(model.ROI_HEADS.IOU_THRESHOLDS) != 1:
         raise ConfigError(
             f"MODEL.ROI_HEADS.IOU_THRESHOLDS is {list(model.ROI_HEADS.IOU_THRESHOLDS)}; with "
             "MODEL.ROI_HEADS.LOW_QUALITY_MATCHES it must be one number"
+        )
+
+
+def _check_part(
+    section: str,
+    node: CfgNode,
+    switches: tuple[str, ...],
+    part: str,
+    name: str,
+    registry: Registry,
+    *,
+    remedy: str,
+) -> None:
+    if name not in registry:  # it is told where the part is built
+        return
+    read = getattr(registry.get(name), "switches", ())
+    unread = [switch for switch in switches if node[switch] and switch not in read]
+    if unread:
+        raise ConfigError(
+            f"{section}.{unread[0]} has no effect on {part}.NAME '{name}': set it to its default, "
+            f"{type(node[unread[0]])()}, or the name to '{remedy}'"
         )

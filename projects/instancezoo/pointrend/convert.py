@@ -74,6 +74,7 @@ _MMDET_LAYOUT = Layout(
     ),
     must_not=BACKBONES["R_50"].must_not,
     unused=UNUSED,
+    style="caffe",
     trained_on=TrainedOn.coco("roi_head.point_head.fc_logits.bias"),
     rows=(
         *pyramid_rows(finest_level=2),

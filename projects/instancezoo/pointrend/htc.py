@@ -11,11 +11,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from instancezoo.htc.roi_heads import HTCROIHeads, Maps, merge_masks, split_rows
+from instancezoo.htc.roi_heads import HTCROIHeads, Maps, merge_masks
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.points import (
     PointSampler,
@@ -86,12 +85,9 @@ class HTCPointRendROIHeads(HTCROIHeads):
         """`loss_mask`, and of the last stage `loss_mask_point`."""
         if stage < self.num_cascade_stages - 1:
             return super().mask_losses(maps, positives, stage)
-        features = self.pool_masks(maps, [regions.proposal_boxes for regions in positives])
-        classes = torch.cat([regions.gt_classes for regions in positives])
-        logits = self.predict_stages(features, classes, stage, merged=True)
-        vis_period = self.mask_head[stage].vis_period
-        losses = {"loss_mask": mask_rcnn_loss(logits[-1], positives, vis_period)}
-        if not len(classes):
+        logits = self.predict_positives(maps, positives, self.merged_stages)
+        losses = {"loss_mask": self.compare_masks(logits[-1], positives, stage)}
+        if not len(logits[-1]):
             return {**losses, "loss_mask_point": zero_of_parameters(self.point_head)}
         return {**losses, "loss_mask_point": self.point_loss(maps, positives, logits)}
 
@@ -107,23 +103,15 @@ class HTCPointRendROIHeads(HTCROIHeads):
         labels = sample_labels(list_bit_masks(positives), rows, place_points(points, regions.boxes))
         return compute_point_loss(self.predict_points(maps, regions, coarse, points), labels)
 
-    def predict_masks(self, maps: Maps, detections: list[Instances]) -> list[Instances]:
-        """Add `pred_masks`, scores (n, 1, S, S) in the frame of each box, to detections."""
-        if not self.mask_on:
-            return detections
-        features = self.pool_masks(maps, [found.pred_boxes for found in detections])
+    def _refine(self, maps: Maps, detections: list[Instances], logits: list[Tensor]) -> Tensor:
         regions = Regions.collect(detections, training=False)
-        last = self.num_cascade_stages - 1
-        coarse = _find_coarse_logits(self.predict_stages(features, regions.classes, last))
+        coarse = _find_coarse_logits(logits)
 
         def evaluate(rows: Tensor, points: Tensor) -> Tensor:
             return self.predict_points(maps, regions[rows], coarse[rows], points)
 
-        logits = self.subdivision.render(evaluate, len(regions), coarse.device)
-        parts = split_rows(logits.sigmoid()[:, None], [len(found) for found in detections])
-        for found, own in zip(detections, parts, strict=True):
-            found.pred_masks = own
-        return detections
+        refined = self.subdivision.render(evaluate, len(regions), coarse.device)
+        return refined.sigmoid()[:, None]
 
     def predict_points(
         self, maps: Maps, regions: Regions, coarse: Tensor, points: Tensor
