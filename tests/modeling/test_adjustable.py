@@ -129,7 +129,6 @@ def test_padding_is_by_a_switch(padded, monkeypatch):
     "config,key",
     [
         ("panet/panet_tiny", "MODEL.ROI_HEADS.PAD_GT_MASKS"),
-        ("panet/panet_tiny", "MODEL.RPN.NORMALIZE_BY_SAMPLES"),
         ("cascade_mask_rcnn/cascade_mask_rcnn_tiny", "MODEL.ROI_HEADS.SYMMETRIC_DELTA_CLAMP"),
     ],
 )

@@ -188,4 +188,4 @@ def scale_gradient(values: Tensor, factor: float) -> Tensor:
 
 
 def _to_full_precision(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+    return values.to(torch.promote_types(values.dtype, torch.float32))
