@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from instancezoo.layers.clustering import cluster_k_means
 from instancezoo.layers.double import find_double_device
 from instancezoo.layers.owners import average_by_owner
 from instancezoo.layers.semiconv import (
@@ -162,3 +163,15 @@ def test_norms_and_averages():
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     found = average_by_owner(values, torch.tensor([2, 0, 2]), 3)
     assert found.tolist() == [[3, 4], [0, 0], [3, 4]]
+
+
+@pytest.mark.parametrize("count,value", [(2**18, 1000.3), (2**16, 16.3), (3, 50.3)])
+def test_the_mean_of_many_pixels_is_as_exact_as_of_few(count, value):
+    """A large object at the far end of a large image, whose pixels all point at one place."""
+    values = torch.full((count, 2), value)
+    owners = torch.zeros(count, dtype=torch.long)
+    mean = average_by_owner(values, owners, 1)
+    assert (mean - value).abs().max() <= 1e-5 * value
+    assert colouring_loss(values, owners, 1) <= 2e-5 * value
+    means = cluster_k_means(values.T, values[:1] + 1).centres
+    assert torch.equal(means, mean)

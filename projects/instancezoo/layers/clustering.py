@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
+from instancezoo.layers.owners import average_by_owner
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ def cluster_k_means(embeddings: Tensor, centres: Tensor, *, max_rounds: int = 10
     Returns:
         Clusters, the nearest centre for each pixel; the first of equally near ones.
     """
-    nearest = assign_nearest(embeddings, centres)
+    nearest, points = assign_nearest(embeddings, centres), embeddings.T.contiguous()
     for _ in range(max_rounds if len(centres) else 0):
         counts = nearest.bincount(minlength=len(centres))
-        sums = torch.zeros_like(centres).index_add_(0, nearest, embeddings.T.contiguous())
-        moved = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        means = average_by_owner(points, nearest, len(centres))
+        moved = torch.where(counts[:, None] > 0, means, centres)
         if torch.equal(moved, centres):
             break
         centres, nearest = moved, assign_nearest(embeddings, moved)
