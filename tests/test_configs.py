@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from instancezoo import get_cfg, model_zoo
 from instancezoo.config import follow_dataset, load_cfg
@@ -23,6 +23,15 @@ def test_shipped_config_builds_without_weights(name):
     with torch.device("meta"):
         model = build_model(cfg)
     assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", model_zoo.list_configs())
+def test_models_that_know_crowds_get_them(name):
+    """COCO has crowds; those that the mapper leaves out would be background."""
+    cfg = model_zoo.get_config(name)
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    has_crowds = any(train.startswith("coco") for train in cfg.DATASETS.TRAIN)
+    assert cfg.INPUT.CROWDS or not (has_crowds and getattr(architecture, "keep_crowds", False))
 
 
 @pytest.mark.parametrize("name", model_zoo.list_configs())
