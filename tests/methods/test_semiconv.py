@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -12,6 +13,7 @@ from instancezoo.errors import ConfigError
 from instancezoo.layers.semiconv import add_coordinates, kernel_loss
 from instancezoo.modeling.object_maps import IGNORED, ObjectMaps
 from instancezoo.modeling.objects import join_objects
+from instancezoo.semiconv.config import check_roi_config
 from instancezoo.semiconv.head import Coordinates, PixelMaps, SemiConvHead
 from instancezoo.semiconv.losses import sample_kernel_cells, similarity_loss
 from instancezoo.semiconv.targets import list_level_cells
@@ -269,6 +271,13 @@ def test_boxes_only():
 def test_bad_values_are_named(name, key, value, named):
     with pytest.raises(ConfigError, match=named):
         build_seeded_model(get_tiny_config(name, [f"MODEL.{key}", value]))
+
+
+def test_maps_of_other_channels_are_refused_by_the_shared_network():
+    cfg = get_tiny_config(RCNN)
+    shapes = {f"p{i}": ShapeSpec(channels=64 * i, stride=2**i) for i in range(2, 6)}
+    with pytest.raises(ConfigError, match=r"IN_FEATURES.*128, 192, 256, 320"):
+        check_roi_config(cfg, shapes)
 
 
 @pytest.mark.parametrize("features", [["res2"], ["res2", "res3", "res4", "res5"], ["res3", "res4"]])

@@ -27,6 +27,17 @@ def test_a_pixel_of_the_finest_map_sees_the_bottom():
     assert rows.min() <= 8 and rows.max() >= 56  # two 3x3 convolutions at stride 8 and more above
 
 
+@pytest.mark.parametrize("names", [["u1"], ["u2"], ["u3"], ["u3", "u2"], ["u1", "u3"]])
+def test_every_weight_learns_whatever_maps_are_used(names):
+    unet = UNetBackbone(in_channels=1, widths=[4, 6, 8], out_features=names)
+    maps = unet(torch.rand(1, 1, 16, 8))
+    assert list(maps) == names
+    for name, shape in unet.output_shape().items():
+        assert maps[name].shape == (1, shape.channels, 16 // shape.stride, 8 // shape.stride)
+    sum(found.sum() for found in maps.values()).backward()
+    assert all(weight.grad is not None for weight in unet.parameters())
+
+
 def test_it_is_built_from_the_config():
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.BACKBONE.NAME", "UNetBackbone", "MODEL.DEVICE", "meta"])
@@ -40,6 +51,8 @@ def test_it_is_built_from_the_config():
     "key,value,named",
     [
         ("WIDTHS", [8], "2 or more widths"),
+        ("WIDTHS", [8, 0, 16], r"WIDTHS.*1 or more"),
+        ("WIDTHS", [8, 16.5], r"WIDTHS.*whole number"),
         ("OUT_FEATURES", ["u9"], "u1, u2, u3"),
         ("OUT_FEATURES", [], "one map or more"),
         ("NORM", "BM", r"MODEL\.UNET\.NORM"),

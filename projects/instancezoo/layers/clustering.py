@@ -144,9 +144,11 @@ def cluster_votes(
     votes = (y * width + x).bincount(minlength=height * width)
     # Equal numbers of votes: the first cell in row-major order is the maximum.
     ranks = votes * (height * width) - torch.arange(height * width, device=votes.device)
-    order = ranks.argsort()
-    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
-    grid = places.view(1, 1, height, width).float()  # places are exact up to 2^24 cells
+    voted = votes.nonzero().squeeze(1)
+    order = voted[ranks[voted].argsort()]
+    places = torch.zeros_like(votes)
+    places[order] = torch.arange(1, len(order) + 1, device=votes.device)
+    grid = places.view(1, 1, height, width).float()  # exact up to 2^24 cells with votes
     largest = F.max_pool2d(grid, window, stride=1, padding=window // 2)
     is_peak = (largest == grid).flatten() & (votes >= max(1, min_votes))
     peaks = is_peak.nonzero().squeeze(1)

@@ -130,6 +130,12 @@ def check_roi_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
         raise ConfigError(
             f"MODEL.SEMICONV.IN_FEATURES has strides {strides}; each must be twice the one before"
         )
+    channels = [shapes[name].channels for name in cfg.MODEL.SEMICONV.IN_FEATURES]
+    if len(set(channels)) > 1:
+        raise ConfigError(
+            f"MODEL.SEMICONV.IN_FEATURES has maps of {channels} channels; all must have the same "
+            "number, as those of a feature pyramid"
+        )
     name = cfg.MODEL.ROI_MASK_HEAD.NAME
     if cfg.MODEL.MASK_ON and name != MASK_HEAD:
         raise ConfigError(

@@ -26,7 +26,8 @@ class UNetBackbone(Backbone):
     """Halve the image several times, and double it again beside the maps of the way down.
 
     Each stage is two 3x3 convolutions. The result has one map a stage, "u1" at the image's own
-    size, "u2" at half of it, and so on; the coarsest one is the bottom.
+    size, "u2" at half of it, and so on; the coarsest one is the bottom. The way up ends at the
+    finest map that is returned.
 
     Args:
         in_channels: of the images.
@@ -51,7 +52,9 @@ class UNetBackbone(Backbone):
         )
         self.up = nn.ModuleList()
         self.merge = nn.ModuleList()
-        for width, below in pairwise(widths):
+        # Stages finer than all maps that are returned would never get a gradient.
+        self._finest = min(int(name[1:]) for name in out_features) - 1
+        for width, below in pairwise(widths[self._finest :]):
             self.up.append(nn.ConvTranspose2d(below, width, kernel_size=2, stride=2))
             self.merge.append(_build_stage(2 * width, width, norm))
         self._widths = list(widths)
@@ -67,6 +70,10 @@ class UNetBackbone(Backbone):
                 f"MODEL.UNET.WIDTHS is {list(node.WIDTHS)} and MODEL.UNET.OUT_FEATURES "
                 f"{list(node.OUT_FEATURES)}; there must be 2 or more widths, and one map or more "
                 f"of {', '.join(names) or 'u1, u2'}"
+            )
+        if not all(isinstance(width, int) and width >= 1 for width in node.WIDTHS):
+            raise ConfigError(
+                f"MODEL.UNET.WIDTHS is {list(node.WIDTHS)}; each must be a whole number, 1 or more"
             )
         check_choice("MODEL.UNET.NORM", node.NORM, NORMS)
         for width in node.WIDTHS:
@@ -90,9 +97,10 @@ class UNetBackbone(Backbone):
             features = stage(F.max_pool2d(features, 2) if index else features)
             skips.append(features)
         maps = {f"u{len(skips)}": features}
-        for index in reversed(range(len(self.up))):
-            joined = torch.cat([skips[index], self.up[index](features)], dim=1)
-            features = self.merge[index](joined)
+        for index in reversed(range(self._finest, len(skips) - 1)):
+            step = index - self._finest
+            joined = torch.cat([skips[index], self.up[step](features)], dim=1)
+            features = self.merge[step](joined)
             maps[f"u{index + 1}"] = features
         return {name: maps[name] for name in self._out_features}
 
