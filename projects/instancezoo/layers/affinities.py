@@ -98,7 +98,7 @@ def affinity_loss(
 
 
 def find_pairs(nodes: Tensor, window: int) -> Pairs:
-    """List the pairs of cells of different nodes in a window.
+    """List the pairs of cells of different nodes in a window, by first cell, then by channel.
 
     Args:
         nodes: (h, w) long, the node of each cell; below 0 for none.
@@ -116,10 +116,9 @@ def find_pairs(nodes: Tensor, window: int) -> Pairs:
         y, x = ((first >= 0) & (second >= 0) & (first != second)).nonzero(as_tuple=True)
         cells = y * width + x + left
         parts.append((cells, cells + down * width + right, torch.full_like(cells, channel)))
-    if not parts:
-        none = nodes.new_zeros(0)
-        return Pairs(none, none, none)
-    return Pairs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    first, second, channels = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = first.argsort(stable=True)
+    return Pairs(first[order], second[order], channels[order])
 
 
 def weigh_pairs(logits: Tensor, probs: Tensor, pairs: Pairs, *, eps: float = EPS) -> Tensor:

@@ -112,3 +112,17 @@ def carry_over(labels: Tensor, size: Sequence[int]) -> Tensor:
     inside[1:-1, 1:-1] = centre * same
     blocks = inside.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
     return blocks[: size[0], : size[1]]
+
+
+def drop_segments(labels: Tensor, foreground: Tensor, min_size: int) -> Tensor:
+    """Labels without segments that are too small or have no foreground cell; renumbered.
+
+    Args:
+        labels: (h, w) long.
+        foreground: (h, w) bool.
+        min_size: in cells.
+    """
+    sizes = labels.flatten().bincount()
+    kept = (sizes >= min_size) & (labels[foreground].bincount(minlength=len(sizes)) > 0)
+    kept[:1] = False  # no segment
+    return (kept.cumsum(0) * kept)[labels]
