@@ -74,7 +74,7 @@ def measure_overlaps(ids: Tensor, labels: Tensor) -> Tensor:
 
 
 def measure_cut(level: LevelMaps, labels: Tensor) -> float:
-    """Sum of the cut weights of the finest graph; cells without a segment are parts of their own."""
+    """Sum of the weights cut in the finest graph; a cell without a segment is a part of its own."""
     nodes = number_nodes(level.foreground, torch.zeros_like(labels))
     pairs = find_pairs(nodes, WINDOW)
     weights = weigh_pairs(level.affinity_logits, level.probs, pairs)

@@ -104,9 +104,7 @@ class SSAPParity:
         pairs = find_pairs(nodes, self.window)
         edges = nodes.flatten()[torch.stack([pairs.first, pairs.second], dim=1)]
         self.fixture.check_exact(f"edge_nodes_{coarsest}", edges)
-        weights = weigh_pairs(
-            level.affinity_logits, level.probs, pairs, eps=self.config["eps"]
-        )
+        weights = weigh_pairs(level.affinity_logits, level.probs, pairs, eps=self.config["eps"])
         self._check(f"edge_weights_{coarsest}", weights)
 
     def check_partitions(self) -> None:
@@ -172,7 +170,9 @@ class SSAPParity:
         factor = torch.where(is_object, weight, 1.0)[:, None] * (is_pair & ~is_dropped)
         expected = 2 * factor * (affinities - is_same.double()) * affinities * (1 - affinities)
         torch.testing.assert_close(gradient, expected / is_pair.sum(), rtol=0, atol=1e-12)
-        semantic = F.cross_entropy(self._read_classes(level)[None], self.table[self._sample(level)][None])
+        semantic = F.cross_entropy(
+            self._read_classes(level)[None], self.table[self._sample(level)][None]
+        )
         return loss.detach(), semantic
 
     def _compare(self, level: int) -> tuple[Tensor, Tensor]:

@@ -60,9 +60,7 @@ def partition_levels(
     return results[::-1]
 
 
-def partition_nodes(
-    nodes: Tensor, level: LevelMaps, window: int, partition: Partition
-) -> Tensor:
+def partition_nodes(nodes: Tensor, level: LevelMaps, window: int, partition: Partition) -> Tensor:
     """Labels (h, w) long of the parts of a graph whose nodes (h, w) are groups of cells."""
     pairs = find_pairs(nodes, window)
     weights = weigh_pairs(level.affinity_logits, level.probs, pairs)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -131,7 +130,8 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
         settings, losses = self.loss_settings, {}
         levels = zip(self.in_features, outputs.cls_logits, outputs.affinity_logits, strict=True)
         for level, (name, cls_logits, affinity_logits) in enumerate(levels):
-            ids, classes = (maps[:, :: 2**level, :: 2**level] for maps in (targets.ids, targets.classes))
+            step = 2**level
+            ids, classes = (m[:, ::step, ::step] for m in (targets.ids, targets.classes))
             is_counted = classes != IGNORED
             sums = F.cross_entropy(
                 cls_logits.float(), classes, ignore_index=IGNORED, reduction="sum"
@@ -161,9 +161,7 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
         confidences = levels[0].probs.new_ones(int(labels.max()))
         return Segments.from_labels(labels, confidences)
 
-    def describe(
-        self, maps: PyramidMaps, index: int, segments: Segments
-    ) -> tuple[Tensor, Tensor]:
+    def describe(self, maps: PyramidMaps, index: int, segments: Segments) -> tuple[Tensor, Tensor]:
         """The class that most foreground cells vote for, and its mean probability."""
         level = self._read_level(maps, index, segments.grid, 0)
         return vote_as_foreground(level.probs, level.foreground, segments)
