@@ -115,8 +115,8 @@ def test_loss_equals_a_loop_and_has_a_gradient():
         if not is_dropped[n, channel, y, x]:
             weight = 3.0 if ids[n, y, x] > 0 else 1.0
             error = logits[n, channel, y, x].sigmoid() - is_same[n, channel, y, x].double()
-            expected += weight * float(error) ** 2
-    torch.testing.assert_close(float(measure(logits)), expected / int(is_pair.sum()))
+            expected += weight * error.item() ** 2
+    torch.testing.assert_close(measure(logits).item(), expected / int(is_pair.sum()))
     assert torch.autograd.gradcheck(measure, (logits,))
 
 

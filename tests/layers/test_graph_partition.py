@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from instancezoo.layers import extension
-from instancezoo.layers.graph_partition import contract_greedily, mutex_watershed, sum_cut_weights
+from instancezoo.layers.graph_partition import (
+    contract_greedily,
+    partition_by_mutexes,
+    sum_cut_weights,
+)
 
 CPU = torch.device("cpu")
-BOTH = pytest.mark.parametrize("partition", [contract_greedily, mutex_watershed])
+BOTH = pytest.mark.parametrize("partition", [contract_greedily, partition_by_mutexes])
 
 
 def _make_graph(num_nodes, num_edges, kind, seed=0):
@@ -72,7 +76,7 @@ def _flood_slowly(edges, weights, num_nodes):
 @pytest.mark.parametrize("num_nodes,num_edges", [(0, 0), (1, 0), (1, 3), (7, 12), (14, 60)])
 @pytest.mark.parametrize("kind", ["plain", "ties", "attractive"])
 def test_partitions_equal_slow_references(op_version, num_nodes, num_edges, kind):
-    references = {contract_greedily: _contract_slowly, mutex_watershed: _flood_slowly}
+    references = {contract_greedily: _contract_slowly, partition_by_mutexes: _flood_slowly}
     for seed in range(6):
         edges, weights = _make_graph(num_nodes, num_edges, kind, seed)
         if kind != "ties":  # sums in another order: no two of them are close
@@ -121,7 +125,7 @@ def test_mutex_watershed_equals_a_librarys():
     expected = graphs.mutex_watershed.mutex_watershed_clustering(
         graph, costs[costs > 0], pairs[repulsive], -costs[repulsive]
     )
-    found = mutex_watershed(edges, weights, 2000)
+    found = partition_by_mutexes(edges, weights, 2000)
     assert 10 < int(found.max()) < 1900
     assert np.array_equal(found.numpy(), expected.astype(np.int64))
 
@@ -149,7 +153,7 @@ def test_a_graph_that_is_not_contiguous(op_version, partition):
 
 
 @pytest.mark.skipif(not extension.IS_BUILT, reason="instancezoo._C was not built")
-@pytest.mark.parametrize("name", ["contract_greedily", "mutex_watershed"])
+@pytest.mark.parametrize("name", ["contract_greedily", "partition_by_mutexes"])
 def test_operators_are_well_registered(name):
     operator = extension.find_compiled(name, CPU)
     edges, weights = _make_graph(30, 90, "plain")

@@ -51,10 +51,11 @@ def compare_neighbours(ids: Tensor, is_counted: Tensor, window: int) -> tuple[Te
     """
     reach = window // 2
     inside = F.pad(ids.masked_fill(~is_counted, -1), [reach] * 4, value=-1)
-    around = inside.unfold(1, window, 1).unfold(2, window, 1)  # (N, h, w, r, r)
-    around = around.flatten(3).permute(0, 3, 1, 2)  # (N, r*r, h, w)
-    is_pair = (around >= 0) & is_counted[:, None]
-    return (around == ids[:, None]) & is_pair, is_pair
+    around = inside.unfold(1, window, 1).unfold(2, window, 1)  # (N, h, w, r, r), a view
+    around = around.permute(0, 3, 4, 1, 2)  # (N, r, r, h, w)
+    is_pair = (around >= 0) & is_counted[:, None, None]
+    is_same = (around == ids[:, None, None]) & is_pair
+    return is_same.flatten(1, 2), is_pair.flatten(1, 2)
 
 
 def drop_positives(is_same: Tensor, share: float) -> Tensor:
@@ -122,7 +123,7 @@ def find_pairs(nodes: Tensor, window: int) -> Pairs:
 
 
 def weigh_pairs(logits: Tensor, probs: Tensor, pairs: Pairs, *, eps: float = EPS) -> Tensor:
-    """Log-odds that both cells of a pair are of one object (SSAP, section 3.3).
+    """Log-odds that both cells of a pair are of one object (SSAP).
 
     The affinity is the mean of both directions', times exp(-JS) of the classes' probabilities.
 

@@ -40,7 +40,7 @@ def contract_greedily(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
     return parts.to(edges.device)
 
 
-def mutex_watershed(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
+def partition_by_mutexes(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
     """Mutex watershed (Wolf et al., ECCV 2018).
 
     Edges are visited once, the largest magnitude first; of equal ones, the smaller pair of nodes. A
@@ -48,7 +48,7 @@ def mutex_watershed(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
 
     Args, Returns: as in `contract_greedily`; weights that are 0 or NaN do not count.
     """
-    flood = find_compiled("mutex_watershed", _CPU) or _mutex_watershed
+    flood = find_compiled("partition_by_mutexes", _CPU) or _partition_by_mutexes
     parts: Tensor = flood(edges.to(_CPU), _to_double(weights), num_nodes)
     return parts.to(edges.device)
 
@@ -73,33 +73,46 @@ def _to_double(weights: Tensor) -> Tensor:
 
 
 def _contract_greedily(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
-    """The plain version of the operator: the smaller node of two takes over all edges."""
-    links: list[dict[int, float]] = [{} for _ in range(num_nodes)]
+    """The plain version of the operator: of two roots, the one with more links takes over all."""
+    links: list[dict[int, float]] = [{} for _ in range(num_nodes)]  # of roots, to roots
     for (a, b), weight in zip(edges.tolist(), weights.tolist(), strict=True):
         if a != b:
             links[a][b] = links[b][a] = links[a].get(b, 0.0) + weight
-    pairs = ((a, b, weight) for a, others in enumerate(links) for b, weight in others.items())
-    heap = [(-weight, a, b) for a, b, weight in pairs if a < b and weight > 0]
-    heapq.heapify(heap)
-    parents = list(range(num_nodes))
+    parents, smallest = list(range(num_nodes)), list(range(num_nodes))
+    heap: list[tuple[float, int, int, int, int]] = []
+
+    def push(a: int, b: int) -> None:
+        if (weight := links[a][b]) > 0:
+            if smallest[a] > smallest[b]:
+                a, b = b, a
+            heapq.heappush(heap, (-weight, smallest[a], smallest[b], a, b))
+
+    for a, others in enumerate(links):
+        for b in others:
+            if a < b:
+                push(a, b)
     while heap:
-        negative, low, high = heapq.heappop(heap)
-        if links[low].get(high) != -negative:
+        negative, low, high, a, b = heapq.heappop(heap)
+        if links[a].get(b) != -negative or (low, high) != (smallest[a], smallest[b]):
             continue  # it has changed since
-        parents[high] = low
-        del links[high][low], links[low][high]
-        for other, weight in links[high].items():
-            del links[other][high]
-            total = links[low].get(other, 0.0) + weight
-            links[low][other] = links[other][low] = total
-            if total > 0:
-                heapq.heappush(heap, (-total, min(low, other), max(low, other)))
-        links[high] = {}
+        root, below = (a, b) if len(links[a]) >= len(links[b]) else (b, a)
+        parents[below] = root
+        del links[a][b], links[b][a]
+        changed = list(links[below])
+        for other, weight in links[below].items():
+            del links[other][below]
+            total = links[root].get(other, 0.0) + weight
+            links[root][other] = links[other][root] = total
+        links[below] = {}
+        # The rank among equal weights depends on the smallest node.
+        is_renamed, smallest[root] = smallest[root] != low, low
+        for other in list(links[root]) if is_renamed else changed:
+            push(root, other)
     return _number_parts(parents)
 
 
-def _mutex_watershed(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
-    """The plain version of the operator: the smaller node of two is the root of their part."""
+def _partition_by_mutexes(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
+    """The plain version of the operator: of two roots, the one with more mutexes stays."""
     totals: dict[tuple[int, int], float] = {}
     for (a, b), weight in zip(edges.tolist(), weights.tolist(), strict=True):
         if a != b:
@@ -107,37 +120,37 @@ def _mutex_watershed(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
             totals[pair] = totals.get(pair, 0.0) + weight
     parents = list(range(num_nodes))
     excluded: list[set[int]] = [set() for _ in range(num_nodes)]  # roots for a root
-
-    def find(node: int) -> int:
-        while parents[node] != node:
-            parents[node] = parents[parents[node]]
-            node = parents[node]
-        return node
-
     order = [(-abs(weight), pair) for pair, weight in totals.items() if abs(weight) > 0]
     for _, pair in sorted(order):
-        low, high = sorted((find(pair[0]), find(pair[1])))
-        if low == high:
+        root, below = _find_root(parents, pair[0]), _find_root(parents, pair[1])
+        if root == below:
             continue
         if totals[pair] < 0:
-            excluded[low].add(high)
-            excluded[high].add(low)
-        elif high not in excluded[low]:
-            parents[high] = low
-            for other in excluded[high]:
-                excluded[other].remove(high)
-                excluded[other].add(low)
-            excluded[low] |= excluded[high]
+            excluded[root].add(below)
+            excluded[below].add(root)
+        elif below not in excluded[root]:
+            if len(excluded[root]) < len(excluded[below]):
+                root, below = below, root
+            parents[below] = root
+            for other in excluded[below]:
+                excluded[other].remove(below)
+                excluded[other].add(root)
+            excluded[root] |= excluded[below]
+            excluded[below] = set()
     return _number_parts(parents)
 
 
+def _find_root(parents: list[int], node: int) -> int:
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
 def _number_parts(parents: list[int]) -> Tensor:
-    """Parts by parents, none of which is larger than its node."""
-    roots: list[int] = []
-    for node, parent in enumerate(parents):
-        roots.append(node if parent == node else roots[parent])
-    numbers: Tensor = torch.tensor(roots, dtype=torch.long).unique(return_inverse=True)[1]
-    return numbers
+    numbers: dict[int, int] = {}  # of roots, in the order of their first nodes
+    roots = (_find_root(parents, node) for node in range(len(parents)))
+    return torch.tensor([numbers.setdefault(r, len(numbers)) for r in roots], dtype=torch.long)
 
 
 @register_fake("contract_greedily")
@@ -145,6 +158,6 @@ def _shape_contracted(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
     return edges.new_empty((num_nodes,))
 
 
-@register_fake("mutex_watershed")
+@register_fake("partition_by_mutexes")
 def _shape_flooded(edges: Tensor, weights: Tensor, num_nodes: int) -> Tensor:
     return edges.new_empty((num_nodes,))

@@ -1,4 +1,4 @@
-"""The graphs of all levels, partitioned from coarse to fine (section 4).
+"""The graphs of all levels, partitioned from coarse to fine.
 
 A coarse level decides what lies well inside an object; only the rest of a finer level is decided
 anew. Maps of labels hold 0 for cells without a segment, and number segments by first appearance in
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from instancezoo.layers.affinities import find_pairs, weigh_pairs
-from instancezoo.layers.graph_partition import contract_greedily, mutex_watershed
+from instancezoo.layers.graph_partition import contract_greedily, partition_by_mutexes
 
 Partition = Callable[[Tensor, Tensor, int], Tensor]
-PARTITIONS: dict[str, Partition] = {"gaec": contract_greedily, "mutex": mutex_watershed}
+PARTITIONS: dict[str, Partition] = {"gaec": contract_greedily, "mutex": partition_by_mutexes}
 
 
 @dataclass(frozen=True)

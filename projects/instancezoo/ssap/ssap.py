@@ -126,7 +126,7 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
         return paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
 
     def losses(self, outputs: PyramidMaps, targets: ObjectMaps) -> dict[str, Tensor]:
-        """`loss_sem_p2`, ... and `loss_affinity_p2`, ... of the levels (section 3)."""
+        """`loss_sem_p2`, ... and `loss_affinity_p2`, ..., one of each a level."""
         settings, losses = self.loss_settings, {}
         levels = zip(self.in_features, outputs.cls_logits, outputs.affinity_logits, strict=True)
         for level, (name, cls_logits, affinity_logits) in enumerate(levels):
@@ -150,7 +150,7 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
         return losses
 
     def group(self, maps: PyramidMaps, index: int, grid: tuple[int, int]) -> Segments:
-        """Partition the graphs (section 4); segments too small or without a class are dropped."""
+        """Partition the graphs; segments too small or without a class are dropped."""
         settings = self.graph_settings
         num_levels = len(maps.cls_logits) if settings.cascade else 1
         levels = [self._read_level(maps, index, grid, level) for level in range(num_levels)]

@@ -18,7 +18,7 @@ TORCH_LIBRARY(instancezoo, m) {
       "Tensor column_cells, Tensor column_weights, float threshold, float margin) -> (Tensor, "
       "Tensor, Tensor)");
   m.def("contract_greedily(Tensor edges, Tensor weights, int num_nodes) -> Tensor");
-  m.def("mutex_watershed(Tensor edges, Tensor weights, int num_nodes) -> Tensor");
+  m.def("partition_by_mutexes(Tensor edges, Tensor weights, int num_nodes) -> Tensor");
 }
 
 extern "C" PyObject* PyInit__C() {

@@ -16,7 +16,7 @@ at::Tensor contract_greedily_cpu(const at::Tensor& edges, const at::Tensor& weig
                                  int64_t num_nodes);
 
 // Mutex watershed: the largest magnitude first; of equal ones, the smaller pair of nodes.
-at::Tensor mutex_watershed_cpu(const at::Tensor& edges, const at::Tensor& weights,
+at::Tensor partition_by_mutexes_cpu(const at::Tensor& edges, const at::Tensor& weights,
                                int64_t num_nodes);
 
 }  // namespace instancezoo

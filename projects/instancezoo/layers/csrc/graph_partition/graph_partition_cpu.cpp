@@ -292,14 +292,14 @@ at::Tensor contract_greedily_cpu(const at::Tensor& edges, const at::Tensor& weig
   return Contraction(read_edges(edges, weights, num_nodes), num_nodes).run();
 }
 
-at::Tensor mutex_watershed_cpu(const at::Tensor& edges, const at::Tensor& weights,
+at::Tensor partition_by_mutexes_cpu(const at::Tensor& edges, const at::Tensor& weights,
                                int64_t num_nodes) {
   return MutexWatershed(read_edges(edges, weights, num_nodes), num_nodes).run();
 }
 
 TORCH_LIBRARY_IMPL(instancezoo, CPU, m) {
   m.impl("contract_greedily", &contract_greedily_cpu);
-  m.impl("mutex_watershed", &mutex_watershed_cpu);
+  m.impl("partition_by_mutexes", &partition_by_mutexes_cpu);
 }
 
 }  // namespace instancezoo
