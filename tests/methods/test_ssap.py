@@ -196,6 +196,7 @@ def test_an_untrained_network_is_partitioned_in_seconds(height, width):
         ("CONVS_DIM", 48, "GN.*32"),
         ("AFFINITY_LOSS_WEIGHTS", [1.0, 2.0], "5 numbers"),
         ("AFFINITY_LOSS_WEIGHTS", [1.0, 2.0, -1.0, 0.0, 0.0], "5 numbers"),
+        ("SEM_LOSS_WEIGHTS", [1.0], "5 numbers"),
         ("PARTITION", "kmeans", "gaec, mutex"),
         ("POSITIVE_DROP", 1.5, "between 0 and 1"),
         ("MASK_RESIZE", "cubic", "nearest"),

@@ -143,6 +143,7 @@ class SSAPParity:
             "NUM_CLASSES": self.config["C"] - 1,
             "IN_FEATURES": names,
             "WINDOW": self.window,
+            "SEM_LOSS_WEIGHTS": [1.0] * self.num_levels,
             "AFFINITY_LOSS_WEIGHTS": self.config["lam"],
             "OBJECT_WEIGHT": self.config["object_weight"],
             "POSITIVE_DROP": self.config["positive_drop"],

@@ -16,14 +16,14 @@ from instancezoo.modeling.towers import NORMS, check_group_norm
 from .cascade import PARTITIONS
 
 _SECTION = "MODEL.SSAP"
+_MAX_WEIGHT = 1e6
 _LIMITS = {
     "NUM_CLASSES": (1, 10**5),
     "WINDOW": (3, 15),
     "CONVS_DIM": (1, 2**16),
     "NUM_CONVS": (0, 100),
-    "SEM_LOSS_WEIGHT": (0, 1e6),
     "POSITIVE_DROP": (0, 1),
-    "OBJECT_WEIGHT": (0, 1e6),
+    "OBJECT_WEIGHT": (0, _MAX_WEIGHT),
     "FG_MARGIN": (-1, 1),
     "MIN_SIZE": (1, inf),
     "MAX_INSTANCES": (1, inf),
@@ -43,9 +43,10 @@ def add_ssap_config(cfg: CfgNode) -> None:
     node.CONVS_DIM = 256
     node.NUM_CONVS = 2
     node.NORM = "GN"
-    # Weight of the classes' cross-entropy on each level, and of the affinities' squared error
-    # (lambda), one a level, finest first.
-    node.SEM_LOSS_WEIGHT = 1.0
+    # Weights of the classes' cross-entropy and of the affinities' squared error (lambda), one a
+    # level, finest first. Lower those of coarse levels that have a few cells an image: their losses
+    # are noise for the shared branches.
+    node.SEM_LOSS_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0]
     node.AFFINITY_LOSS_WEIGHTS = [0.01, 0.03, 0.1, 0.3, 1.0]
     # Share of the pairs of cells of one object, or both of the background, that the loss of the
     # affinities leaves out at random: most pairs are such.
@@ -100,11 +101,16 @@ def check_ssap_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     check_group_norm(node.NORM, {f"{_SECTION}.CONVS_DIM": node.CONVS_DIM})
     check_choice(f"{_SECTION}.PARTITION", node.PARTITION, PARTITIONS)
     check_choice(f"{_SECTION}.MASK_RESIZE", node.MASK_RESIZE, RESIZES)
-    weights = list(node.AFFINITY_LOSS_WEIGHTS)
-    if len(weights) != len(strides) or not all(is_number(w) and 0 <= w <= 1e6 for w in weights):
+    for key in ("SEM_LOSS_WEIGHTS", "AFFINITY_LOSS_WEIGHTS"):
+        _check_weights(f"{_SECTION}.{key}", list(node[key]), node.IN_FEATURES)
+
+
+def _check_weights(key: str, weights: list[float], levels: list[str]) -> None:
+    are_numbers = all(is_number(weight) and 0 <= weight <= _MAX_WEIGHT for weight in weights)
+    if len(weights) != len(levels) or not are_numbers:
         raise ConfigError(
-            f"{_SECTION}.AFFINITY_LOSS_WEIGHTS is {weights}; it must be {len(strides)} numbers of "
-            f"0 to 1e6, one for each of {', '.join(node.IN_FEATURES)}"
+            f"{key} is {weights}; it must be {len(levels)} numbers of 0 to {_MAX_WEIGHT:g}, one "
+            f"for each of {', '.join(levels)}"
         )
 
 

@@ -29,7 +29,7 @@ from .head import PyramidMaps, SSAPHead
 class LossSettings:
     """Weights of the losses; keys of MODEL.SSAP of the same meaning."""
 
-    semantic: float
+    semantic: tuple[float, ...]
     affinity: tuple[float, ...]
     positive_drop: float
     object_weight: float
@@ -105,7 +105,7 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
                 mask_resize=node.MASK_RESIZE,
             ),
             "loss_settings": LossSettings(
-                semantic=node.SEM_LOSS_WEIGHT,
+                semantic=tuple(node.SEM_LOSS_WEIGHTS),
                 affinity=tuple(node.AFFINITY_LOSS_WEIGHTS),
                 positive_drop=node.POSITIVE_DROP,
                 object_weight=node.OBJECT_WEIGHT,
@@ -145,7 +145,8 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
                 ids > 0,
                 object_weight=settings.object_weight,
             )
-            losses[f"loss_sem_{name}"] = settings.semantic * sums / is_counted.sum().clamp(min=1)
+            mean = sums / is_counted.sum().clamp(min=1)
+            losses[f"loss_sem_{name}"] = settings.semantic[level] * mean
             losses[f"loss_affinity_{name}"] = settings.affinity[level] * error
         return losses
 
