@@ -14,6 +14,7 @@ from parity.panet import PANetParity
 from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
 from parity.semiconv import SemiConvParity
+from parity.ssap import SSAPParity
 from parity.two_stage import TwoStageParity
 from parity.yolact import YOLACTParity
 
@@ -33,6 +34,7 @@ CHECKS: dict[str, Any] = {
     "YOLACT++ (ResNet-50, DCNv2)": YOLACTParity,
     "panet": PANetParity,
     "semiconv": SemiConvParity,
+    "ssap": SSAPParity,
 }
 
 

@@ -17,6 +17,8 @@ TORCH_LIBRARY(instancezoo, m) {
       "find_score_runs(Tensor scores, Tensor windows, Tensor row_cells, Tensor row_weights, "
       "Tensor column_cells, Tensor column_weights, float threshold, float margin) -> (Tensor, "
       "Tensor, Tensor)");
+  m.def("contract_greedily(Tensor edges, Tensor weights, int num_nodes) -> Tensor");
+  m.def("partition_by_mutexes(Tensor edges, Tensor weights, int num_nodes) -> Tensor");
 }
 
 extern "C" PyObject* PyInit__C() {
