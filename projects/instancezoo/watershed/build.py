@@ -56,9 +56,7 @@ def read_arguments(cfg: CfgNode, arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _build_head(
-    node: CfgNode, image_channels: int, shapes: dict[str, ShapeSpec]
-) -> WatershedHead:
+def _build_head(node: CfgNode, image_channels: int, shapes: dict[str, ShapeSpec]) -> WatershedHead:
     codes = [*node.CLASS_CODES, node.BACKGROUND_CODE] if node.CLASS_CODES else []
     channels = ClassChannels(num_classes=node.NUM_CLASSES, codes=codes, dim=node.CLASS_DIM)
     return WatershedHead(
@@ -76,9 +74,7 @@ def _build_head(
     )
 
 
-def _build_semantics(
-    node: CfgNode, shapes: dict[str, ShapeSpec]
-) -> SemanticBranch | SemanticFiles:
+def _build_semantics(node: CfgNode, shapes: dict[str, ShapeSpec]) -> SemanticBranch | SemanticFiles:
     if node.SEMANTICS == "maps":
         return SemanticFiles(labels=node.SEMANTIC_LABELS or range(node.NUM_CLASSES))
     branch = SemSegFPNHead(
@@ -88,9 +84,7 @@ def _build_semantics(
         common_stride=node.SEM_STRIDE,
         norm=node.SEM_NORM,
     )
-    return SemanticBranch(
-        in_features=node.IN_FEATURES, branch=branch, foreground_thresh=node.T_FG
-    )
+    return SemanticBranch(in_features=node.IN_FEATURES, branch=branch, foreground_thresh=node.T_FG)
 
 
 def _repeat(values: list[int], length: int) -> tuple[int, ...]:

@@ -56,8 +56,10 @@ def cut_levels(levels: Tensor, classes: Tensor, settings: CutSettings) -> tuple[
     above = levels > levels.new_tensor(settings.levels)[order][:, None, None]
     masks = above & (classes == order[:, None, None])  # (S, h, w)
     masks = _drop_small(masks, order, settings.min_sizes)
-    # Also those at the border of the map, and whatever class they have.
-    masks = ~drop_small_components(~masks, settings.hole_area, connectivity=_CUT_CONNECTIVITY)
+    # Also those at the border of the map, and whatever class they have; but a small map in which
+    # nothing is above the level is no hole.
+    filled = ~drop_small_components(~masks, settings.hole_area, connectivity=_CUT_CONNECTIVITY)
+    masks = filled & masks.flatten(1).any(dim=1)[:, None, None]
     numbers = label_components(masks, connectivity=_LABEL_CONNECTIVITY)
     counts = numbers.flatten(1).amax(dim=1)  # (S,)
     starts = counts.cumsum(0) - counts
