@@ -10,8 +10,10 @@ from instancezoo import model_zoo
 from instancezoo.errors import ConfigError, ZooError
 from instancezoo.modeling.object_maps import IGNORED
 from instancezoo.testing import build_seeded_model, get_tiny_config, make_input
+from instancezoo.watershed.head import WatershedMaps
 from instancezoo.watershed.losses import direction_loss, energy_loss
 from instancezoo.watershed.networks import make_bilinear_filters, scale_to_unit
+from instancezoo.watershed.semantics import PredictedSemantics
 from instancezoo.watershed.targets import measure_depths
 
 TINY, CITYSCAPES = "watershed/watershed_tiny", "watershed/deep_watershed_cityscapes"
@@ -156,7 +158,9 @@ def test_directions_are_unit_vectors_of_things() -> None:
 )
 def test_the_papers_stages(overrides, trained, frozen) -> None:
     keys = overrides[::2]
-    named = [word for key, value in zip(keys, overrides[1::2], strict=True) for word in (key, value)]
+    named = [
+        word for key, value in zip(keys, overrides[1::2], strict=True) for word in (key, value)
+    ]
     model = _build(*[f"MODEL.DWT.{word}" if word in keys else word for word in named])
     losses = model([make_input(128, 128, BOXES)])
     assert set(losses) == {f"loss_{name}" for name in model.training_settings.losses}
@@ -206,9 +210,6 @@ def test_scores_are_mean_probabilities_of_the_cut_class() -> None:
     logits = torch.zeros(1, 5, 16, 16)
     logits[:, 4] = 6
     logits[:, :, 4:12, 4:12] = torch.tensor([0.0, 0, 5, 0, 0])[:, None, None]
-    from instancezoo.watershed.head import WatershedMaps
-    from instancezoo.watershed.semantics import PredictedSemantics
-
     semantics = PredictedSemantics(logits, 4, images, 0.5)
     classes = semantics.find_classes()
     assert classes.unique().tolist() == [2, 4]
@@ -261,7 +262,7 @@ def test_semantic_maps_come_with_the_image(narrow) -> None:
     record = make_input(64, 96, [])
     with pytest.raises(ZooError, match=r"image_0\.png.*INPUT\.SEMANTIC_MAPS"):
         narrow([record])
-    with pytest.raises(ZooError, match="64 pixels.*96 x 64"):
+    with pytest.raises(ZooError, match=r"64 pixels.*96 x 64"):
         narrow([record | {"sem_seg": torch.zeros(64, 64, dtype=torch.long)}])
     labels = torch.full((64, 96), 255)
     labels[:, 40:] = 13  # a car

@@ -66,10 +66,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint without running any code in it.
 
     `.pth`, `.pt` and `.pyth` (torch's formats) and `.pkl` are read by an unpickler that accepts
-    only arrays, tensors, containers and numbers, `.safetensors` by its own library, `.mat` by scipy,
-    of which only arrays are kept. Metadata of
-    foreign classes is dropped; a file that calls anything is refused, and one whose content would
-    take many times its size in memory.
+    only arrays, tensors, containers and numbers, `.safetensors` by its own library, and of `.mat`
+    the arrays by scipy. Metadata of foreign classes is dropped; a file that calls anything is
+    refused, and one whose content would take many times its size in memory.
 
     Args:
         path: a local file.
