@@ -50,14 +50,16 @@ def _measure_by_opencv(labels: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def _find_boxes(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Labels (M,) of a map and their boxes (M, 4): first row and column, those after the last."""
-    y, x = labels.nonzero()
-    found, owners = np.unique(labels[y, x], return_inverse=True)
-    low = np.full((len(found), 2), max(labels.shape))
-    high = np.zeros_like(low)
-    points = np.stack([y, x], axis=1)
-    np.minimum.at(low, owners, points)
-    np.maximum.at(high, owners, points + 1)
-    return found, np.concatenate([low, high], axis=1)
+    size = int(labels.max()) + 1
+    boxes = np.zeros((size, 4), np.int64)
+    for axis, image in enumerate((labels, labels.T)):
+        # Pixels come in the order of their rows: the last one that is written has the end.
+        places, across = image.nonzero()
+        owners = image[places, across]
+        boxes[owners, axis + 2] = places + 1
+        boxes[owners[::-1], axis] = places[::-1]
+    found = boxes[:, 2].nonzero()[0]
+    return found, boxes[found]
 
 
 def _measure_by_steps(labels: Tensor) -> Tensor:
