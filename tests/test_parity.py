@@ -16,6 +16,7 @@ from parity.polarmask import PolarMaskParity
 from parity.semiconv import SemiConvParity
 from parity.ssap import SSAPParity
 from parity.two_stage import TwoStageParity
+from parity.watershed import WatershedParity
 from parity.yolact import YOLACTParity
 
 # method of a fixture -> what checks it
@@ -35,6 +36,7 @@ CHECKS: dict[str, Any] = {
     "panet": PANetParity,
     "semiconv": SemiConvParity,
     "ssap": SSAPParity,
+    "deep_watershed": WatershedParity,
 }
 
 

@@ -129,6 +129,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SEMANTIC_MAPS = ""
     # The same for DATASETS.TEST, whose loss TEST.VALIDATION_LOSS computes.
     cfg.INPUT.SEMANTIC_MAPS_TEST = ""
+    # The maps are an input of the model: read those of SEMANTIC_MAPS_TEST in inference.
+    cfg.INPUT.SEMANTIC_INPUT = False
     # Dataset mapper: "instance", or one that a method registers (its README says when to use it).
     cfg.INPUT.MAPPER = "instance"
 

@@ -11,6 +11,7 @@ from instancezoo import (
     solo,
     solov2,
     ssap,
+    watershed,
     yolact,
 )
 from instancezoo.method import Method
@@ -28,4 +29,5 @@ METHODS: list[Method] = [
     panet.METHOD,
     semiconv.METHOD,
     ssap.METHOD,
+    watershed.METHOD,
 ]

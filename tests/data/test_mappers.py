@@ -218,6 +218,22 @@ def test_semantic_labels_come_from_a_folder(
     assert torch.equal(found, torch.from_numpy(labels))
 
 
+def test_inference_gets_semantic_maps_that_are_an_input(
+    cfg: CfgNode, record: dict[str, Any], tmp_path: Path
+) -> None:
+    labels = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
+    Image.fromarray(labels).save(tmp_path / "photo.png")
+    cfg.INPUT.SEMANTIC_MAPS_TEST = str(tmp_path)
+    assert "sem_seg" not in InstanceMapper(cfg, is_train=False)(record)
+    cfg.INPUT.SEMANTIC_INPUT = True
+    found = InstanceMapper(cfg, is_train=False)(record)
+    assert found["sem_seg"].shape == found["image"].shape[1:]
+    assert torch.equal(found["sem_seg"], torch.from_numpy(labels).long())
+    cfg.INPUT.SEMANTIC_MAPS_TEST = str(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"INPUT\.SEMANTIC_MAPS_TEST '.*none' is no folder"):
+        InstanceMapper(cfg, is_train=False)
+
+
 @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH, 3), (HEIGHT, WIDTH + 1)])
 def test_a_semantic_map_of_another_kind_or_size_is_refused(
     cfg: CfgNode, record: dict[str, Any], tmp_path: Path, shape: tuple[int, ...]

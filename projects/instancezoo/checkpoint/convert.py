@@ -173,8 +173,10 @@ def apply_layout(
             )
         converted.used[name] = target
         converted.state[target] = _transform(name, tensor, transform)
+    for name in converted.used:
         for target, transform in layout.find_derived(name):
-            converted.state[target] = _transform(name, tensor, transform)
+            if target not in converted.state:
+                converted.state[target] = _transform(name, state[name], transform)
     if converted.unknown and not allow_unknown:
         raise CheckpointError(
             f"the file looks like '{layout.name}', but {len(converted.unknown)} of its "

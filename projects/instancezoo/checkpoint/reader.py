@@ -15,10 +15,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from instancezoo.errors import ZooError, first_line
+from instancezoo.optional import MissingPackageError
 
 from .arrays import ARRAY_NAMES
 from .content import PLAIN_NAMES, Resolver, Unsupported
 from .display import show_names, show_text
+from .mat_file import read_mat_file
 from .safe_pickle import RecordingUnpickler, RefusedContent, RefusedGlobal
 from .torch_file import read_torch_file
 
@@ -64,9 +66,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint without running any code in it.
 
     `.pth`, `.pt` and `.pyth` (torch's formats) and `.pkl` are read by an unpickler that accepts
-    only arrays, tensors, containers and numbers, `.safetensors` by its own library. Metadata of
-    foreign classes is dropped; a file that calls anything is refused, and one whose content would
-    take many times its size in memory.
+    only arrays, tensors, containers and numbers, `.safetensors` by its own library, and of `.mat`
+    the arrays by scipy. Metadata of foreign classes is dropped; a file that calls anything is
+    refused, and one whose content would take many times its size in memory.
 
     Args:
         path: a local file.
@@ -77,6 +79,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: no such file, not a checkpoint, damaged, or it would run code.
+        MissingPackageError: the format needs a package that is not installed.
     """
     path = Path(path)
     load = _pick_loader(path)
@@ -88,6 +91,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except RefusedContent as error:
         where = f"'{show_text(error.name)}': " if error.name else ""
         raise CheckpointError(f"{path} is refused: {where}{error}. {_DAMAGED_REMEDY}") from None
+    except MissingPackageError:
+        raise
     except Exception as error:  # a torn file can end in any error, MemoryError included
         reason = show_text(first_line(error), most=200)
         raise CheckpointError(
@@ -164,6 +169,7 @@ _LOADERS: dict[str, Callable[[Path], Any]] = {
     ".pyth": read_torch_file,
     ".pkl": _load_pickle,
     ".safetensors": _load_safetensors,
+    ".mat": read_mat_file,
 }
 
 

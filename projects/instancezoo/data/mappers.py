@@ -148,6 +148,7 @@ class InstanceMapper(DatasetMapper):
         measure_boxes: bool = False,
         keep_crowds: bool = False,
         semantic_maps: str = "",
+        semantic_input: bool = False,
         **kwargs: Any,
     ):
         """
@@ -163,6 +164,7 @@ class InstanceMapper(DatasetMapper):
             measure_boxes: replace the boxes by those around the transformed masks, if there are.
             keep_crowds: keep crowds, marked by `gt_is_crowd`.
             semantic_maps: folder of semantic maps, see INPUT.SEMANTIC_MAPS.
+            semantic_input: read them in inference, too.
             kwargs: further arguments of Detectron2's `DatasetMapper`.
         """
         super().__init__(is_train, augmentations=augmentations, **kwargs)
@@ -172,12 +174,14 @@ class InstanceMapper(DatasetMapper):
         self.needs_masks, self.measure_boxes = needs_masks, measure_boxes
         self.keep_crowds = keep_crowds
         self.semantic_maps = semantic_maps
+        self.reads_semantics = is_train or semantic_input
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        folder = cfg.INPUT.SEMANTIC_MAPS
-        if folder and is_train and not Path(folder).is_dir():
-            raise ConfigError(f"INPUT.SEMANTIC_MAPS '{folder}' is no folder: check the path")
+        key = "SEMANTIC_MAPS" if is_train else "SEMANTIC_MAPS_TEST"
+        folder, is_read = cfg.INPUT[key], is_train or cfg.INPUT.SEMANTIC_INPUT
+        if folder and is_read and not Path(folder).is_dir():
+            raise ConfigError(f"INPUT.{key} '{folder}' is no folder: check the path")
         arguments = super().from_config(cfg, is_train)
         augmentations = [_adapt(step, cfg, is_train) for step in arguments["augmentations"]]
         if is_train:
@@ -195,6 +199,7 @@ class InstanceMapper(DatasetMapper):
             "measure_boxes": is_train and cfg.INPUT.CROP.ENABLED,
             "keep_crowds": cfg.INPUT.CROWDS,
             "semantic_maps": folder,
+            "semantic_input": cfg.INPUT.SEMANTIC_INPUT,
         }
 
     def __call__(self, dataset_dict: Record) -> Record | None:
@@ -205,8 +210,8 @@ class InstanceMapper(DatasetMapper):
 
         Returns:
             The record with `image` (C, H, W) from `ImageReader`, and in training `instances` in
-            place of `annotations`, and `sem_seg` (H, W) long if there is a semantic map; None if
-            `min_box_side` leaves out the last object.
+            place of `annotations`; with `sem_seg` (H, W) long if there is a semantic map, in
+            inference only if it is an input; None if `min_box_side` leaves out the last object.
 
         Raises:
             ImageError: the image cannot be used.
@@ -216,18 +221,18 @@ class InstanceMapper(DatasetMapper):
         image = self.reader.read_record(record)
         if self.semantic_maps:
             path = Path(self.semantic_maps) / f"{Path(record['file_name']).stem}.png"
-        sem_seg = read_semantic_map(path, image.shape) if path and self.is_train else None
+        sem_seg = read_semantic_map(path, image.shape) if path and self.reads_semantics else None
         annotations = record.pop("annotations", None) if self.is_train else None
         if annotations is not None:
             annotations = self._select_annotations(annotations, record)
         aug_input = T.AugInput(image, boxes=_stack_boxes(annotations), sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         record["image"] = to_tensor(aug_input.image)
+        if aug_input.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         if not self.is_train:
             record.pop("annotations", None)
             return record
-        if aug_input.sem_seg is not None:
-            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         if annotations is not None:
             if needs_pixels(transforms):
                 _fill_polygons(annotations, record["height"], record["width"])
