@@ -4,6 +4,7 @@ from instancezoo import (
     fcos,
     htc,
     mask_rcnn,
+    metric,
     panet,
     pointrend,
     polarmask,
@@ -26,4 +27,5 @@ METHODS: list[Method] = [
     yolact.METHOD,
     panet.METHOD,
     semiconv.METHOD,
+    metric.METHOD,
 ]

@@ -156,6 +156,82 @@ def cluster_votes(
     return Clusters(assign_nearest(points, centres) + 1, centres, peaks.new_zeros(0))
 
 
+@torch.no_grad()
+def cluster_mean_shift(
+    points: Tensor,
+    *,
+    bandwidth: float,
+    min_size: int,
+    max_clusters: int,
+    max_misses: int,
+    max_rounds: int = 50,
+    tolerance: float = 1e-9,
+) -> Clusters:
+    """Mean shift with a flat kernel, from the first free pixel each (De Brabandere et al.).
+
+    The centre moves to the mean of all pixels nearer than the bandwidth, free or not, until it
+    rests. The cluster is the free ones of them, and the pixel that it began with; they are no
+    longer free, even where they are too few to be kept. Pixels are sorted along the axis on which
+    they differ most, so that only those that can be near are looked at.
+
+    Args:
+        points: (D, P), fp32 or fp64.
+        bandwidth: distance from the centre, exclusive.
+        min_size: fewest pixels of a cluster.
+        max_clusters: clusters kept.
+        max_misses: clusters that are too small, after which it gives up.
+        max_rounds: most moves of a centre.
+        tolerance: a centre that moves less rests.
+
+    Returns:
+        Clusters in the order of their first pixels.
+    """
+    num_points = points.shape[1]
+    axis = int(points.var(dim=1).argmax()) if num_points > 1 else 0
+    order = points[axis].argsort(stable=True)
+    points, places = points[:, order], torch.empty_like(order)
+    places[order] = torch.arange(num_points, device=order.device)
+    labels = torch.zeros_like(order)  # sorted, as the points
+    is_free = torch.ones(num_points, dtype=torch.uint8, device=order.device)  # row-major
+    centres: list[Tensor] = []
+    seeds: list[Tensor] = []
+    first = num_misses = 0
+    while len(centres) < max_clusters and num_misses < max_misses:
+        first += int(is_free[first:].argmax()) if first < num_points else 0
+        if first >= num_points or not is_free[first]:
+            break
+        start, centre = places[first], points[:, places[first]]
+        for _ in range(max_rounds):
+            before, near = centre, _find_near(points, centre, bandwidth, axis)
+            centre = points[:, near].mean(dim=1) if len(near) else before
+            if float(_square_distances(centre[:, None], before)) < tolerance**2:
+                break
+        near = torch.cat([_find_near(points, centre, bandwidth, axis), start[None]]).unique()
+        members = near[is_free[order[near]].bool()]
+        if len(members) >= min_size:
+            centres.append(centre)
+            seeds.append(order[start])
+            labels[members] = len(centres)
+        else:
+            num_misses += 1
+        is_free[order[members]] = 0
+    return Clusters(
+        labels[places],
+        torch.stack(centres) if centres else points.new_zeros(0, len(points)),
+        torch.stack(seeds) if seeds else labels.new_zeros(0),
+    )
+
+
+def _find_near(points: Tensor, centre: Tensor, bandwidth: float, axis: int) -> Tensor:
+    """Points (D, P), sorted along an axis, that are nearer to a centre (D,): indices (A,)."""
+    reach = bandwidth * (1 + 64 * torch.finfo(points.dtype).eps)
+    limits = torch.stack([centre[axis] - reach, centre[axis] + reach])
+    first = int(torch.searchsorted(points[axis].contiguous(), limits[0]))
+    stop = int(torch.searchsorted(points[axis].contiguous(), limits[1], right=True))
+    inside = _square_distances(points[:, first:stop], centre) < bandwidth**2
+    return inside.nonzero().squeeze(1) + first
+
+
 def assign_nearest(points: Tensor, centres: Tensor) -> Tensor:
     """The nearest centre of each point; the first of equally near ones.
 
