@@ -189,28 +189,29 @@ def cluster_mean_shift(
     num_points = points.shape[1]
     axis = int(points.var(dim=1).argmax()) if num_points > 1 else 0
     order = points[axis].argsort(stable=True)
-    points, places = points[:, order], torch.empty_like(order)
-    places[order] = torch.arange(num_points, device=order.device)
-    labels = torch.zeros_like(order)  # sorted, as the points
-    is_free = torch.ones(num_points, dtype=torch.uint8, device=order.device)  # row-major
+    line, rows = points[axis, order], points.T[order]  # (P,), (P, D)
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(num_points).to(order))
+    labels = torch.zeros_like(order)  # of the sorted points
+    is_free = torch.ones_like(order, dtype=torch.uint8)  # of the points in their own order
     centres: list[Tensor] = []
     seeds: list[Tensor] = []
     first = num_misses = 0
-    while len(centres) < max_clusters and num_misses < max_misses:
-        first += int(is_free[first:].argmax()) if first < num_points else 0
-        if first >= num_points or not is_free[first]:
+    while first < num_points and len(centres) < max_clusters and num_misses < max_misses:
+        first += int(is_free[first:].argmax())
+        if not is_free[first]:
             break
-        start, centre = places[first], points[:, places[first]]
+        centre = points[:, first]
         for _ in range(max_rounds):
-            before, near = centre, _find_near(points, centre, bandwidth, axis)
-            centre = points[:, near].mean(dim=1) if len(near) else before
-            if float(_square_distances(centre[:, None], before)) < tolerance**2:
+            before, near = centre, _find_near(rows, line, axis, centre, bandwidth)
+            centre = rows[near].mean(dim=0) if len(near) else before
+            if float((centre - before).norm()) < tolerance:
                 break
-        near = torch.cat([_find_near(points, centre, bandwidth, axis), start[None]]).unique()
+        near = _find_near(rows, line, axis, centre, bandwidth)
+        near = torch.cat([near, places[first, None]]).unique()
         members = near[is_free[order[near]].bool()]
         if len(members) >= min_size:
             centres.append(centre)
-            seeds.append(order[start])
+            seeds.append(order.new_tensor(first))
             labels[members] = len(centres)
         else:
             num_misses += 1
@@ -222,14 +223,14 @@ def cluster_mean_shift(
     )
 
 
-def _find_near(points: Tensor, centre: Tensor, bandwidth: float, axis: int) -> Tensor:
-    """Points (D, P), sorted along an axis, that are nearer to a centre (D,): indices (A,)."""
-    reach = bandwidth * (1 + 64 * torch.finfo(points.dtype).eps)
+def _find_near(rows: Tensor, line: Tensor, axis: int, centre: Tensor, bandwidth: float) -> Tensor:
+    """Indices (A,) of rows (P, D), sorted by an axis (P,), that are nearer to a centre (D,)."""
+    reach = bandwidth * (1 + 64 * torch.finfo(rows.dtype).eps)
     limits = torch.stack([centre[axis] - reach, centre[axis] + reach])
-    first = int(torch.searchsorted(points[axis].contiguous(), limits[0]))
-    stop = int(torch.searchsorted(points[axis].contiguous(), limits[1], right=True))
-    inside = _square_distances(points[:, first:stop], centre) < bandwidth**2
-    return inside.nonzero().squeeze(1) + first
+    first, stop = torch.searchsorted(line, limits, right=True).tolist()
+    mode = "donot_use_mm_for_euclid_dist"  # differences, not products: they do not round
+    distances = torch.cdist(rows[first:stop], centre[None], compute_mode=mode)[:, 0]
+    return (distances < bandwidth).nonzero().squeeze(1) + first
 
 
 def assign_nearest(points: Tensor, centres: Tensor) -> Tensor:

@@ -26,6 +26,10 @@ from instancezoo.layers.semiconv import measure_norms, repulsion_loss
 PAIR_WEIGHTS = ("sum", "product")
 # Least squared distance of points of different objects: the logarithm of it is finite.
 _LEAST_SQUARE = 1e-12
+# Squared distance at which the similarity is 0 to the last bit of fp64.
+_WHOLE_DIVERSITY = 80.0
+# Distances from differences, not from products: they do not round, and their gradient at 0 is 0.
+_EXACT = "donot_use_mm_for_euclid_dist"
 
 
 def find_limit(threshold: float) -> float:
@@ -56,9 +60,7 @@ def embedding_loss(
     """
     if len(embeddings) == 0:
         return embeddings.sum()
-    # Differences, not products: they are exact, and the gradient at 0 is 0.
-    mode = "donot_use_mm_for_euclid_dist"
-    squares = torch.cdist(embeddings, embeddings, compute_mode=mode).square()  # (S, S)
+    squares = torch.cdist(embeddings, embeddings, compute_mode=_EXACT).square()  # (S, S)
     far = squares.clamp(min=_LEAST_SQUARE)
     log_same = log(2) - squares - torch.log1p((-squares).exp())
     log_different = (-torch.expm1(-far)).log() - torch.log1p((-far).exp())
@@ -196,24 +198,28 @@ def choose_seeds(
     least = log(min_objective) if min_objective > 0 else -inf
     scores = seediness.log()
     alive = ((scores >= least) & (scores > -inf)).nonzero().squeeze(1)
-    points, scores = embeddings[:, alive], scores[alive]
+    points, scores = embeddings.T[alive], scores[alive]  # (P, D)
+    nearest = torch.full_like(scores, _WHOLE_DIVERSITY)  # squared distance of a chosen one
     objectives = scores.clone()
     pixels, values = [], []
     while len(pixels) < max_seeds and len(alive):
         best = int(objectives.argmax())
-        value = objectives[best]
+        value = objectives[best].clone()
         if not (value >= least and value > -inf):
             break
         pixels.append(alive[best])
         values.append(value)
-        squares = (points - points[:, best, None]).square_().sum(dim=0)
+        squares = torch.cdist(points, points[best, None], compute_mode=_EXACT).square()[:, 0]
+        nearer = (squares < nearest).nonzero().squeeze(1)
+        squares = squares[nearer]
+        nearest[nearer] = squares
         diversity = (squares / 2).tanh()
         penalties = torch.xlogy(diversity.new_tensor(alpha), diversity)
-        objectives = torch.minimum(objectives, scores + penalties)
+        objectives[nearer] = torch.minimum(objectives[nearer], scores[nearer] + penalties)
         objectives[best] = -inf
         remain = (objectives >= least) & (objectives > -inf)
         if 2 * int(remain.sum()) < len(alive):
-            alive, points = alive[remain], points[:, remain]
+            alive, points, nearest = alive[remain], points[remain], nearest[remain]
             scores, objectives = scores[remain], objectives[remain]
     if not pixels:
         return Seeds(alive.new_zeros(0), scores.new_zeros(0))
