@@ -25,6 +25,7 @@ FLOORS = {
     "errors": 0,
     "progress": 0,
     "files": 0,
+    "optional": 0,
     "cli.quiet": 0,
     "layers": 1,
     "data": 2,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from instancezoo.yolact.targets import (
     AnchorSpec,
     MatchRules,
-    anchor_corners,
     assign_best_anchors,
     decode_boxes,
     encode_boxes,
@@ -160,7 +160,8 @@ def test_targets_of_a_batch_with_an_empty_image() -> None:
     own = targets.labels[targets.image, targets.anchor] - 1
     assert torch.equal(own, images[1].gt_classes[targets.instance])
     # Every positive anchor overlaps its object enough, or was forced: at most one an object
-    ious = pairwise_iou(Boxes(anchor_corners(anchors[targets.anchor])), Boxes(expected)).diagonal()
+    corners = box_convert(anchors[targets.anchor], "cxcywh", "xyxy")
+    ious = pairwise_iou(Boxes(corners), Boxes(expected)).diagonal()
     assert (ious < RULES.pos_iou).sum() <= 2
     assert targets.boxes[1].tolist() == [[1, 2, 4.5, 8], [5, 1, 11, 15]]
     assert targets.masks[1].shape == (2, 16, 12) and targets.masks[0].shape == (0, 16, 12)

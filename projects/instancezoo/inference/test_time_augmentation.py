@@ -5,8 +5,7 @@ Legend: M detections of all copies, G merged detections, A copies, C channels, h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.copy_groups import CopyGroups, group_detections
 from instancezoo.layers.rle import encode_bitmasks
 from instancezoo.layers.rle_votes import mirror_masks, vote_masks
+from instancezoo.modeling.attributes import attribute_set
 from instancezoo.modeling.input_size import read_pair
 from instancezoo.modeling.masks import (
     BoxMasks,
@@ -160,7 +160,7 @@ class ModelWithTTA(nn.Module):
         has_box_masks = isinstance(self.model, GeneralizedRCNN) and getattr(heads, "mask_on", False)
         with (
             mask_output_set(self.model, "rle"),
-            _attribute_set([heads] if has_box_masks else [], "mask_on", False),
+            attribute_set([heads] if has_box_masks else [], "mask_on", False),
         ):
             found = [_restore(self._run(record, copy), copy.is_mirrored) for copy in self.copies]
         device = found[0].scores.device
@@ -181,7 +181,7 @@ class ModelWithTTA(nn.Module):
         """The model's result on one copy."""
         is_stretched = getattr(self.model, "input_size", None) is not None
         parts = [self.model] if is_stretched else []
-        with _attribute_set(parts, "input_size", copy.input_size):
+        with attribute_set(parts, "input_size", copy.input_size):
             found: Instances = self.model([make_copy(record, copy)])[0]["instances"]
         return found
 
@@ -317,16 +317,3 @@ def _vote(masks: list[dict[str, Any]], scores: Tensor, groups: CopyGroups) -> li
     weights = (scores[groups.members].float() * _VOTES_PER_SCORE).round().long().clamp(min=1)
     members = select_rows(masks, groups.members)
     return vote_masks(members, weights, groups.group, len(groups.leaders))
-
-
-@contextmanager
-def _attribute_set(parts: Sequence[Any], name: str, value: Any) -> Iterator[None]:
-    """Within the block, an attribute of some modules has this value."""
-    before = [getattr(part, name) for part in parts]
-    for part in parts:
-        setattr(part, name, value)
-    try:
-        yield
-    finally:
-        for part, old in zip(parts, before, strict=True):
-            setattr(part, name, old)

@@ -66,10 +66,9 @@ def group_greedily(
     points, is_free = embeddings[:, order], torch.ones_like(order, dtype=torch.bool)
     num_seeds, num_taken = int((scores >= seed_thresh).sum()), 0
     limit = (num_shifts + 1) * radius * (1 + 64 * torch.finfo(embeddings.dtype).eps)
-    centres: list[Tensor] = []
-    seeds: list[Tensor] = []
+    found: list[tuple[Tensor, Tensor]] = []  # centres and seeds
     num_misses = 0
-    while len(centres) < max_clusters and num_misses < max_misses:
+    while len(found) < max_clusters and num_misses < max_misses:
         first = int(is_free.to(torch.uint8).argmax()) if num_taken < len(order) else num_seeds
         if first >= num_seeds:
             break
@@ -79,9 +78,8 @@ def group_greedily(
         inside[0] = True  # the seed
         members = near[inside]
         if len(members) >= min_size:
-            centres.append(centre)
-            seeds.append(order[first])
-            labels[order[members]] = len(centres)
+            found.append((centre, order[first]))
+            labels[order[members]] = len(found)
         else:
             num_misses += 1
         is_free[members] = False
@@ -90,11 +88,10 @@ def group_greedily(
             num_seeds = int(is_free[:num_seeds].sum())
             order, points, num_taken = order[is_free], points[:, is_free], 0
             is_free = torch.ones_like(order, dtype=torch.bool)
-    return Clusters(
-        labels,
-        torch.stack(centres) if centres else embeddings.new_zeros(0, len(embeddings)),
-        torch.stack(seeds) if seeds else labels.new_zeros(0),
-    )
+    if not found:
+        return Clusters(labels, embeddings.new_zeros(0, len(embeddings)), labels.new_zeros(0))
+    centres, seeds = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return Clusters(labels, centres, seeds)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
 
@@ -133,12 +134,6 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([corners, corners + sizes], dim=1)
 
 
-def anchor_corners(anchors: Tensor) -> Tensor:
-    """(P, 4) centres and sizes -> (P, 4) XYXY."""
-    half = anchors[:, 2:] / 2
-    return torch.cat([anchors[:, :2] - half, anchors[:, :2] + half], dim=1)
-
-
 def make_targets(
     ground_truth: Sequence[Instances],
     anchors: Tensor,
@@ -160,7 +155,7 @@ def make_targets(
         prototype_size, semantic_size: height and width of the prototypes and the finest level.
         num_classes: K.
     """
-    corners = anchor_corners(anchors)
+    corners = box_convert(anchors, "cxcywh", "xyxy")
     scale = anchors.new_tensor(prototype_size) / anchors.new_tensor(padded_size)
     scale = scale.flip(0).repeat(2)  # of x, y, x, y
     labels, instances, boxes, classes, masks, semantic = [], [], [], [], [], []

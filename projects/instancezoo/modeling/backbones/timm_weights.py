@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +12,12 @@ from torch import Tensor, nn
 from instancezoo.checkpoint.finite import check_finite
 from instancezoo.checkpoint.reader import read_checkpoint
 from instancezoo.errors import ZooError
+from instancezoo.optional import import_optional
 
 HUB = "hub"
 PACKAGE_PREFIX = "package:"
 
 logger = logging.getLogger("instancezoo")
-
-
-class MissingPackageError(ZooError, ModuleNotFoundError):
-    """An optional package is not installed; the message gives the command that installs it."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ def read_packaged_weights(
             f"but MODEL.TIMM.NAME is '{timm_name}'"
         )
     wanted_by = f"MODEL.TIMM.WEIGHTS 'package:{package_name}'"
-    module = _import_optional(package.module, package.distribution, wanted_by)
+    module = import_optional(package.module, package.distribution, wanted_by)
     state = read_checkpoint(package.locate(module))["model"]
     if len(state) != len(whole_model):
         raise ZooError(
@@ -124,16 +120,7 @@ def read_packaged_weights(
 
 def import_timm() -> Any:
     """Import timm, which only these backbones need. Raises `MissingPackageError`."""
-    return _import_optional("timm", "timm", "MODEL.BACKBONE.NAME build_timm_fpn_backbone")
-
-
-def _import_optional(module: str, distribution: str, wanted_by: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"{wanted_by} needs a package that is not installed: pip install {distribution}"
-        ) from error
+    return import_optional("timm", "timm", "MODEL.BACKBONE.NAME build_timm_fpn_backbone")
 
 
 def squash_name(name: str) -> str:

@@ -5,8 +5,7 @@ Legend: M masks, H W image size, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from instancezoo.errors import check_choice
 from instancezoo.layers.mass_centers import count_pixels
+from instancezoo.modeling.attributes import attribute_set
 
 from .box import BoxMasks
 from .form import MaskForm
@@ -52,18 +52,10 @@ def masks_for_output(
     return masks.rle(height, width) if mask_output == "rle" else masks.bitmasks(height, width)
 
 
-@contextmanager
-def mask_output_set(model: nn.Module, mask_output: str) -> Iterator[None]:
+def mask_output_set(model: nn.Module, mask_output: str) -> AbstractContextManager[None]:
     """Within the block, a built model gives `pred_masks` in this form; wrappers are no matter."""
-    parts: list[Any] = [part for part in model.modules() if hasattr(part, "mask_output")]
-    before = [part.mask_output for part in parts]
-    for part in parts:
-        part.mask_output = mask_output
-    try:
-        yield
-    finally:
-        for part, value in zip(parts, before, strict=True):
-            part.mask_output = value
+    parts = [part for part in model.modules() if hasattr(part, "mask_output")]
+    return attribute_set(parts, "mask_output", mask_output)
 
 
 def select_rows(values: Rows, rows: Tensor) -> Rows:

@@ -5,10 +5,9 @@ Legend: M masks, h w size of the map, H W image size, E ends of runs, U pixels b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +46,8 @@ class LabelMasks(MaskForm):
         ConfigError: another resize.
     """
 
+    SHARED = "labels"
+
     ids: Tensor
     labels: Tensor
     padded_size: tuple[int, int]
@@ -65,21 +66,6 @@ class LabelMasks(MaskForm):
                 f"the padded size {self.padded_size} must hold the image size {self.image_size}"
             )
         check_choice("resize", self.resize, RESIZES)
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move the tensors, as `Tensor.to`."""
-        return replace(super().to(*args, **kwargs), labels=self.labels.to(*args, **kwargs))
-
-    @staticmethod
-    def cat(parts: Sequence[Any]) -> Any:
-        """Join segments of one map. Raises `ValueError` for several maps."""
-        first = parts[0].labels
-        if not all(part.labels is first or part.labels.equal(first) for part in parts):
-            raise ValueError("segments of different maps cannot be joined")
-        return MaskForm.cat(parts)
-
-    def _list_rows(self) -> dict[str, Tensor]:
-        return {"ids": self.ids}
 
     def bitmasks(self, height: int, width: int) -> Tensor:
         masks = fill_runs(*self._find_runs(height, width), height, width)

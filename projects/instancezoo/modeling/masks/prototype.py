@@ -6,10 +6,9 @@ E ends of runs, U unsure pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from math import isfinite
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +63,8 @@ class PrototypeMasks(MaskForm):
         ValueError: other shapes, or a threshold or pad outside its range.
     """
 
+    SHARED = "prototypes"
+
     coefficients: Tensor
     boxes: Tensor
     prototypes: Tensor
@@ -88,21 +89,6 @@ class PrototypeMasks(MaskForm):
                 f"threshold must be in [0, 1) and pad at least 0, got {self.threshold} and "
                 f"{self.pad}"
             )
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or cast the tensors, as `Tensor.to`."""
-        return replace(super().to(*args, **kwargs), prototypes=self.prototypes.to(*args, **kwargs))
-
-    @staticmethod
-    def cat(parts: Sequence[Any]) -> Any:
-        """Join masks of one image, which share their prototypes. Raises `ValueError` otherwise."""
-        first = parts[0].prototypes
-        if not all(part.prototypes is first or part.prototypes.equal(first) for part in parts):
-            raise ValueError("masks of different prototypes cannot be joined")
-        return MaskForm.cat(parts)
-
-    def _list_rows(self) -> dict[str, Tensor]:
-        return {"coefficients": self.coefficients, "boxes": self.boxes}
 
     def bitmasks(self, height: int, width: int) -> Tensor:
         if is_tracing():  # parts and unsure pixels would stay those of the traced masks
