@@ -201,7 +201,8 @@ def choose_seeds(
     points, scores = embeddings.T[alive], scores[alive]  # (P, D)
     nearest = torch.full_like(scores, _WHOLE_DIVERSITY)  # squared distance of a chosen one
     objectives = scores.clone()
-    pixels, values = [], []
+    pixels: list[Tensor] = []
+    values: list[Tensor] = []
     while len(pixels) < max_seeds and len(alive):
         best = int(objectives.argmax())
         value = objectives[best].clone()

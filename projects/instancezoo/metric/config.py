@@ -81,6 +81,9 @@ def _add_loss_keys(node: CfgNode) -> None:
     node.EMBED_LOSS_WEIGHT = 1.0
     # Pixels sampled in each object (K), and at least of the background for the seeds.
     node.NUM_SAMPLES = 10
+    # Count the background of an image as one more object of the embedding's loss. The paper does
+    # not; masks then take in background that happens to be similar, until training is long enough.
+    node.SAMPLE_BACKGROUND = False
     # "metric": a pair's weight is inverse to the "sum" or the "product" of its objects' sizes.
     node.PAIR_WEIGHT = "sum"
     # "discriminative": distances that cost nothing, to the mean (delta_v) and half of that between

@@ -37,6 +37,7 @@ class LossSettings:
     kind: str = "metric"
     embed: float = 1.0
     num_samples: int = 10
+    sample_background: bool = False
     pair_weight: str = "sum"
     pull_margin: float = 0.5
     push_margin: float = 1.5
@@ -49,20 +50,26 @@ class LossSettings:
     semantic: float = 1.0
 
 
-def compute_embed_loss(
-    embeddings: Tensor, targets: ObjectMaps, points: Points, settings: LossSettings
-) -> Tensor:
-    """The loss of the embeddings (N, D, h, w), the mean over images with objects: ()."""
-    if settings.kind == "discriminative":
-        owner, image, y, x = targets.list_cells()
-        pull, push, size = discriminative_terms(
-            embeddings.permute(0, 2, 3, 1)[image, y, x],
-            owner,
-            image,
-            pull_margin=settings.pull_margin,
-            push_margin=settings.push_margin,
-        )
-        return settings.pull * pull + settings.push * push + settings.regularisation * size
+def sample_points(
+    targets: ObjectMaps, background: int, settings: LossSettings
+) -> tuple[Points, Points]:
+    """Points of the objects, and as many of the background in each image.
+
+    An image without objects has as many of the background as one object has.
+
+    Args:
+        targets: painted objects.
+        background: the background's class.
+        settings: numbers of points.
+    """
+    points = sample_object_points(targets, settings.num_samples)
+    numbers = points.images.bincount(minlength=len(targets.counts))
+    numbers = numbers.clamp(min=settings.num_samples)
+    return points, sample_background(targets, background, numbers)
+
+
+def compute_embed_loss(embeddings: Tensor, points: Points, settings: LossSettings) -> Tensor:
+    """Equation 2 for embeddings (N, D, h, w), the mean over images with points: ()."""
     by_cell = embeddings.flatten(2).transpose(1, 2)  # (N, h*w, D)
     losses = []
     for index in points.images.unique().tolist():
@@ -71,6 +78,33 @@ def compute_embed_loss(
         owners, sizes = points.owners[mine], points.sizes[mine]
         losses.append(embedding_loss(chosen, owners, sizes, pair_weight=settings.pair_weight))
     return torch.stack(losses).mean() if losses else 0 * embeddings.sum()
+
+
+def compute_discriminative_loss(
+    embeddings: Tensor, targets: ObjectMaps, background: int, settings: LossSettings
+) -> Tensor:
+    """The loss of De Brabandere et al. for embeddings (N, D, h, w) of all cells of objects: ().
+
+    Args:
+        embeddings: fp32 or fp64.
+        targets: painted objects.
+        background: class that counts as one more object of each image, if settings say so.
+        settings: margins and weights of the terms.
+    """
+    image, cell = (targets.ids.flatten(1) > 0).nonzero(as_tuple=True)
+    owner = targets.list_cells()[0]
+    if settings.sample_background:
+        others, cells = (targets.classes.flatten(1) == background).nonzero(as_tuple=True)
+        owner = torch.cat([owner, sum(targets.counts) + others])
+        image, cell = torch.cat([image, others]), torch.cat([cell, cells])
+    pull, push, size = discriminative_terms(
+        embeddings.flatten(2).transpose(1, 2)[image, cell],
+        owner,
+        image,
+        pull_margin=settings.pull_margin,
+        push_margin=settings.push_margin,
+    )
+    return settings.pull * pull + settings.push * push + settings.regularisation * size
 
 
 def seed_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -94,20 +128,14 @@ def compute_seed_loss(
     taus: Sequence[float],
     settings: LossSettings,
 ) -> Tensor:
-    """The loss of the seeds' classifiers at the objects' points and as many of the background: ()
+    """Cross-entropy of the seeds' classifiers at points of objects and background: ()
 
-    An image without objects has as many as one object. Labels follow from the embeddings as they
-    are now; no gradient reaches them.
+    Labels follow from the embeddings as they are now; no gradient reaches them.
     """
-    background = maps.logits.shape[2] - 1
-    numbers = points.images.bincount(minlength=len(targets.counts))
-    others = sample_background(targets, background, numbers.clamp(min=settings.num_samples))
-    images = torch.cat([points.images, others.images])
-    cells = torch.cat([points.cells, others.cells])
     limits = [find_limit(tau) for tau in taus]
     logits, labels = [], []
     for index in range(len(targets.counts)):
-        mine = cells[images == index]
+        mine = points.cells[points.images == index]
         ids, classes = targets.ids[index], targets.classes[index]
         ious, objects = measure_best_ious(
             maps.embeddings[index].detach().flatten(1),
@@ -119,11 +147,6 @@ def compute_seed_loss(
         labels.append(label_points(ious, objects, known, settings.seed_iou))
         logits.append(maps.logits[index].flatten(2)[:, :, mine].transpose(1, 2).float())
     return seed_loss(torch.cat(logits, dim=1), torch.cat(labels, dim=1))
-
-
-def sample_points(targets: ObjectMaps, settings: LossSettings) -> Points:
-    """Points of the objects for both losses."""
-    return sample_object_points(targets, settings.num_samples)
 
 
 def semantic_loss(logits: Tensor, targets: ObjectMaps) -> Tensor:

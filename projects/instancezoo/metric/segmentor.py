@@ -30,12 +30,14 @@ from .config import check_metric_config
 from .head import MetricHead, MetricMaps
 from .losses import (
     LossSettings,
+    compute_discriminative_loss,
     compute_embed_loss,
     compute_seed_loss,
     sample_points,
     semantic_loss,
 )
 from .seeds import SeedSegments, SeedSettings, grow_segments
+from .targets import Points
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,20 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
         """`loss_embed` (equation 2), and `loss_seed` (equation 5) or `loss_sem_seg`."""
         settings = self.loss_settings
         zero = zero_of_parameters(self.head)
-        points = sample_points(targets, settings)
-        loss_embed = compute_embed_loss(outputs.embeddings, targets, points, settings)
+        points, others = sample_points(targets, self.num_classes, settings)
+        every = Points.cat([points, others])
+        if settings.kind == "discriminative":
+            loss_embed = compute_discriminative_loss(
+                outputs.embeddings, targets, self.num_classes, settings
+            )
+        else:
+            sampled = every if settings.sample_background else points
+            loss_embed = compute_embed_loss(outputs.embeddings, sampled, settings)
         losses = {"loss_embed": settings.embed * loss_embed + zero}
         if self.grouping == "meanshift":
             loss_sem_seg = semantic_loss(outputs.logits[:, 0], targets)
             return {**losses, "loss_sem_seg": settings.semantic * loss_sem_seg}
-        taus = self.seeds.taus
-        loss_seed = compute_seed_loss(outputs, targets, points, taus, settings)
+        loss_seed = compute_seed_loss(outputs, targets, every, self.seeds.taus, settings)
         return {**losses, "loss_seed": self._weigh_seeds() * loss_seed}
 
     def _weigh_seeds(self) -> float:
@@ -205,6 +213,7 @@ def _read_losses(node: CfgNode, max_iter: int) -> LossSettings:
         kind=node.EMBED_LOSS,
         embed=node.EMBED_LOSS_WEIGHT,
         num_samples=node.NUM_SAMPLES,
+        sample_background=node.SAMPLE_BACKGROUND,
         pair_weight=node.PAIR_WEIGHT,
         pull_margin=node.PULL_MARGIN,
         push_margin=node.PUSH_MARGIN,

@@ -5,6 +5,7 @@ Legend: N images, M objects, S points, T thresholds, K classes, h w grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,8 @@ class Points:
     Attributes:
         images: (S,) long.
         cells: (S,) long, in row-major order of the image's grid.
-        owners: (S,) long, the object, counted over the batch; -1 for the background.
+        owners: (S,) long, the object, counted over the batch; the backgrounds of the images come
+            after the objects.
         sizes: (S,) long, cells of this object.
     """
 
@@ -28,6 +30,12 @@ class Points:
     cells: Tensor
     owners: Tensor
     sizes: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence[Points]) -> Points:
+        """Join points of one batch."""
+        names = ("images", "cells", "owners", "sizes")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def sample_object_points(targets: ObjectMaps, num_samples: int) -> Points:
@@ -64,7 +72,7 @@ def sample_background(targets: ObjectMaps, background: int, numbers: Tensor) -> 
     images = images[counts[images] > 0]
     chosen = (torch.rand(len(images), device=images.device) * counts[images]).long()
     cells = cell[starts[images] + torch.minimum(chosen, counts[images] - 1)]
-    return Points(images, cells, torch.full_like(cells, -1), torch.zeros_like(cells))
+    return Points(images, cells, sum(targets.counts) + images, counts[images])
 
 
 def list_object_classes(ids: Tensor, classes: Tensor) -> Tensor:
