@@ -168,8 +168,7 @@ def cluster_mean_shift(
 
     The centre moves to the mean of all pixels nearer than the bandwidth, free or not, until it
     rests. The cluster is the free ones of them, and the pixel that it began with; they are no
-    longer free, even where they are too few to be kept. Pixels are sorted along the axis on which
-    they differ most, so that only those that can be near are looked at.
+    longer free, even where they are too few. Only pixels that are near on one axis are looked at.
 
     Args:
         points: (D, P), fp32 or fp64.
@@ -186,12 +185,9 @@ def cluster_mean_shift(
     num_points = points.shape[1]
     axis = int(points.var(dim=1).argmax()) if num_points > 1 else 0
     order = points[axis].argsort(stable=True)
-    line, rows = points[axis, order], points.T[order]  # (P,), (P, D)
-    places = torch.empty_like(order).scatter_(0, order, torch.arange(num_points).to(order))
-    labels = torch.zeros_like(order)  # of the sorted points
-    is_free = torch.ones_like(order, dtype=torch.uint8)  # of the points in their own order
-    centres: list[Tensor] = []
-    seeds: list[Tensor] = []
+    line, rows, places = points[axis, order], points.T[order], order.argsort()
+    labels, is_free = torch.zeros_like(order), torch.ones_like(order, dtype=torch.uint8)
+    centres, seeds = points.new_zeros(0, len(points)), order[:0]
     first = num_misses = 0
     while first < num_points and len(centres) < max_clusters and num_misses < max_misses:
         first += int(is_free[first:].argmax())
@@ -207,17 +203,13 @@ def cluster_mean_shift(
         near = torch.cat([near, places[first, None]]).unique()
         members = near[is_free[order[near]].bool()]
         if len(members) >= min_size:
-            centres.append(centre)
-            seeds.append(order.new_tensor(first))
-            labels[members] = len(centres)
+            centres = torch.cat([centres, centre[None]])
+            seeds = torch.cat([seeds, seeds.new_tensor([first])])
+            labels[order[members]] = len(centres)
         else:
             num_misses += 1
         is_free[order[members]] = 0
-    return Clusters(
-        labels[places],
-        torch.stack(centres) if centres else points.new_zeros(0, len(points)),
-        torch.stack(seeds) if seeds else labels.new_zeros(0),
-    )
+    return Clusters(labels, centres, seeds)
 
 
 def _find_near(rows: Tensor, line: Tensor, axis: int, centre: Tensor, bandwidth: float) -> Tensor:
