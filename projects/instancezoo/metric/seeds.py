@@ -76,7 +76,6 @@ def find_best_class(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return best // num_classes, best % num_classes, scores
 
 
-@torch.no_grad()
 def grow_segments(
     embeddings: Tensor, logits: Tensor, grid: tuple[int, int], settings: SeedSettings
 ) -> SeedSegments:
@@ -89,11 +88,12 @@ def grow_segments(
         settings: limits and thresholds.
 
     Returns:
-        Segments, best score first.
+        Segments, best score first. Gradients flow from their scores alone.
     """
+    embeddings, values = embeddings.detach(), logits.detach()
     seeds = choose_seeds(
         embeddings,
-        rate_pixels(logits),
+        rate_pixels(values),
         alpha=settings.alpha,
         max_seeds=settings.max_seeds,
         min_objective=settings.min_objective,
@@ -104,7 +104,7 @@ def grow_segments(
     limits = embeddings.new_tensor([find_limit(value) for value in settings.taus])
     masks = find_seed_masks(embeddings, seeds, limits[tau])  # (A, P)
     if settings.foreground_only:
-        foreground = 1 - (logits[:, 0] - logits.logsumexp(dim=1)).exp()  # (T, P)
+        foreground = 1 - (values[:, 0] - values.logsumexp(dim=1)).exp()  # (T, P)
         masks &= (foreground > settings.foreground_thresh)[tau]
     compared = classes if settings.nms_per_class else torch.zeros_like(classes)
     kept = greedy_mask_nms(pack_masks(masks.view(-1, *grid)), compared, settings.nms_thresh)

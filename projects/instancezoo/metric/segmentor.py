@@ -169,7 +169,7 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
         if self.grouping == "meanshift":
             return self._shift(embeddings, self.predict_classes(maps, index, grid)[-1])
         logits = maps.logits[index, :, :, : grid[0], : grid[1]].float().flatten(2)
-        return grow_segments(embeddings, logits.detach(), grid, self.seeds)
+        return grow_segments(embeddings, logits, grid, self.seeds)
 
     def _shift(self, embeddings: Tensor, background: Tensor) -> Segments:
         """Clusters of the foreground; the confidence is the mean similarity to the centre."""
