@@ -10,6 +10,7 @@ from parity.fcos import FCOSParity
 from parity.fixtures import Fixture, list_fixtures, read_fixture
 from parity.grid import GridParity
 from parity.htc import HTCParity
+from parity.metric import MetricParity
 from parity.panet import PANetParity
 from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
@@ -37,6 +38,7 @@ CHECKS: dict[str, Any] = {
     "semiconv": SemiConvParity,
     "ssap": SSAPParity,
     "deep_watershed": WatershedParity,
+    "metric_learning": MetricParity,
 }
 
 

@@ -4,6 +4,7 @@ from instancezoo import (
     fcos,
     htc,
     mask_rcnn,
+    metric,
     panet,
     pointrend,
     polarmask,
@@ -30,4 +31,5 @@ METHODS: list[Method] = [
     semiconv.METHOD,
     ssap.METHOD,
     watershed.METHOD,
+    metric.METHOD,
 ]

@@ -6,6 +6,7 @@ import torch
 from instancezoo.layers.clustering import (
     assign_nearest,
     cluster_k_means,
+    cluster_mean_shift,
     cluster_votes,
     drop_small,
     group_greedily,
@@ -149,3 +150,59 @@ def test_no_pixels():
     assert cluster_k_means(empty, torch.zeros(2, 3)).labels.shape == (0,)
     found = cluster_votes(empty[:2], (4, 4), window=3, min_votes=1, max_clusters=9)
     assert found.labels.shape == (0,) and found.centres.shape == (0, 2)
+
+
+def _shift_by_definition(points, bandwidth, min_size):
+    count = points.shape[1]
+    free, labels, centres, seeds = set(range(count)), [0] * count, [], []
+    for start in range(count):
+        if start not in free:
+            continue
+        centre = points[:, start]
+        for _ in range(50):
+            around = [p for p in range(count) if (points[:, p] - centre).norm() < bandwidth]
+            before, centre = centre, points[:, around].mean(dim=1)
+            if (centre - before).norm() < 1e-9:
+                break
+        members = {p for p in free if (points[:, p] - centre).norm() < bandwidth} | {start}
+        free -= members
+        if len(members) >= min_size:
+            centres.append(centre)
+            seeds.append(start)
+            for p in members:
+                labels[p] = len(centres)
+    return labels, centres, seeds
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("bandwidth,min_size", [(0.4, 1), (0.9, 3), (20.0, 1)])
+def test_mean_shift_equals_a_loop(seed, bandwidth, min_size):
+    points, _ = _make_points(seed, count=90)
+    found = cluster_mean_shift(
+        points.T.contiguous().T,
+        bandwidth=bandwidth,
+        min_size=min_size,
+        max_clusters=1000,
+        max_misses=1000,
+    )
+    labels, centres, seeds = _shift_by_definition(points, bandwidth, min_size)
+    assert found.labels.tolist() == labels and found.seeds.tolist() == seeds
+    torch.testing.assert_close(found.centres, torch.stack(centres))
+
+
+def test_mean_shift_stops_at_its_limits():
+    points = torch.arange(0, 40, 2).float()[None]
+    limits = {"bandwidth": 1.0, "max_clusters": 1000, "max_misses": 1000, "min_size": 1}
+    assert len(cluster_mean_shift(points, **limits).centres) == 20
+    assert len(cluster_mean_shift(points, **{**limits, "max_clusters": 7}).centres) == 7
+    few = cluster_mean_shift(points.repeat(2, 1), **{**limits, "min_size": 2, "max_misses": 3})
+    assert len(few.centres) == 0 and not few.labels.any()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_mean_shift_of_hardly_any_points(count):
+    found = cluster_mean_shift(
+        torch.ones(3, count), bandwidth=0.5, min_size=1, max_clusters=9, max_misses=9
+    )
+    assert found.labels.tolist() == [1] * count
+    assert found.centres.shape == (count, 3) and found.seeds.tolist() == [0] * count

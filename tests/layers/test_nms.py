@@ -8,6 +8,7 @@ from torchvision.ops import box_iou
 
 from instancezoo.layers.nms import (
     count_intersections,
+    greedy_mask_nms,
     matrix_nms,
     nms_per_class,
     pack_masks,
@@ -175,3 +176,22 @@ def test_point_nms_looks_up_and_left_only():
     found = point_nms(heat)
     assert torch.equal(found, expected)
     assert found[0, 0, 2, 3] == found[0, 0, 2, 2] > 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_greedy_mask_nms_equals_a_loop(count, num_classes):
+    masks = _make_masks(count, 17, 21, seed=4)
+    if count > 4:
+        masks[3] = False  # overlaps nothing
+        masks[4] = masks[0]
+    classes = torch.arange(count) % num_classes
+    expected = []
+    for i, mask in enumerate(masks):
+        better = [masks[j] for j in expected if classes[i] == classes[j]]
+        ious = [float((mask & m).sum() / (mask | m).sum().clamp(min=1)) for m in better]
+        if all(iou <= 0.45 for iou in ious):
+            expected.append(i)
+    kept = greedy_mask_nms(pack_masks(masks), classes, 0.45)
+    assert kept.tolist() == expected and kept.dtype == torch.long
+    assert count < 30 or len(kept) < count

@@ -156,6 +156,75 @@ def cluster_votes(
     return Clusters(assign_nearest(points, centres) + 1, centres, peaks.new_zeros(0))
 
 
+@torch.no_grad()
+def cluster_mean_shift(
+    points: Tensor,
+    *,
+    bandwidth: float,
+    min_size: int,
+    max_clusters: int,
+    max_misses: int,
+    max_rounds: int = 50,
+    tolerance: float = 1e-9,
+) -> Clusters:
+    """Mean shift with a flat kernel, from the first free pixel each (De Brabandere et al.).
+
+    The centre moves to the mean of all pixels nearer than the bandwidth, free or not, until it
+    rests. The cluster is the free ones of them, and the pixel that it began with; they are no
+    longer free, even where they are too few. Only pixels that are near on one axis are looked at.
+
+    Args:
+        points: (D, P), fp32 or fp64.
+        bandwidth: distance from the centre, exclusive.
+        min_size: fewest pixels of a cluster.
+        max_clusters: clusters kept.
+        max_misses: clusters that are too small, after which it gives up.
+        max_rounds: most moves of a centre.
+        tolerance: a centre that moves less rests.
+
+    Returns:
+        Clusters in the order of their first pixels.
+    """
+    num_points = points.shape[1]
+    axis = int(points.var(dim=1).argmax()) if num_points > 1 else 0
+    order = points[axis].argsort(stable=True)
+    line, rows, places = points[axis, order], points.T[order], order.argsort()
+    labels, is_free = torch.zeros_like(order), torch.ones_like(order, dtype=torch.uint8)
+    centres, seeds = points.new_zeros(0, len(points)), order[:0]
+    first = num_misses = 0
+    while first < num_points and len(centres) < max_clusters and num_misses < max_misses:
+        first += int(is_free[first:].argmax())
+        if not is_free[first]:
+            break
+        centre = points[:, first]
+        for _ in range(max_rounds):
+            before, near = centre, _find_near(rows, line, axis, centre, bandwidth)
+            centre = rows[near].mean(dim=0) if len(near) else before
+            if float((centre - before).norm()) < tolerance:
+                break
+        near = _find_near(rows, line, axis, centre, bandwidth)
+        near = torch.cat([near, places[first, None]]).unique()
+        members = near[is_free[order[near]].bool()]
+        if len(members) >= min_size:
+            centres = torch.cat([centres, centre[None]])
+            seeds = torch.cat([seeds, seeds.new_tensor([first])])
+            labels[order[members]] = len(centres)
+        else:
+            num_misses += 1
+        is_free[order[members]] = 0
+    return Clusters(labels, centres, seeds)
+
+
+def _find_near(rows: Tensor, line: Tensor, axis: int, centre: Tensor, bandwidth: float) -> Tensor:
+    """Indices (A,) of rows (P, D), sorted by an axis (P,), that are nearer to a centre (D,)."""
+    reach = bandwidth * (1 + 64 * torch.finfo(rows.dtype).eps)
+    limits = torch.stack([centre[axis] - reach, centre[axis] + reach])
+    first, stop = torch.searchsorted(line, limits, right=True).tolist()
+    mode = "donot_use_mm_for_euclid_dist"  # differences, not products: they do not round
+    distances = torch.cdist(rows[first:stop], centre[None], compute_mode=mode)[:, 0]
+    return (distances < bandwidth).nonzero().squeeze(1) + first
+
+
 def assign_nearest(points: Tensor, centres: Tensor) -> Tensor:
     """The nearest centre of each point; the first of equally near ones.
 

@@ -1,4 +1,4 @@
-"""Suppression of duplicates: box NMS per class, point NMS and Matrix NMS.
+"""Suppression of duplicates: box NMS per class, point NMS, Matrix NMS and greedy mask NMS.
 
 Legend: N images, K classes, S grid side, M masks sorted by score, H W map size, B bytes of a row.
 """
@@ -94,6 +94,29 @@ def matrix_nms(
     # An exact duplicate i of a better mask adds nothing to that mask's decay: skip it.
     decay = torch.where(compensation < 1, (1 - ious) / (1 - compensation), torch.inf)
     return scores * decay.amin(dim=0)
+
+
+def greedy_mask_nms(packed_masks: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy NMS of masks of any shape, among those of each class.
+
+    Args:
+        packed_masks: (M, H, B) uint8 from `pack_masks`, best score first.
+        classes: (M,) long; equal for all to compare all.
+        iou_threshold: a mask is dropped if its IoU with a better, kept one is larger.
+
+    Returns:
+        (at most M,) long, indices of the kept masks, ascending.
+    """
+    intersections = count_intersections(packed_masks)  # (M, M)
+    areas = intersections.diagonal()
+    unions = (areas[:, None] + areas - intersections).clamp(min=1)  # of empty masks: 0
+    drops = (intersections / unions > iou_threshold) & (classes[:, None] == classes)
+    drops = drops.triu(diagonal=1).cpu()  # row i drops column j > i
+    is_kept = torch.ones(len(classes), dtype=torch.bool)
+    for row in range(len(classes)):
+        if is_kept[row]:
+            is_kept &= ~drops[row]
+    return is_kept.nonzero().squeeze(1).to(classes.device)
 
 
 def pack_masks(masks: Tensor) -> Tensor:
