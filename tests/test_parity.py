@@ -15,6 +15,7 @@ from parity.pointrend import PointRendParity
 from parity.polarmask import PolarMaskParity
 from parity.semiconv import SemiConvParity
 from parity.two_stage import TwoStageParity
+from parity.unet_boundary import BoundaryUNetParity
 from parity.yolact import YOLACTParity
 
 # method of a fixture -> what checks it
@@ -33,6 +34,7 @@ CHECKS: dict[str, Any] = {
     "YOLACT++ (ResNet-50, DCNv2)": YOLACTParity,
     "panet": PANetParity,
     "semiconv": SemiConvParity,
+    "unet_boundary": BoundaryUNetParity,
 }
 
 

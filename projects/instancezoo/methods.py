@@ -10,6 +10,7 @@ from instancezoo import (
     semiconv,
     solo,
     solov2,
+    unet_boundary,
     yolact,
 )
 from instancezoo.method import Method
@@ -26,4 +27,5 @@ METHODS: list[Method] = [
     yolact.METHOD,
     panet.METHOD,
     semiconv.METHOD,
+    unet_boundary.METHOD,
 ]
