@@ -78,7 +78,7 @@ def test_timm_layers_are_frozen_up_to_a_stage():
     cfg = _make_cfg("MODEL.UNET.ENCODER", "timm", "MODEL.TIMM.NAME", "resnet18")
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
     frozen = [n for n, p in build_backbone(cfg).named_parameters() if not p.requires_grad]
-    assert frozen and all(n.startswith("encoder.net.") for n in frozen)
+    assert frozen and all(n.startswith("bottom_up.net.") for n in frozen)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from instancezoo.modeling.towers import build_prediction
-
 # Channels of the boundary logits: softmax over three, or sigmoids of object and border.
 SOFTMAX_CHANNELS, SIGMOID_CHANNELS = 3, 2
 
@@ -65,10 +63,12 @@ class BoundaryHead(nn.Module):
         self, in_channels: int, *, num_channels: int, num_classes: int, with_objects: bool
     ) -> None:
         super().__init__()
-        self.boundary = build_prediction(in_channels, num_channels, kernel_size=1)
-        self.objects = build_prediction(in_channels, 1, kernel_size=1) if with_objects else None
+        # PyTorch's initialisation: from small weights, probabilities would take hundreds of steps
+        # to leave the middle.
+        self.boundary = nn.Conv2d(in_channels, num_channels, kernel_size=1)
+        self.objects = nn.Conv2d(in_channels, 1, kernel_size=1) if with_objects else None
         self.classes = (
-            build_prediction(in_channels, num_classes, kernel_size=1) if num_classes > 1 else None
+            nn.Conv2d(in_channels, num_classes, kernel_size=1) if num_classes > 1 else None
         )
 
     def forward(self, features: list[Tensor]) -> BoundaryMaps:

@@ -77,15 +77,15 @@ class EncoderUNet(Backbone):
     the same size if there is one, and a second 3x3 convolution. The result is named "u1".
 
     Args:
-        encoder: its strides are powers of two, each twice the one before.
+        bottom_up: the encoder; its strides are powers of two, each twice the one before.
         widths: channels of the steps, from the image's size on.
         norm: of all convolutions.
     """
 
-    def __init__(self, encoder: Backbone, *, widths: Sequence[int], norm: str = "BN") -> None:
+    def __init__(self, bottom_up: Backbone, *, widths: Sequence[int], norm: str = "BN") -> None:
         super().__init__()
-        self.encoder = encoder
-        shapes = encoder.output_shape()
+        self.bottom_up = bottom_up
+        shapes = bottom_up.output_shape()
         # Coarsest first, as all lists here.
         self._names = sorted(shapes, key=lambda name: -(shapes[name].stride or 1))
         channels = {shape.stride: shape.channels or 1 for shape in shapes.values()}
@@ -107,7 +107,7 @@ class EncoderUNet(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (N, C, H, W) -> `{"u1": (N, C', H, W)}`."""
-        maps = self.encoder(images)
+        maps = self.bottom_up(images)
         features, skips = maps[self._names[0]], [maps[name] for name in self._names[1:]]
         for expand, merge in zip(self.expand, self.merge, strict=True):
             doubled = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
