@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_codec
 import pytest
+from synthetic_results import Dataset, make_outputs
 
-from instancezoo.evaluation import GroundTruth, dsb_score
+from instancezoo.evaluation import GroundTruth, InstanceEvaluator, dsb_score
 from instancezoo.evaluation.bowl_score import count_matches
 
 SIZE = (20, 40)
@@ -76,3 +78,23 @@ def test_crowds_are_neither_objects_nor_false():
     truth = _make_truth([_encode((0, 0, 10, 10)), crowd])
     results = [_encode((0, 0, 10, 10)), _encode((22, 2, 30, 9))]
     assert dsb_score(truth, results) == 1
+
+
+def test_the_evaluator_gives_it_on_demand(
+    small_dataset: Dataset, register: Callable[..., str]
+) -> None:
+    name = register(small_dataset[0])
+    found = {}
+    for thresh in (None, 0.0, 0.5, 2.0):
+        evaluator = InstanceEvaluator(name, dsb_thresh=thresh)
+        for record, output in make_outputs(small_dataset):
+            evaluator.process([record], [output])
+        metrics = evaluator.evaluate()
+        assert "DSB" not in metrics["bbox"]
+        found[thresh] = metrics["segm"].get("DSB")
+    assert found[None] is None
+    rows = [row for row in small_dataset[1] if row.get("segmentation")]
+    truth = GroundTruth.read(small_dataset[0])
+    assert found[0.0] == pytest.approx(100 * dsb_score(truth, rows))
+    assert found[0.5] == pytest.approx(100 * dsb_score(truth, rows, 0.5)) != found[0.0]
+    assert found[2.0] < found[0.0]

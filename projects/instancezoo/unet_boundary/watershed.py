@@ -14,6 +14,7 @@ from instancezoo.optional import import_optional
 
 Labels = NDArray[np.int64]
 LEVELS = 255  # probabilities are whole numbers up to this
+_EXTRA, _WANTED_BY = "'instancezoo[bottomup]'", "MODEL.META_ARCHITECTURE 'BoundaryUNet'"
 
 
 def flood(
@@ -33,16 +34,14 @@ def flood(
     Raises:
         MissingPackageError: scikit-image is not installed.
     """
-    segmentation = import_optional(
-        "skimage.segmentation", "'instancezoo[bottomup]'", "MODEL.META_ARCHITECTURE 'BoundaryUNet'"
-    )
+    segmentation = _import_part("segmentation")
     labels = segmentation.watershed(heights, seeds, mask=mask, watershed_line=draw_line)
     return np.asarray(labels, np.int64)
 
 
 def split_parts(labels: Labels) -> Labels:
     """Number the 8-connected parts of labels, by label first, then by their first pixels."""
-    measure = import_optional("skimage.measure", "'instancezoo[bottomup]'", "split_parts")
+    measure = _import_part("measure")
     parts = np.asarray(measure.label(labels, background=0, connectivity=2), np.int64)
     owners = np.zeros(parts.max(initial=0) + 1, np.int64)
     owners[parts.ravel()] = labels.ravel()
@@ -57,3 +56,7 @@ def drop_small(labels: Labels, min_size: int) -> Labels:
     kept = sizes >= max(min_size, 1)
     kept[:1] = False
     return np.where(kept, kept.cumsum(), 0)[labels]
+
+
+def _import_part(name: str) -> Any:
+    return import_optional(f"skimage.{name}", _EXTRA, _WANTED_BY)
