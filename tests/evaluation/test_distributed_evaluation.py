@@ -14,6 +14,7 @@ from torch import multiprocessing
 import instancezoo.evaluation.results as results_module
 from instancezoo.evaluation import InstanceEvaluator
 from instancezoo.evaluation.results import ResultsFile
+from instancezoo.modeling.distributed import leave_process_group
 
 SMALL = {"num_images": 10, "num_results": 60, "seed": 1}
 
@@ -42,7 +43,7 @@ def run_rank(rank: int, folder: str) -> None:
         evaluator.process([record], [output])
     metrics = evaluator.evaluate()
     assert list(metrics) == (["bbox", "segm"] if rank == 0 else [])
-    torch.distributed.destroy_process_group()
+    leave_process_group()
 
 
 def merge_uneven_parts(rank: int, folder: str) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from peak_memory import PeakMemory
 
+from instancezoo.benchmark.peak_memory import PeakMemory
 from instancezoo.layers.nms import unpack_masks
 from instancezoo.solo.decode import (
     DecodeSettings,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from detectron2.utils import comm
 from torch import multiprocessing
 
-from instancezoo.modeling.distributed import average_over_ranks
+from instancezoo.modeling.distributed import average_over_ranks, leave_process_group
 
 
 def run_rank(rank: int, folder: str) -> None:
@@ -17,7 +18,11 @@ def run_rank(rank: int, folder: str) -> None:
     value = torch.tensor([2.0, 4.0]) * (rank + 1)
     assert average_over_ranks(value).tolist() == [3, 6]
     assert value.tolist() == [2 * (rank + 1), 4 * (rank + 1)]
-    torch.distributed.destroy_process_group()
+    comm.synchronize()
+    comm.gather(rank)  # Detectron2 keeps the group
+    leave_process_group()
+    assert not torch.distributed.is_initialized()
+    assert comm._get_global_gloo_group.cache_info().currsize == 0
 
 
 def test_two_processes_share_the_mean(tmp_path: Path) -> None:

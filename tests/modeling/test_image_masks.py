@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peak_memory import PeakMemory
 from pycocotools.mask import encode, toBbox
 
+from instancezoo.benchmark.peak_memory import PeakMemory
 from instancezoo.layers.resize_chain import Crop, Resize
 from instancezoo.modeling.masks import ImageMasks, boxes_from_masks, remove_padding
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peak_memory import PeakMemory
 from pycocotools.mask import encode
 
+from instancezoo.benchmark.peak_memory import PeakMemory
 from instancezoo.layers.score_windows import ROUNDING
 from instancezoo.modeling.masks import PrototypeMasks
 

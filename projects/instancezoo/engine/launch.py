@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from instancezoo.engine.failures import errors_in_one_line
 from instancezoo.engine.stop import SIGNALS, STOP
 from instancezoo.errors import ConfigError
+from instancezoo.modeling.distributed import leave_process_group
 
 
 def launch(main: Callable[[Namespace], Any], args: Namespace) -> Any:
@@ -60,6 +61,7 @@ def launch(main: Callable[[Namespace], Any], args: Namespace) -> Any:
 def _run_child(main: Callable[[Namespace], Any], args: Namespace) -> None:
     with errors_in_one_line(), STOP.catch_signals():
         main(args)
+        leave_process_group()
 
 
 @contextmanager
@@ -89,4 +91,4 @@ def _run_under_torchrun(main: Callable[[Namespace], Any], args: Namespace) -> An
     try:
         return main(args)
     finally:
-        torch.distributed.destroy_process_group()
+        leave_process_group()

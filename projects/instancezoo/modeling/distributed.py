@@ -1,4 +1,4 @@
-"""Numbers that are averaged over the processes of a training run."""
+"""Processes of a training run: numbers averaged over them, and their end."""
 
 from __future__ import annotations
 
@@ -22,3 +22,15 @@ def average_over_ranks(value: Tensor) -> Tensor:
     total = value.clone()
     torch.distributed.all_reduce(total)
     return total / comm.get_world_size()
+
+
+def leave_process_group() -> None:
+    """End the process group of this process, if it is in one.
+
+    Detectron2 keeps groups in two variables. A group that outlives this call has threads that meet
+    the interpreter's end, which aborts the process now and then.
+    """
+    if torch.distributed.is_initialized():
+        comm._get_global_gloo_group.cache_clear()
+        comm._LOCAL_PROCESS_GROUP = None
+        torch.distributed.destroy_process_group()

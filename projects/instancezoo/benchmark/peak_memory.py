@@ -14,7 +14,7 @@ class PeakMemory(TorchDispatchMode):
     """While active, `peak` is the most bytes that tensors made inside held together."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._now = 0
         self._sizes: dict[int, int] = {}
 
