@@ -18,6 +18,7 @@ from parity.semiconv import SemiConvParity
 from parity.ssap import SSAPParity
 from parity.two_stage import TwoStageParity
 from parity.watershed import WatershedParity
+from parity.unet_boundary import BoundaryUNetParity
 from parity.yolact import YOLACTParity
 
 # method of a fixture -> what checks it
@@ -39,6 +40,7 @@ CHECKS: dict[str, Any] = {
     "ssap": SSAPParity,
     "deep_watershed": WatershedParity,
     "metric_learning": MetricParity,
+    "unet_boundary": BoundaryUNetParity,
 }
 
 

@@ -48,7 +48,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Decay per iteration, in [0, 1); lower it for short trainings.
     cfg.MODEL.EMA.DECAY = 0.9998
 
-    # timm feature extractor under an FPN, for MODEL.BACKBONE.NAME "build_timm_fpn_backbone".
+    # timm feature extractor, under an FPN for MODEL.BACKBONE.NAME "build_timm_fpn_backbone", or
+    # in a U-Net for "build_unet_backbone".
     cfg.MODEL.setdefault("TIMM", CfgNode())
     cfg.MODEL.TIMM.NAME = "resnet18"
     # Its weights: "" random, "hub" timm's own, "package:NAME" of an installed package, or a file.
@@ -58,10 +59,15 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # image's own size, each further one at half the size.
     cfg.MODEL.setdefault("UNET", CfgNode())
     cfg.MODEL.UNET.WIDTHS = [64, 128, 256, 512, 1024]
-    # Norm of all its convolutions.
+    # Norm of all convolutions of the U-Net or decoder.
     cfg.MODEL.UNET.NORM = "BN"
     # Maps that heads may use: "u1" has the image's size, "u2" half of it, ...
     cfg.MODEL.UNET.OUT_FEATURES = ["u1"]
+    # The decoder of a U-Net on another network, for MODEL.BACKBONE.NAME "build_unet_backbone"; its
+    # map is "u1". The network is "resnet" (MODEL.RESNETS) or "timm" (MODEL.TIMM).
+    cfg.MODEL.UNET.ENCODER = "resnet"
+    # Channels of its steps, the first at the image's own size, each further one at half the size.
+    cfg.MODEL.UNET.DECODER_WIDTHS = [64, 96, 128, 256, 320]
 
 
 def _add_detector_switches(cfg: CfgNode) -> None:
@@ -152,6 +158,11 @@ def _add_other_keys(cfg: CfgNode) -> None:
     # for images with more objects. COCO's figures, which count the 100 most confident ones of an
     # image and class, are shown beside where they differ (in metrics.json: "segm_at_100").
     cfg.TEST.COCO_BACKEND = "hotcoco"
+    # Also give the score of the 2018 Data Science Bowl, "DSB" among the figures of masks: the mean
+    # over images and IoU thresholds of found objects / (found + false + missed). It takes all
+    # detections of this score or more alike.
+    cfg.TEST.DSB_SCORE = False
+    cfg.TEST.DSB_SCORE_THRESH = 0.5
     # Number of best and number of worst images drawn after the last evaluation.
     cfg.TEST.NUM_PICTURES = 20
     # TASK/METRIC of the printed tables, such as segm/AP or bbox/AP50, whose best checkpoint is kept

@@ -13,6 +13,7 @@ from instancezoo import (
     solov2,
     ssap,
     watershed,
+    unet_boundary,
     yolact,
 )
 from instancezoo.method import Method
@@ -32,4 +33,5 @@ METHODS: list[Method] = [
     ssap.METHOD,
     watershed.METHOD,
     metric.METHOD,
+    unet_boundary.METHOD,
 ]

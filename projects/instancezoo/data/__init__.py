@@ -9,6 +9,7 @@ from instancezoo.data.datasets import (
     register_dataset,
     register_shapes,
 )
+from instancezoo.data.geometric import RandomRotation90, RandomScale
 from instancezoo.data.images import ImageError, ImageReader, read_image
 from instancezoo.data.mappers import MAPPER_REGISTRY, InstanceMapper, build_mapper
 from instancezoo.data.photometric import PhotometricDistort
@@ -24,7 +25,9 @@ __all__ = [
     "ImageReader",
     "InstanceMapper",
     "PhotometricDistort",
+    "RandomRotation90",
     "RandomSampleCrop",
+    "RandomScale",
     "build_augmentations",
     "build_mapper",
     "check_coco",

@@ -301,6 +301,7 @@ class Trainer(DefaultTrainer):
             output_dir=os.path.join(cfg.OUTPUT_DIR, folder, dataset_name),
             num_pictures=cfg.TEST.NUM_PICTURES if num_pictures is None else num_pictures,
             reader=ImageReader.from_config(cfg),
+            dsb_thresh=cfg.TEST.DSB_SCORE_THRESH if cfg.TEST.DSB_SCORE else None,
         )
 
     @classmethod

@@ -27,6 +27,7 @@ from instancezoo.evaluation.average_precision import (
     Evaluation,
     evaluate_results,
 )
+from instancezoo.evaluation.bowl_score import dsb_score
 from instancezoo.evaluation.ground_truth import GroundTruth
 from instancezoo.evaluation.pictures import RGB_READER, draw_pictures
 from instancezoo.evaluation.results import ResultsFile, instances_to_results
@@ -65,6 +66,8 @@ class InstanceEvaluator(DatasetEvaluator):
         max_dets_per_image: largest number of detections per image and class that are evaluated;
             None for all that the model gives.
         reader: of the images to draw on.
+        dsb_thresh: lowest score of the detections that count for the score of the 2018 Data
+            Science Bowl, "DSB" in "segm"; None for no such score.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class InstanceEvaluator(DatasetEvaluator):
         num_pictures: int = 0,
         max_dets_per_image: int | None = None,
         reader: ImageReader = RGB_READER,
+        dsb_thresh: float | None = None,
     ) -> None:
         check_choice("TEST.COCO_BACKEND", backend, BACKENDS)
         if num_pictures > 0 and output_dir is None:
@@ -91,6 +95,7 @@ class InstanceEvaluator(DatasetEvaluator):
             for folder in (self._output_dir, self._output_dir / PICTURE_FOLDER):
                 remove_leftovers(folder)
         self._max_dets_per_image = max_dets_per_image
+        self._dsb_thresh = dsb_thresh
         self._results = ResultsFile(self._output_dir)
         self._has_masks, self._most_detections = False, 0
 
@@ -160,7 +165,9 @@ class InstanceEvaluator(DatasetEvaluator):
         for iou_type in iou_types:
             rows = (row for _, image_rows in results for row in image_rows)
             evaluation = evaluate_results(ground_truth, rows, iou_type, self._backend, max_dets)
-            metrics[iou_type] = evaluation.metrics()
+            metrics[iou_type] = evaluation.metrics() | self._score_bowl(
+                iou_type, ground_truth, results
+            )
             tables[iou_type] = {
                 "class": tabulate_classes(evaluation, ground_truth),
                 "size": tabulate_sizes(evaluation, ground_truth),
@@ -187,6 +194,14 @@ class InstanceEvaluator(DatasetEvaluator):
             with open_atomically(self._output_dir / "metrics.json", "w") as file:
                 json.dump(_nan_to_none(summary), file, indent=1, allow_nan=False)
         return metrics
+
+    def _score_bowl(
+        self, iou_type: str, ground_truth: GroundTruth, results: ResultsFile
+    ) -> dict[str, float]:
+        if iou_type != "segm" or self._dsb_thresh is None:
+            return {}
+        rows = (row for _, image_rows in results for row in image_rows)
+        return {"DSB": 100 * dsb_score(ground_truth, rows, self._dsb_thresh)}
 
     def _draw(self, ground_truth: GroundTruth, results: ResultsFile, iou_type: str) -> list[Path]:
         if self._num_pictures <= 0 or self._output_dir is None:

@@ -19,7 +19,7 @@ from instancezoo.modeling.fpn import build_fpn
 
 from .timm_weights import HUB, import_timm, load_timm_weights, squash_name
 
-STRIDES = (4, 8, 16, 32)
+STRIDES = (2, 4, 8, 16, 32)
 
 
 @BACKBONE_REGISTRY.register()
@@ -57,11 +57,13 @@ def build_timm_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 class TimmBackbone(Backbone):
     """A timm feature extractor with Detectron2's output names: res2 .. res5 by stride 4 .. 32.
 
+    Where the network has a map of stride 2, its name is res1.
+
     Layers that no requested output needs are left out. Norm layers are timm's.
 
     Args:
         name: timm model name.
-        out_features: any of res2, res3, res4, res5, shallow first.
+        out_features: any of res1, res2, res3, res4, res5, shallow first; None for all there are.
         weights: "" random, "hub" timm's own, "package:NAME", or a file.
         freeze_at: 0 trains all; 1 freezes the stem; k >= 2 also everything up to `res{k}`.
             Frozen batch norms keep their running statistics.
@@ -75,7 +77,7 @@ class TimmBackbone(Backbone):
         self,
         name: str,
         *,
-        out_features: list[str],
+        out_features: list[str] | None,
         weights: str = "",
         freeze_at: int = 0,
         in_channels: int = 3,
@@ -86,7 +88,7 @@ class TimmBackbone(Backbone):
         )
         info: Any = self.net.feature_info  # timm's lists of channels, strides, layer names
         channels, strides = info.channels(), info.reduction()
-        self._out_features = out_features
+        self._out_features = list(self._feature_index)
         self._out_feature_channels = {f: channels[i] for f, i in self._feature_index.items()}
         self._out_feature_strides = {f: strides[i] for f, i in self._feature_index.items()}
         # Swin and similar networks return (N, H, W, C).
@@ -114,7 +116,7 @@ class TimmBackbone(Backbone):
 
 
 def _create_extractor(
-    name: str, out_features: list[str], **kwargs: Any
+    name: str, out_features: list[str] | None, **kwargs: Any
 ) -> tuple[nn.Module, dict[str, int]]:
     # timm lists a network's maps only once it is built; a second build then leaves out
     # what follows the last map in use: those parameters would never have a gradient.
@@ -122,11 +124,12 @@ def _create_extractor(
     info: Any = whole.feature_info
     strides = info.reduction()
     positions = {f"res{int(math.log2(s))}": i for i, s in enumerate(strides) if s in STRIDES}
+    out_features = sorted(positions) if out_features is None else out_features
     missing = [feature for feature in out_features if feature not in positions]
     if missing:
         raise ZooError(
             f"timm model '{name}' has no {', '.join(missing)}: its maps have strides {strides}, "
-            f"that is {', '.join(positions) or 'none of res2 .. res5'}. "
+            f"that is {', '.join(positions) or 'none of res1 .. res5'}. "
             "Change MODEL.FPN.IN_FEATURES or MODEL.TIMM.NAME."
         )
     wanted = sorted(positions[feature] for feature in out_features)

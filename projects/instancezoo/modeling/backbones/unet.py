@@ -113,18 +113,22 @@ class UNetBackbone(Backbone):
         return {name: shapes[name] for name in self._out_features}
 
 
+def build_unet_conv(in_channels: int, channels: int, norm: str) -> Conv2d:
+    """3x3 convolution, norm, ReLU; the map keeps its size."""
+    conv = Conv2d(
+        in_channels,
+        channels,
+        kernel_size=3,
+        padding=1,
+        bias=not norm,
+        norm=get_norm(norm, channels),
+        activation=F.relu,
+    )
+    weight_init.c2_msra_fill(conv)
+    return conv
+
+
 def _build_stage(in_channels: int, channels: int, norm: str) -> nn.Sequential:
-    convs = []
-    for before in (in_channels, channels):
-        conv = Conv2d(
-            before,
-            channels,
-            kernel_size=3,
-            padding=1,
-            bias=not norm,
-            norm=get_norm(norm, channels),
-            activation=F.relu,
-        )
-        weight_init.c2_msra_fill(conv)
-        convs.append(conv)
-    return nn.Sequential(*convs)
+    return nn.Sequential(
+        build_unet_conv(in_channels, channels, norm), build_unet_conv(channels, channels, norm)
+    )
