@@ -17,8 +17,8 @@ from parity.polarmask import PolarMaskParity
 from parity.semiconv import SemiConvParity
 from parity.ssap import SSAPParity
 from parity.two_stage import TwoStageParity
-from parity.watershed import WatershedParity
 from parity.unet_boundary import BoundaryUNetParity
+from parity.watershed import WatershedParity
 from parity.yolact import YOLACTParity
 
 # method of a fixture -> what checks it

@@ -12,8 +12,8 @@ from instancezoo import (
     solo,
     solov2,
     ssap,
-    watershed,
     unet_boundary,
+    watershed,
     yolact,
 )
 from instancezoo.method import Method
