@@ -69,6 +69,7 @@ FREE_OF_METHODS = (
 METHODS_TO_COME = (
     *("maskrcnn", "mask r-cnn", "cascade", "htc", "panet", "point_rend", "yolact", "blendmask"),
     *("condinst", "centermask", "ssap", "semiconv", "unet_boundary", "watershed", "sipmask"),
+    *("metric_learning", "metriclearning", "model.metric"),
 )
 
 
@@ -147,7 +148,8 @@ def _list_names(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("part", FREE_OF_METHODS)
 def test_no_method_is_named_below_the_methods(part):
-    names = re.compile("|".join([*FOLDERS, *METHODS_TO_COME]), re.IGNORECASE)
+    folders = [name for name in FOLDERS if name != "metric"]  # also an ordinary word
+    names = re.compile("|".join([*folders, *METHODS_TO_COME]), re.IGNORECASE)
     for file in FILES:
         if file.relative_to(PACKAGE).with_suffix("").parts[0] == part:
             found = {n for n in _list_names(ast.parse(file.read_text())) if names.search(n)}

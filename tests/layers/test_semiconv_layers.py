@@ -7,6 +7,7 @@ import torch
 
 from instancezoo.layers.clustering import cluster_k_means
 from instancezoo.layers.double import find_double_device
+from instancezoo.layers.embeddings import measure_norms, repulsion_loss
 from instancezoo.layers.owners import average_by_owner
 from instancezoo.layers.semiconv import (
     add_coordinates,
@@ -15,9 +16,7 @@ from instancezoo.layers.semiconv import (
     find_seeds,
     kernel_loss,
     measure_exponents,
-    measure_norms,
     refine_mask_logits,
-    repulsion_loss,
     scale_gradient,
 )
 

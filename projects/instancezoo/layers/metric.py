@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
+from instancezoo.layers.embeddings import measure_norms, repulsion_loss
 from instancezoo.layers.owners import average_by_owner
-from instancezoo.layers.semiconv import measure_norms, repulsion_loss
 
 PAIR_WEIGHTS = ("sum", "product")
 # Least squared distance of points of different objects: the logarithm of it is finite.

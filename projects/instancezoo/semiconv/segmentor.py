@@ -24,13 +24,13 @@ from instancezoo.layers.clustering import (
     drop_small,
     group_greedily,
 )
+from instancezoo.layers.embeddings import repulsion_loss
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.owners import average_by_owner
 from instancezoo.layers.semiconv import (
     colouring_loss,
     find_radius,
     measure_exponents,
-    repulsion_loss,
 )
 from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments
 from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects
