@@ -245,3 +245,10 @@ def test_bad_values_are_named(key, value, named):
 def test_a_position_takes_two_channels():
     with pytest.raises(ConfigError, match="EMBED_DIM is 1"):
         _build(EMBED_DIM=1, COORD_MODE="image")
+
+
+@pytest.mark.parametrize("name", ["metric/metric_nuclei", "metric/metric_unet"])
+def test_settings_for_nuclei_allow_for_crowded_images(name):
+    node = model_zoo.get_config(name).MODEL.METRIC
+    assert node.MAX_INSTANCES > 131  # objects of the bowl's fullest image here
+    assert node.GROUPING == "meanshift" or node.MAX_SEEDS >= node.MAX_INSTANCES
