@@ -88,6 +88,8 @@ def test_timm_layers_are_frozen_up_to_a_stage():
         (["MODEL.UNET.NORM", "BM"], r"MODEL\.UNET\.NORM"),
         (["MODEL.UNET.NORM", "GN"], r"MODEL\.UNET\.DECODER_WIDTHS.*multiple of 32"),
         (["MODEL.UNET.DECODER_WIDTHS", [8, 8]], r"DECODER_WIDTHS has 2 widths.*32.*5 doublings"),
+        (["MODEL.UNET.DECODER_WIDTHS", [8, 8, 0, 8, 8]], r"DECODER_WIDTHS.*whole number"),
+        (["MODEL.UNET.DECODER_WIDTHS", [8, 8, 8, 8, 8.5]], r"DECODER_WIDTHS.*whole number"),
         (["MODEL.RESNETS.OUT_FEATURES", ["res2", "res4"]], r"RESNETS\.OUT_FEATURES.*\[4, 16\]"),
     ],
 )

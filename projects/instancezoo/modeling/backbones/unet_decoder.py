@@ -35,7 +35,7 @@ def build_unet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EncoderUNet:
         input_shape: its `channels` are the network's input channels.
 
     Raises:
-        ConfigError: an unknown encoder or norm, another number of widths, maps with gaps.
+        ConfigError: an unknown encoder or norm, too few or bad widths, maps with gaps.
         ZooError: see `TimmBackbone`.
     """
     node = cfg.MODEL.UNET
@@ -54,6 +54,10 @@ def build_unet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EncoderUNet:
         raise ConfigError(
             f"MODEL.UNET.DECODER_WIDTHS has {len(widths)} widths; the coarsest map of the encoder "
             f"has stride {strides[-1]}, from which {count} doublings lead to the image's size"
+        )
+    if not all(isinstance(width, int) and width >= 1 for width in widths):
+        raise ConfigError(
+            f"MODEL.UNET.DECODER_WIDTHS is {widths}; each must be a whole number, 1 or more"
         )
     for width in widths[:count]:
         check_group_norm(node.NORM, {"MODEL.UNET.DECODER_WIDTHS": width})
