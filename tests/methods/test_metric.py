@@ -105,6 +105,9 @@ def test_masks_may_be_limited_to_the_foreground():
 def test_seeds_are_limited():
     maps = _make_maps(OBJECTS)
     assert len(_build(MAX_SEEDS=2).group(maps, 0, GRID)) == 2
+    every, best = (_build(MAX_INSTANCES=limit).group(maps, 0, GRID) for limit in (3, 2))
+    assert len(every) == 3 and len(best.margins) == 2
+    assert torch.equal(best.margins, every.margins[:2])
     assert len(_build(MIN_OBJECTIVE=1.0).group(maps, 0, GRID)) == 0
 
 

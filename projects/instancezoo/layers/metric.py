@@ -256,5 +256,10 @@ def measure_seed_similarity(
     embeddings: Tensor, seeds: Tensor, *, budget: int = DEFAULT_BUDGET
 ) -> Tensor:
     """Similarity (A, P) of seeds to all pixels; arguments as in `find_seed_masks`."""
-    parts = [measure_similarity(x) for _, x in _measure_squares(embeddings, seeds, budget)]
-    return torch.cat(parts)
+    similarity = embeddings.new_empty(len(seeds), embeddings.shape[1])
+    start = 0
+    for part, squares in _measure_squares(embeddings, seeds, budget):
+        stop = start + len(part)
+        similarity[start:stop] = measure_similarity(squares)
+        start = stop
+    return similarity

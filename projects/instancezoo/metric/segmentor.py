@@ -115,6 +115,7 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
                 nms_per_class=node.NMS_PER_CLASS,
                 foreground_only=node.FG_INTERSECT,
                 foreground_thresh=node.T_FG,
+                max_segments=node.MAX_INSTANCES,
             ),
             "mean_shift": MeanShiftSettings(
                 bandwidth=node.BANDWIDTH,
