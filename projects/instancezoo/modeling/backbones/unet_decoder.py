@@ -47,8 +47,11 @@ def build_unet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EncoderUNet:
     else:
         encoder, maps = _build_timm_encoder(cfg, input_shape), "MODEL.TIMM.NAME"
     strides = sorted(shape.stride or 1 for shape in encoder.output_shape().values())
-    if any(b != 2 * a for a, b in pairwise(strides)):
-        raise ConfigError(f"{maps}: its maps have strides {strides}; each must be twice another")
+    if any(b != 2 * a for a, b in pairwise(strides)) or strides[0].bit_count() != 1:
+        raise ConfigError(
+            f"{maps}: its maps have strides {strides}; they must be powers of two, each twice the "
+            "one before"
+        )
     widths, count = list(node.DECODER_WIDTHS), strides[-1].bit_length() - 1
     if len(widths) < count:
         raise ConfigError(
