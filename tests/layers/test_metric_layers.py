@@ -58,6 +58,21 @@ def test_gradients_of_the_embedding_loss(scale):
     assert torch.autograd.gradcheck(compute, embeddings)
 
 
+@pytest.mark.parametrize("pair_weight", ["sum", "product"])
+def test_pairs_in_pieces_have_the_same_loss_and_gradient(pair_weight):
+    owners, found = torch.arange(11) // 3, []
+    for budget in (1, 3 * 11 * 12 * 8, 2**26):  # one point, three points, all at once
+        embeddings = _draw(11, 4).requires_grad_()
+        loss = embedding_loss(
+            embeddings, owners, owners + 2, pair_weight=pair_weight, budget=budget
+        )
+        loss.backward()
+        found.append((loss.detach(), embeddings.grad))
+    for loss, gradient in found[:2]:
+        torch.testing.assert_close(loss, found[2][0])
+        torch.testing.assert_close(gradient, found[2][1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1.0, 1e3])
 def test_embedding_loss_is_finite(dtype, scale):

@@ -105,6 +105,9 @@ def test_masks_may_be_limited_to_the_foreground():
 def test_seeds_are_limited():
     maps = _make_maps(OBJECTS)
     assert len(_build(MAX_SEEDS=2).group(maps, 0, GRID)) == 2
+    every, best = (_build(MAX_INSTANCES=limit).group(maps, 0, GRID) for limit in (3, 2))
+    assert len(every) == 3 and len(best.margins) == 2
+    assert torch.equal(best.margins, every.margins[:2])
     assert len(_build(MIN_OBJECTIVE=1.0).group(maps, 0, GRID)) == 0
 
 
@@ -245,3 +248,10 @@ def test_bad_values_are_named(key, value, named):
 def test_a_position_takes_two_channels():
     with pytest.raises(ConfigError, match="EMBED_DIM is 1"):
         _build(EMBED_DIM=1, COORD_MODE="image")
+
+
+@pytest.mark.parametrize("name", ["metric/metric_nuclei", "metric/metric_unet"])
+def test_settings_for_nuclei_allow_for_crowded_images(name):
+    node = model_zoo.get_config(name).MODEL.METRIC
+    assert node.MAX_INSTANCES > 131  # objects of the bowl's fullest image here
+    assert node.GROUPING == "meanshift" or node.MAX_SEEDS >= node.MAX_INSTANCES

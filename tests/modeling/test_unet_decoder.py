@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from instancezoo import get_cfg
 from instancezoo.errors import ConfigError, ZooError
-from instancezoo.modeling.backbones import EncoderUNet
+from instancezoo.modeling.backbones import EncoderUNet, unet_decoder
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -88,12 +88,23 @@ def test_timm_layers_are_frozen_up_to_a_stage():
         (["MODEL.UNET.NORM", "BM"], r"MODEL\.UNET\.NORM"),
         (["MODEL.UNET.NORM", "GN"], r"MODEL\.UNET\.DECODER_WIDTHS.*multiple of 32"),
         (["MODEL.UNET.DECODER_WIDTHS", [8, 8]], r"DECODER_WIDTHS has 2 widths.*32.*5 doublings"),
+        (["MODEL.UNET.DECODER_WIDTHS", [8, 8, 0, 8, 8]], r"DECODER_WIDTHS.*whole number"),
+        (["MODEL.UNET.DECODER_WIDTHS", [8, 8, 8, 8, 8.5]], r"DECODER_WIDTHS.*whole number"),
         (["MODEL.RESNETS.OUT_FEATURES", ["res2", "res4"]], r"RESNETS\.OUT_FEATURES.*\[4, 16\]"),
     ],
 )
 def test_bad_values_are_named(overrides, named):
     with pytest.raises(ConfigError, match=named):
         build_backbone(_make_cfg(*overrides))
+
+
+def test_a_stride_that_is_no_power_of_two_is_named(monkeypatch):
+    """Doubling would not lead back to the image's size."""
+    encoder = Pyramid()
+    encoder.output_shape = lambda: {"b": ShapeSpec(channels=1, stride=14)}
+    monkeypatch.setattr(unet_decoder, "build_resnet_backbone", lambda *_: encoder)
+    with pytest.raises(ConfigError, match=r"strides \[14\].*powers of two"):
+        build_backbone(_make_cfg())
 
 
 def test_an_unknown_timm_network_is_named():

@@ -27,7 +27,8 @@ class InputSize:
     """Resize of images for the network.
 
     Args:
-        short_edge, max_size: length of the shortest edge and maximum length of the longest, pixels.
+        short_edge, max_size: length of the shortest edge and maximum length of the longest, pixels;
+            a shortest edge of 0 leaves images as they are.
         fixed: height and width in pixels that every image is stretched to instead; None for none.
     """
 
@@ -44,6 +45,8 @@ class InputSize:
         """Resize images of heights and widths `sizes`, (N, 2) int -> (N, 2) int."""
         if self.fixed is not None:
             return np.tile(np.array(self.fixed, dtype=np.int64), (len(sizes), 1))
+        if self.short_edge == 0:
+            return np.array(sizes, dtype=np.int64).reshape(-1, 2)
         limits = self.short_edge, self.max_size
         shapes = [ResizeShortestEdge.get_output_shape(int(h), int(w), *limits) for h, w in sizes]
         return np.array(shapes, dtype=np.int64).reshape(-1, 2)

@@ -18,6 +18,7 @@ from math import inf, log
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.embeddings import measure_norms, repulsion_loss
@@ -28,6 +29,8 @@ PAIR_WEIGHTS = ("sum", "product")
 _LEAST_SQUARE = 1e-12
 # Squared distance at which the similarity is 0 to the last bit of fp64.
 _WHOLE_DIVERSITY = 80.0
+# Bytes of working memory of the embedding's loss: all pairs of 1,900 points with D = 64.
+_PAIRS_BUDGET = 2**30
 # Distances from differences, not from products: they do not round, and their gradient at 0 is 0.
 _EXACT = "donot_use_mm_for_euclid_dist"
 
@@ -43,7 +46,12 @@ def measure_similarity(squares: Tensor) -> Tensor:
 
 
 def embedding_loss(
-    embeddings: Tensor, owners: Tensor, sizes: Tensor, *, pair_weight: str = "sum"
+    embeddings: Tensor,
+    owners: Tensor,
+    sizes: Tensor,
+    *,
+    pair_weight: str = "sum",
+    budget: int = _PAIRS_BUDGET,
 ) -> Tensor:
     """Cross-entropy of the similarity of all ordered pairs of an image's points (equation 2).
 
@@ -54,21 +62,46 @@ def embedding_loss(
         owners: (S,) long, the object of each point.
         sizes: (S,), pixels of this object.
         pair_weight: weights are inverse to the "sum" or the "product" of two sizes.
+        budget: bytes of working memory. Pairs beyond it are computed in pieces, and again for the
+            gradient.
 
     Returns:
         (), the weighted mean over pairs; 0 without points.
     """
     if len(embeddings) == 0:
         return embeddings.sum()
-    squares = torch.cdist(embeddings, embeddings, compute_mode=_EXACT).square()  # (S, S)
+    sizes = sizes.to(embeddings.dtype)
+    # torch's gradient of distances takes D values a pair on a GPU.
+    bytes_per_point = len(embeddings) * (embeddings.shape[1] + 8) * embeddings.element_size()
+    parts = torch.arange(len(owners), device=owners.device).split(max(1, budget // bytes_per_point))
+    if len(parts) == 1:
+        sums = _sum_pairs(embeddings, owners, sizes, parts[0], pair_weight)
+    else:
+        pieces = [
+            checkpoint(
+                _sum_pairs,
+                *(embeddings, owners, sizes, part, pair_weight),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for part in parts
+        ]
+        sums = torch.stack(pieces).sum(dim=0)
+    return -sums[0] / sums[1]
+
+
+def _sum_pairs(
+    embeddings: Tensor, owners: Tensor, sizes: Tensor, rows: Tensor, pair_weight: str
+) -> Tensor:
+    """(2,) sums of weighted logarithms and of weights, of pairs of the points `rows` with all."""
+    squares = torch.cdist(embeddings[rows], embeddings, compute_mode=_EXACT).square()  # (R, S)
     far = squares.clamp(min=_LEAST_SQUARE)
     log_same = log(2) - squares - torch.log1p((-squares).exp())
     log_different = (-torch.expm1(-far)).log() - torch.log1p((-far).exp())
-    sizes = sizes.to(embeddings.dtype)
-    pairs = sizes[:, None] * sizes if pair_weight == "product" else sizes[:, None] + sizes
-    weights = 1 / pairs
-    logs = torch.where(owners[:, None] == owners, log_same, log_different)
-    return -(weights * logs).sum() / weights.sum()
+    mine = sizes[rows, None]
+    weights = 1 / (mine * sizes if pair_weight == "product" else mine + sizes)
+    logs = torch.where(owners[rows, None] == owners, log_same, log_different)
+    return torch.stack([(weights * logs).sum(), weights.sum()])
 
 
 def discriminative_terms(
@@ -256,5 +289,10 @@ def measure_seed_similarity(
     embeddings: Tensor, seeds: Tensor, *, budget: int = DEFAULT_BUDGET
 ) -> Tensor:
     """Similarity (A, P) of seeds to all pixels; arguments as in `find_seed_masks`."""
-    parts = [measure_similarity(x) for _, x in _measure_squares(embeddings, seeds, budget)]
-    return torch.cat(parts)
+    similarity = embeddings.new_empty(len(seeds), embeddings.shape[1])
+    start = 0
+    for part, squares in _measure_squares(embeddings, seeds, budget):
+        stop = start + len(part)
+        similarity[start:stop] = measure_similarity(squares)
+        start = stop
+    return similarity

@@ -147,15 +147,3 @@ def compute_seed_loss(
         labels.append(label_points(ious, objects, known, settings.seed_iou))
         logits.append(maps.logits[index].flatten(2)[:, :, mine].transpose(1, 2).float())
     return seed_loss(torch.cat(logits, dim=1), torch.cat(labels, dim=1))
-
-
-def semantic_loss(logits: Tensor, targets: ObjectMaps) -> Tensor:
-    """Cross-entropy of each cell's own class, the mean over cells that count.
-
-    Args:
-        logits: (N, K + 1, h, w), background first.
-        targets: painted objects.
-    """
-    logits = logits.float().roll(-1, dims=1)  # the maps of classes have the background last
-    sums = F.cross_entropy(logits, targets.classes, ignore_index=IGNORED, reduction="sum")
-    return sums / (targets.classes != IGNORED).sum().clamp(min=1)

@@ -23,7 +23,7 @@ from instancezoo.modeling.grouping import Segments
 
 @dataclass(frozen=True)
 class SeedSettings:
-    """Keys of MODEL.METRIC of the same meaning."""
+    """Keys of MODEL.METRIC of the same meaning; `max_segments` is MAX_INSTANCES."""
 
     taus: Sequence[float] = (0.25, 0.5, 0.75, 0.9)
     alpha: float = 0.3
@@ -33,6 +33,7 @@ class SeedSettings:
     nms_per_class: bool = False
     foreground_only: bool = False
     foreground_thresh: float = 0.5
+    max_segments: int = 100
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,11 @@ def grow_segments(
         masks &= (foreground > settings.foreground_thresh)[tau]
     compared = classes if settings.nms_per_class else torch.zeros_like(classes)
     kept = greedy_mask_nms(pack_masks(masks.view(-1, *grid)), compared, settings.nms_thresh)
+    # Best first: what the limit of an image cuts off needs no margins, the largest tensor here.
+    kept = kept[: settings.max_segments]
     owners, cells = masks[kept].nonzero(as_tuple=True)
     margins = measure_seed_similarity(embeddings, seeds[kept])
     margins -= embeddings.new_tensor(settings.taus)[tau[kept], None]
     if settings.foreground_only:
-        margins = margins.masked_fill(~masks[kept], -1.0)
+        margins.masked_fill_(~masks[kept], -1.0)
     return SeedSegments(owners, cells, grid, scores[kept], classes[kept], margins.view(-1, *grid))

@@ -24,7 +24,7 @@ from instancezoo.layers.metric import measure_similarity
 from instancezoo.layers.owners import average_by_owner
 from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments
 from instancezoo.modeling.masks import ImageMasks, MaskForm, remove_padding
-from instancezoo.modeling.object_maps import ObjectMaps, paint_objects
+from instancezoo.modeling.object_maps import ObjectMaps, paint_objects, semantic_loss
 
 from .config import check_metric_config
 from .head import MetricHead, MetricMaps
@@ -34,7 +34,6 @@ from .losses import (
     compute_embed_loss,
     compute_seed_loss,
     sample_points,
-    semantic_loss,
 )
 from .seeds import SeedSegments, SeedSettings, grow_segments
 from .targets import Points
@@ -115,6 +114,7 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
                 nms_per_class=node.NMS_PER_CLASS,
                 foreground_only=node.FG_INTERSECT,
                 foreground_thresh=node.T_FG,
+                max_segments=node.MAX_INSTANCES,
             ),
             "mean_shift": MeanShiftSettings(
                 bandwidth=node.BANDWIDTH,
@@ -146,7 +146,8 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
             loss_embed = compute_embed_loss(outputs.embeddings, sampled, settings)
         losses = {"loss_embed": settings.embed * loss_embed + zero}
         if self.grouping == "meanshift":
-            loss_sem_seg = semantic_loss(outputs.logits[:, 0], targets)
+            logits = outputs.logits[:, 0].roll(-1, dims=1)  # the background last
+            loss_sem_seg = semantic_loss(logits, targets.classes)
             return {**losses, "loss_sem_seg": settings.semantic * loss_sem_seg}
         loss_seed = compute_seed_loss(outputs, targets, every, self.seeds.taus, settings)
         return {**losses, "loss_seed": self._weigh_seeds() * loss_seed}

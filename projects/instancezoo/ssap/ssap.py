@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
@@ -18,7 +17,7 @@ from torch import Tensor
 from instancezoo.layers.affinities import affinity_loss, compare_neighbours, drop_positives
 from instancezoo.layers.owners import average_by_owner
 from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments
-from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects
+from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects, semantic_loss
 
 from .cascade import PARTITIONS, LevelMaps, drop_segments, partition_levels
 from .config import check_ssap_config
@@ -133,9 +132,6 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
             step = 2**level
             ids, classes = (m[:, ::step, ::step] for m in (targets.ids, targets.classes))
             is_counted = classes != IGNORED
-            sums = F.cross_entropy(
-                cls_logits.float(), classes, ignore_index=IGNORED, reduction="sum"
-            )
             is_same, is_pair = compare_neighbours(ids, is_counted, self.window)
             error = affinity_loss(
                 affinity_logits.float(),
@@ -145,8 +141,8 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
                 ids > 0,
                 object_weight=settings.object_weight,
             )
-            mean = sums / is_counted.sum().clamp(min=1)
-            losses[f"loss_sem_{name}"] = settings.semantic[level] * mean
+            loss_sem = semantic_loss(cls_logits, classes)
+            losses[f"loss_sem_{name}"] = settings.semantic[level] * loss_sem
             losses[f"loss_affinity_{name}"] = settings.affinity[level] * error
         return losses
 

@@ -125,11 +125,7 @@ class BoundaryUNet(BottomUpSegmenter[BoundaryMaps, BoundaryTargets]):
 
     def predict_classes(self, maps: BoundaryMaps, index: int, grid: tuple[int, int]) -> Tensor:
         """Softmax of the class branch (K + 1, h, w); the background, which it lacks, is 0."""
-        if maps.cls_logits is None:
-            shape, device = (self.num_classes + 1, *grid), maps.logits.device
-            probs = torch.zeros(shape, device=device)
-            probs[0] = 1
-            return probs
+        assert maps.cls_logits is not None
         probs = maps.cls_logits[index, :, : grid[0], : grid[1]].float().softmax(dim=0)
         return torch.cat([probs, torch.zeros_like(probs[:1])])
 

@@ -35,7 +35,7 @@ def build_unet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EncoderUNet:
         input_shape: its `channels` are the network's input channels.
 
     Raises:
-        ConfigError: an unknown encoder or norm, another number of widths, maps with gaps.
+        ConfigError: an unknown encoder or norm, too few or bad widths, maps with gaps.
         ZooError: see `TimmBackbone`.
     """
     node = cfg.MODEL.UNET
@@ -47,13 +47,20 @@ def build_unet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> EncoderUNet:
     else:
         encoder, maps = _build_timm_encoder(cfg, input_shape), "MODEL.TIMM.NAME"
     strides = sorted(shape.stride or 1 for shape in encoder.output_shape().values())
-    if any(b != 2 * a for a, b in pairwise(strides)):
-        raise ConfigError(f"{maps}: its maps have strides {strides}; each must be twice another")
+    if any(b != 2 * a for a, b in pairwise(strides)) or strides[0].bit_count() != 1:
+        raise ConfigError(
+            f"{maps}: its maps have strides {strides}; they must be powers of two, each twice the "
+            "one before"
+        )
     widths, count = list(node.DECODER_WIDTHS), strides[-1].bit_length() - 1
     if len(widths) < count:
         raise ConfigError(
             f"MODEL.UNET.DECODER_WIDTHS has {len(widths)} widths; the coarsest map of the encoder "
             f"has stride {strides[-1]}, from which {count} doublings lead to the image's size"
+        )
+    if not all(isinstance(width, int) and width >= 1 for width in widths):
+        raise ConfigError(
+            f"MODEL.UNET.DECODER_WIDTHS is {widths}; each must be a whole number, 1 or more"
         )
     for width in widths[:count]:
         check_group_norm(node.NORM, {"MODEL.UNET.DECODER_WIDTHS": width})

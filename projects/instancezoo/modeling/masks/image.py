@@ -100,7 +100,9 @@ class ImageMasks(MaskForm):
         by_rows, by_columns = weigh_samples(grid, steps, scores.device)
         rows, columns = split_axis(by_rows, lead=1), split_axis(by_columns)
         unit = torch.finfo(torch.float32).eps / 2
-        margin = _ERRORS_PER_STEP * (len(steps) + 1) * unit * scores.abs().amax(dim=(1, 2))
+        # Not by abs(), which would take as much memory as the scores.
+        largest = torch.maximum(scores.amax(dim=(1, 2)), -scores.amin(dim=(1, 2)))
+        margin = _ERRORS_PER_STEP * (len(steps) + 1) * unit * largest
         sides = find_sides(scores, rows, columns, self.threshold, margin)
         return _Tiling(scores, steps, rows, columns, margin, sides)
 
