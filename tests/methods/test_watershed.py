@@ -67,6 +67,21 @@ def test_mirrored_images_have_mirrored_directions() -> None:
     torch.testing.assert_close(mirrored.directions[:, 1].flip(2), maps.directions[:, 1])
 
 
+def test_targets_do_not_depend_on_the_padding() -> None:
+    """Objects go on beyond the image's border, padded or not."""
+    ids = torch.zeros(2, 24, 32, dtype=torch.long)
+    ids[0, 5:20, 4:25], ids[1, 2:9, 3:12], ids[1, 9:17, 8:21] = 3, 1, 2
+    sizes = [(20, 25), (17, 21)]
+    for image, (height, width) in enumerate(sizes):
+        ids[image, height:], ids[image, :, width:] = 0, 0
+    found = measure_depths(ids, edges=EDGES, min_area=1, sizes=sizes)
+    for image, (height, width) in enumerate(sizes):
+        alone = _measure(ids[image : image + 1, :height, :width])
+        for name in ("depths", "directions", "levels", "weights"):
+            padded = getattr(found, name)[image, ..., :height, :width]
+            assert torch.equal(padded, getattr(alone, name)[0]), name
+
+
 def _make_loss_inputs(channels: int):
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, channels, 5, 6, generator=generator, dtype=torch.double)
@@ -202,6 +217,15 @@ def test_crowds_and_padding_are_ignored() -> None:
     classes = targets.objects.classes[0]
     assert (classes[100:] == IGNORED).all() and classes[80, 100] == IGNORED
     assert targets.depths.weights[0, 20, 20] > 0 and not targets.depths.weights[0, 80, 100]
+
+
+def test_the_border_of_a_padded_image_is_no_boundary() -> None:
+    model = _build()
+    record = make_input(100, 128, [[10, 30, 60, 100]])
+    images = model.preprocess([record])
+    assert images.tensor.shape[2] > 100
+    depths = model.assign(None, images, [record["instances"]]).depths.depths[0, :100]
+    assert depths[99, 35] == depths[60, 35] == 25
 
 
 def test_scores_are_mean_probabilities_of_the_cut_class() -> None:

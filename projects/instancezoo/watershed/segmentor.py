@@ -151,7 +151,12 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
         padded_size = images.tensor.shape[2:]
         objects = paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
         settings = self.training_settings
-        depths = measure_depths(objects.ids, edges=settings.edges, min_area=settings.min_area)
+        depths = measure_depths(
+            objects.ids,
+            edges=settings.edges,
+            min_area=settings.min_area,
+            sizes=images.image_sizes,
+        )
         return WatershedTargets(objects, depths)
 
     def losses(self, outputs: WatershedMaps, targets: WatershedTargets) -> dict[str, Tensor]:
