@@ -177,7 +177,8 @@ def test_the_papers_stages(overrides, trained, frozen) -> None:
         word for key, value in zip(keys, overrides[1::2], strict=True) for word in (key, value)
     ]
     model = _build(*[f"MODEL.DWT.{word}" if word in keys else word for word in named])
-    losses = model([make_input(128, 128, BOXES)])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    losses = model.train()([make_input(128, 128, BOXES)])
     assert set(losses) == {f"loss_{name}" for name in model.training_settings.losses}
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
@@ -186,6 +187,9 @@ def test_the_papers_stages(overrides, trained, frozen) -> None:
             assert parameter.grad is not None, name
         if part in frozen or (part == "backbone" and "semantics" in frozen):
             assert parameter.grad is None and not parameter.requires_grad, name
+    for name, buffer in model.named_buffers():  # of the norms
+        if any(part in name for part in frozen) or (name[:8] == "backbone" and "semantics" in frozen):
+            assert torch.equal(buffer, before[name]), name
 
 
 def test_predictions_replace_the_truth_after_their_iteration() -> None:
@@ -256,7 +260,9 @@ def test_scores_are_mean_probabilities_of_the_cut_class() -> None:
         ("LOSSES", ["depth"], "sem_seg, direction, energy"),
         ("LOSSES", [], "sem_seg"),
         ("CUT_LEVELS", [1, 2], "1 or 4"),
+        ("CUT_LEVELS", [0.5], "whole numbers"),
         ("MIN_SIZES", [-1], "0 and inf"),
+        ("SEMANTIC_LABELS", [1, 2, 2, 3], "its own value"),
         ("PAINT_ORDER", [0, 1, 2], "0 to 3"),
         ("CLASS_CODES", [1, 2], "0 or 4"),
         ("BRANCH_STDS", [0.1], "0 or 3"),

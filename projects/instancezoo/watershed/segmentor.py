@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
-from torch import Tensor
+from torch import Tensor, nn
 
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.owners import average_by_owner
@@ -101,7 +101,9 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
         self.num_classes = num_classes
         self.training_settings = training_settings
         self.cut = cut
-        self._freeze_unused()
+        for part in self._find_unused():
+            part.requires_grad_(False)
+        self.train()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -124,19 +126,27 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
             ),
         }
 
-    def _freeze_unused(self) -> None:
+    def _find_unused(self) -> list[nn.Module]:
+        """Parts that no loss reaches."""
         settings, head = self.training_settings, self.head
         learns_directions = "direction" in settings.losses or (
             "energy" in settings.losses and settings.gt_directions_iters >= 0
         )
+        unused: list[nn.Module] = []
         if "sem_seg" not in settings.losses:
-            self.backbone.requires_grad_(False)
-            head.semantics.requires_grad_(False)
+            unused += [self.backbone, head.semantics]
         if not learns_directions:
-            head.class_channels.requires_grad_(False)
-            head.direction_net.requires_grad_(False)
+            unused += [head.class_channels, head.direction_net]
         if "energy" not in settings.losses:
-            head.energy_net.requires_grad_(False)
+            unused.append(head.energy_net)
+        return unused
+
+    def train(self, mode: bool = True) -> DeepWatershed:
+        """Switch between training and inference; frozen parts keep the statistics of their norms."""
+        super().train(mode)
+        for part in self._find_unused():
+            part.eval()
+        return self
 
     def _run(self, batched_inputs: list[dict[str, Any]]) -> tuple[ImageList, WatershedMaps]:
         images = self.preprocess(batched_inputs)
