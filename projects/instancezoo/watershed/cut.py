@@ -37,7 +37,7 @@ class CutSettings:
 
 @torch.no_grad()
 def cut_levels(levels: Tensor, classes: Tensor, settings: CutSettings) -> tuple[Tensor, Tensor]:
-    """Cut one image (section 3.4).
+    """Cut one image.
 
     The cost does not depend on the number of objects: each map is worked on as a whole.
 
