@@ -188,7 +188,9 @@ def test_the_papers_stages(overrides, trained, frozen) -> None:
         if part in frozen or (part == "backbone" and "semantics" in frozen):
             assert parameter.grad is None and not parameter.requires_grad, name
     for name, buffer in model.named_buffers():  # of the norms
-        if any(part in name for part in frozen) or (name[:8] == "backbone" and "semantics" in frozen):
+        if any(part in name for part in frozen) or (
+            name[:8] == "backbone" and "semantics" in frozen
+        ):
             assert torch.equal(buffer, before[name]), name
 
 

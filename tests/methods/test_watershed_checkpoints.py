@@ -85,7 +85,13 @@ def test_bad_matlab_files_are_refused(tmp_path: Path) -> None:
     bomb = _write(tmp_path / "bomb.mat", {"a": np.zeros((3500, 3500))}, do_compression=True)
     liar = tmp_path / "liar.mat"  # 1 x 1, by its shape
     liar.write_bytes(_make_liar(bomb.read_bytes()))
-    for path, reason in ((liar, "many times"), (torn, "damaged"), (new, "-v7"), (other, "damaged"), (bomb, "many times")):
+    for path, reason in (
+        (liar, "many times"),
+        (torn, "damaged"),
+        (new, "-v7"),
+        (other, "damaged"),
+        (bomb, "many times"),
+    ):
         with pytest.raises(CheckpointError, match=f"{path.name}.*{reason}"):
             read_checkpoint(path)
 

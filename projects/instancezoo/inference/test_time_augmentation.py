@@ -257,7 +257,7 @@ def make_copy(record: dict[str, Any], copy: ImageCopy) -> dict[str, Any]:
     if "sem_seg" in record:
         labels = record["sem_seg"].cpu().numpy()
         # As the mapper: no wider integers are resized.
-        labels = labels.astype(np.uint8 if 0 <= labels.min() and labels.max() < 256 else np.float32)
+        labels = labels.astype(np.uint8 if labels.min() >= 0 and labels.max() < 256 else np.float32)
         labels = transform.apply_segmentation(labels).astype(np.int64)
         made["sem_seg"] = torch.from_numpy(labels[:, ::-1].copy() if copy.is_mirrored else labels)
     return made

@@ -18,7 +18,7 @@ from instancezoo.layers.metric import (
     find_limit,
     measure_best_ious,
 )
-from instancezoo.modeling.object_maps import IGNORED, ObjectMaps
+from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, class_loss
 
 from .head import MetricMaps
 from .targets import (
@@ -156,6 +156,5 @@ def semantic_loss(logits: Tensor, targets: ObjectMaps) -> Tensor:
         logits: (N, K + 1, h, w), background first.
         targets: painted objects.
     """
-    logits = logits.float().roll(-1, dims=1)  # the maps of classes have the background last
-    sums = F.cross_entropy(logits, targets.classes, ignore_index=IGNORED, reduction="sum")
-    return sums / (targets.classes != IGNORED).sum().clamp(min=1)
+    # The maps of classes have the background last.
+    return class_loss(logits.roll(-1, dims=1), targets.classes)

@@ -1,7 +1,7 @@
 """Ground truth painted on the grid of a head: which object and which class each cell has.
 
-Legend: N images, M objects of an image, H W image size, h w size of the grid, P pairs of object and
-cell.
+Legend: N images, K classes, M objects of an image, H W image size, h w size of the grid, P pairs of
+object and cell.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -85,6 +86,20 @@ def paint_objects(
         all_classes.append(classes)
         counts.append(len(areas))
     return ObjectMaps(torch.stack(all_ids), torch.stack(all_classes), tuple(counts))
+
+
+def class_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of the cells' classes, the mean over the cells that count; 0 without any.
+
+    Args:
+        logits: (N, K + 1, h, w), the background last.
+        classes: (N, h, w) long, as in `ObjectMaps`.
+
+    Returns:
+        () fp32
+    """
+    sums = F.cross_entropy(logits.float(), classes, ignore_index=IGNORED, reduction="sum")
+    return sums / (classes != IGNORED).sum().clamp(min=1)
 
 
 def _paint(cells: Tensor, areas: Tensor) -> Tensor:

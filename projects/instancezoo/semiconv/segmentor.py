@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -33,7 +32,7 @@ from instancezoo.layers.semiconv import (
     measure_exponents,
 )
 from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments
-from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects
+from instancezoo.modeling.object_maps import ObjectMaps, class_loss, paint_objects
 
 from .config import check_segmentor_config
 from .head import Coordinates, PixelMaps, SemiConvPixelHead
@@ -151,9 +150,7 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
         """`loss_sem_seg`, `loss_embed` (equation 5), `loss_kernel`, optionally `loss_push`."""
         weights, embeddings = self.loss_settings, outputs.embeddings
         zero = zero_of_parameters(self.head)
-        logits = outputs.cls_logits.float()
-        sums = F.cross_entropy(logits, targets.classes, ignore_index=IGNORED, reduction="sum")
-        loss_sem_seg = sums / (targets.classes != IGNORED).sum().clamp(min=1)
+        loss_sem_seg = class_loss(outputs.cls_logits, targets.classes)
 
         owner, image, y, x = targets.list_cells()
         num_instances = sum(targets.counts)

@@ -44,8 +44,8 @@ def add_ssap_config(cfg: CfgNode) -> None:
     node.NUM_CONVS = 2
     node.NORM = "GN"
     # Weights of the classes' cross-entropy and of the affinities' squared error (lambda), one a
-    # level, finest first. On small images the coarse levels have only a few cells; the small configs
-    # lower their weights.
+    # level, finest first. On small images the coarse levels have only a few cells; the small
+    # configs lower their weights.
     node.SEM_LOSS_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0]
     node.AFFINITY_LOSS_WEIGHTS = [0.01, 0.03, 0.1, 0.3, 1.0]
     # Share of the pairs of cells of one object, or both of the background, that the loss of the

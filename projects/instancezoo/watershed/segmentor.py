@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.owners import average_by_owner
 from instancezoo.modeling.grouping import BottomUpSegmenter, Segments
-from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects
+from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, class_loss, paint_objects
 
 from .build import read_arguments
 from .cut import CutSettings, cut_levels
@@ -142,7 +141,7 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
         return unused
 
     def train(self, mode: bool = True) -> DeepWatershed:
-        """Switch between training and inference; frozen parts keep the statistics of their norms."""
+        """Switch training on or off; frozen parts keep the statistics of their norms."""
         super().train(mode)
         for part in self._find_unused():
             part.eval()
@@ -202,9 +201,7 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
 
     def _compare_classes(self, outputs: WatershedMaps, classes: Tensor) -> Tensor:
         assert isinstance(outputs.semantics, PredictedSemantics)  # see `check_dwt_config`
-        logits = outputs.semantics.enlarge()
-        sums = F.cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
-        return sums / (classes != IGNORED).sum().clamp(min=1)
+        return class_loss(outputs.semantics.enlarge(), classes)
 
     def _choose_classes(self, outputs: WatershedMaps, truth: Tensor) -> Tensor:
         """Classes (N, H, W) that the direction network gets; `truth` has K and `IGNORED`."""
