@@ -27,10 +27,10 @@ def test_shipped_config_builds_without_weights(name):
 
 @pytest.mark.parametrize("name", model_zoo.list_configs())
 def test_models_that_know_crowds_get_them(name):
-    """COCO has crowds; those that the mapper leaves out would be background."""
+    """Crowds that the mapper leaves out would be background."""
     cfg = model_zoo.get_config(name)
     architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    has_crowds = any(train.startswith("coco") for train in cfg.DATASETS.TRAIN)
+    has_crowds = any(train.startswith(("coco", "cityscapes")) for train in cfg.DATASETS.TRAIN)
     assert cfg.INPUT.CROWDS or not (has_crowds and getattr(architecture, "keep_crowds", False))
 
 

@@ -172,6 +172,25 @@ def test_masks_boxes_and_scores_come_back_into_the_frame_of_the_image():
     assert found.mask_scores.tolist() == pytest.approx([0.4])
 
 
+class _Labels(_Squares):
+    """As above, of images whose semantic map has the square, too."""
+
+    def forward(self, batch):
+        for record in batch:
+            expected = (record["image"][0] > 128).long() * self.blind_at
+            assert torch.equal(record["sem_seg"], expected)
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("label", [7, 700])
+def test_semantic_maps_follow_the_image(label):
+    copies = list_copies(_get_config("solo/solo_tiny", "TEST.AUG.MIN_SIZES", (8, 16)))
+    image = _make_square()
+    record = {"image": image, "sem_seg": (image[0] > 0).long() * label}
+    found = _predict(ModelWithTTA(_Labels(label), copies=copies), record)
+    assert found.pred_boxes.tensor.tolist() == [[1, 2, 4, 6]]
+
+
 def test_thresholds_and_limits_apply_after_merging():
     copies = list_copies(_get_config("solo/solo_tiny", "TEST.AUG.MIN_SIZES", (8, 16)))
     model, record = _Squares(blind_at=24), {"image": _make_square()}

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 
 from instancezoo.errors import ConfigError
 from instancezoo.layers.affinities import compare_neighbours
-from instancezoo.modeling.grouping import Segments
+from instancezoo.modeling.grouping import Segments, vote_classes
 from instancezoo.ssap.cascade import (
     PARTITIONS,
     LevelMaps,
@@ -20,7 +20,7 @@ from instancezoo.ssap.cascade import (
     partition_levels,
 )
 from instancezoo.ssap.head import PyramidMaps
-from instancezoo.ssap.ssap import find_foreground, vote_as_foreground
+from instancezoo.ssap.ssap import find_foreground
 from instancezoo.testing import build_seeded_model, get_tiny_config, keep_everything, make_input
 
 TINY = "ssap/ssap_tiny"
@@ -128,7 +128,7 @@ def test_background_cells_have_no_vote_but_count_in_the_score():
     probs[:, 0, 1:3] = torch.tensor([0.3, 0.0, 0.7])[:, None]
     probs[:, 0, 3] = torch.tensor([0.6, 0.2, 0.2])
     segments = Segments.from_labels(torch.tensor([[1, 1, 1, 2]]), torch.ones(2))
-    classes, scores = vote_as_foreground(probs, find_foreground(probs, 0.0), segments)
+    classes, scores = vote_classes(probs, segments, find_foreground(probs, 0.0))
     assert classes.tolist() == [1, 0]
     torch.testing.assert_close(scores, torch.tensor([0.5 / 3, 0.6]))
 

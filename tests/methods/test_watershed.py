@@ -67,6 +67,21 @@ def test_mirrored_images_have_mirrored_directions() -> None:
     torch.testing.assert_close(mirrored.directions[:, 1].flip(2), maps.directions[:, 1])
 
 
+def test_targets_do_not_depend_on_the_padding() -> None:
+    """Objects go on beyond the image's border, padded or not."""
+    ids = torch.zeros(2, 24, 32, dtype=torch.long)
+    ids[0, 5:20, 4:25], ids[1, 2:9, 3:12], ids[1, 9:17, 8:21] = 3, 1, 2
+    sizes = [(20, 25), (17, 21)]
+    for image, (height, width) in enumerate(sizes):
+        ids[image, height:], ids[image, :, width:] = 0, 0
+    found = measure_depths(ids, edges=EDGES, min_area=1, sizes=sizes)
+    for image, (height, width) in enumerate(sizes):
+        alone = _measure(ids[image : image + 1, :height, :width])
+        for name in ("depths", "directions", "levels", "weights"):
+            padded = getattr(found, name)[image, ..., :height, :width]
+            assert torch.equal(padded, getattr(alone, name)[0]), name
+
+
 def _make_loss_inputs(channels: int):
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, channels, 5, 6, generator=generator, dtype=torch.double)
@@ -162,7 +177,8 @@ def test_the_papers_stages(overrides, trained, frozen) -> None:
         word for key, value in zip(keys, overrides[1::2], strict=True) for word in (key, value)
     ]
     model = _build(*[f"MODEL.DWT.{word}" if word in keys else word for word in named])
-    losses = model([make_input(128, 128, BOXES)])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    losses = model.train()([make_input(128, 128, BOXES)])
     assert set(losses) == {f"loss_{name}" for name in model.training_settings.losses}
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
@@ -171,6 +187,11 @@ def test_the_papers_stages(overrides, trained, frozen) -> None:
             assert parameter.grad is not None, name
         if part in frozen or (part == "backbone" and "semantics" in frozen):
             assert parameter.grad is None and not parameter.requires_grad, name
+    for name, buffer in model.named_buffers():  # of the norms
+        if any(part in name for part in frozen) or (
+            name[:8] == "backbone" and "semantics" in frozen
+        ):
+            assert torch.equal(buffer, before[name]), name
 
 
 def test_predictions_replace_the_truth_after_their_iteration() -> None:
@@ -204,6 +225,15 @@ def test_crowds_and_padding_are_ignored() -> None:
     assert targets.depths.weights[0, 20, 20] > 0 and not targets.depths.weights[0, 80, 100]
 
 
+def test_the_border_of_a_padded_image_is_no_boundary() -> None:
+    model = _build()
+    record = make_input(100, 128, [[10, 30, 60, 100]])
+    images = model.preprocess([record])
+    assert images.tensor.shape[2] > 100
+    depths = model.assign(None, images, [record["instances"]]).depths.depths[0, :100]
+    assert depths[99, 35] == depths[60, 35] == 25
+
+
 def test_scores_are_mean_probabilities_of_the_cut_class() -> None:
     model = _build("MODEL.DWT.T_FG", 0.5).eval()
     images = model.preprocess([make_input(64, 64, [])])
@@ -232,7 +262,9 @@ def test_scores_are_mean_probabilities_of_the_cut_class() -> None:
         ("LOSSES", ["depth"], "sem_seg, direction, energy"),
         ("LOSSES", [], "sem_seg"),
         ("CUT_LEVELS", [1, 2], "1 or 4"),
+        ("CUT_LEVELS", [0.5], "whole numbers"),
         ("MIN_SIZES", [-1], "0 and inf"),
+        ("SEMANTIC_LABELS", [1, 2, 2, 3], "its own value"),
         ("PAINT_ORDER", [0, 1, 2], "0 to 3"),
         ("CLASS_CODES", [1, 2], "0 or 4"),
         ("BRANCH_STDS", [0.1], "0 or 3"),

@@ -1,7 +1,9 @@
 """The published file: names, filters that it may lack, and MATLAB's format."""
 
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,14 @@ def test_only_numbers_of_a_matlab_file_are_kept(tmp_path: Path) -> None:
     assert found.keys() == {"a", "b"} and found["b"].tolist() == [[0, 1, 2]]
 
 
+def _make_liar(content: bytes) -> bytes:
+    """A file of one compressed matrix of any size whose shape says 1 x 1."""
+    matrix = bytearray(zlib.decompress(content[136:]))
+    matrix[32:40] = struct.pack("<2i", 1, 1)  # behind tags and flags
+    packed = zlib.compress(bytes(matrix))
+    return content[:128] + struct.pack("<2I", 15, len(packed)) + packed
+
+
 def test_bad_matlab_files_are_refused(tmp_path: Path) -> None:
     whole = _write(
         tmp_path / "w.mat", {"a": np.random.default_rng(0).random((50, 50))}, do_compression=True
@@ -72,8 +82,16 @@ def test_bad_matlab_files_are_refused(tmp_path: Path) -> None:
     new.write_bytes(b"MATLAB 7.3 MAT-file, Platform" + bytes(600))
     other = tmp_path / "other.mat"
     other.write_bytes(bytes(range(256)) * 4)
-    bomb = _write(tmp_path / "bomb.mat", {"a": np.zeros((9000, 9000))}, do_compression=True)
-    for path, reason in ((torn, "damaged"), (new, "-v7"), (other, "damaged"), (bomb, "many times")):
+    bomb = _write(tmp_path / "bomb.mat", {"a": np.zeros((3500, 3500))}, do_compression=True)
+    liar = tmp_path / "liar.mat"  # 1 x 1, by its shape
+    liar.write_bytes(_make_liar(bomb.read_bytes()))
+    for path, reason in (
+        (liar, "many times"),
+        (torn, "damaged"),
+        (new, "-v7"),
+        (other, "damaged"),
+        (bomb, "many times"),
+    ):
         with pytest.raises(CheckpointError, match=f"{path.name}.*{reason}"):
             read_checkpoint(path)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from instancezoo.layers.components import label_components
+from instancezoo.watershed import cut
 from instancezoo.watershed.cut import CutSettings, cut_levels
 
 SETTINGS = CutSettings(
@@ -37,8 +38,10 @@ def cut_slowly(levels: Tensor, classes: Tensor, settings: CutSettings) -> Tensor
     return painted
 
 
+@pytest.mark.parametrize("budget", [1, 2**30])
 @pytest.mark.parametrize("extra", [-5, -1, 0, 1])
-def test_cut_equals_the_slow_reference(extra: int) -> None:
+def test_cut_equals_the_slow_reference(extra: int, budget: int, monkeypatch) -> None:
+    monkeypatch.setattr(cut, "DEFAULT_BUDGET", budget)
     for seed, size in enumerate([(1, 1), (1, 30), (40, 50), (50, 40)]):
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(1, 1, *size, generator=generator)

@@ -6,7 +6,7 @@ from detectron2.structures import BitMasks, Instances
 from torch import nn
 
 from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments, vote_classes
-from instancezoo.modeling.object_maps import IGNORED, paint_objects, semantic_loss
+from instancezoo.modeling.object_maps import IGNORED, paint_objects
 
 
 def _make_objects(size, boxes, classes, crowds=None):
@@ -147,13 +147,3 @@ def test_masks_of_nearest_resize_stay_disjoint():
     (output,) = _build(mask_resize="nearest")([image])
     masks = output["instances"].pred_masks
     assert masks.shape[1:] == (9, 5) and masks.sum(dim=0).max() == 1
-
-
-def test_the_semantic_loss_is_the_mean_over_cells_that_count():
-    classes = torch.tensor([[[0, 1], [2, IGNORED]]])
-    logits = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    probs = logits.softmax(dim=1)
-    expected = -(probs[0, 0, 0, 0].log() + probs[0, 1, 0, 1].log() + probs[0, 2, 1, 0].log()) / 3
-    torch.testing.assert_close(semantic_loss(logits, classes), expected)
-    assert semantic_loss(logits.bfloat16(), classes).dtype == torch.float32
-    assert semantic_loss(logits, torch.full_like(classes, IGNORED)) == 0

@@ -21,7 +21,7 @@ from instancezoo.layers.affinities import (
     weigh_pairs,
 )
 from instancezoo.layers.double import find_double_device
-from instancezoo.modeling.grouping import Segments
+from instancezoo.modeling.grouping import Segments, vote_classes
 from instancezoo.modeling.object_maps import ObjectMaps
 from instancezoo.ssap import ssap
 from instancezoo.ssap.cascade import (
@@ -133,7 +133,7 @@ class SSAPParity:
         labels = drop_segments(labels, level.foreground, self.config["min_size"])
         self.fixture.check_exact("instance_map", labels)
         segments = Segments.from_labels(labels, level.probs.new_ones(int(labels.max())))
-        classes, scores = ssap.vote_as_foreground(level.probs, level.foreground, segments)
+        classes, scores = vote_classes(level.probs, segments, level.foreground)
         self.fixture.check_exact("instance_class", classes + 1)
         self._check("instance_score", scores)
 

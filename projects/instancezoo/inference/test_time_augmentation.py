@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import transforms as T
@@ -245,12 +246,21 @@ def make_copy(record: dict[str, Any], copy: ImageCopy) -> dict[str, Any]:
     """The model's input for one copy; its result has the size of the record's.
 
     Args:
-        record: with `image` (C, H, W), and `height` and `width` of the result.
+        record: with `image` (C, H, W), and `height` and `width` of the result; a semantic map
+            `sem_seg` (H, W) that is an input of the model follows the image.
         copy: how to make it.
     """
     image = record["image"].permute(1, 2, 0).cpu().numpy()
-    image = copy.resize.get_transform(image).apply_image(image)
-    return {**record, "image": to_tensor(image[:, ::-1] if copy.is_mirrored else image)}
+    transform = copy.resize.get_transform(image)
+    image = transform.apply_image(image)
+    made = {**record, "image": to_tensor(image[:, ::-1] if copy.is_mirrored else image)}
+    if "sem_seg" in record:
+        labels = record["sem_seg"].cpu().numpy()
+        # As the mapper: no wider integers are resized.
+        labels = labels.astype(np.uint8 if labels.min() >= 0 and labels.max() < 256 else np.float32)
+        labels = transform.apply_segmentation(labels).astype(np.int64)
+        made["sem_seg"] = torch.from_numpy(labels[:, ::-1].copy() if copy.is_mirrored else labels)
+    return made
 
 
 def decode_masks(masks: Sequence[dict[str, Any]], height: int, width: int) -> Tensor:

@@ -135,12 +135,16 @@ class BottomUpSegmenter(DenseSegmenter[Maps, Targets], Generic[Maps, Targets]):
         return results
 
 
-def vote_classes(probs: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+def vote_classes(
+    probs: Tensor, segments: Segments, voters: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Class that most cells of each segment vote for, and its mean probability over the segment.
 
     Args:
         probs: (K + 1, h, w), the background last; it has no vote.
         segments: M, all of which have cells.
+        voters: (h, w) bool, cells that vote, one or more of each segment; None for all. All cells
+            count in the mean.
 
     Returns:
         (M,) long, the lowest of equally frequent classes; (M,) scores in [0, 1].
@@ -148,6 +152,8 @@ def vote_classes(probs: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
     num_classes = len(probs) - 1
     at_cells = probs.flatten(1)[:num_classes, segments.cells]  # (K, P)
     votes = segments.owners * num_classes + at_cells.argmax(dim=0)
+    if voters is not None:
+        votes = votes[voters.flatten()[segments.cells]]
     counts = votes.bincount(minlength=len(segments) * num_classes)
     classes = counts.view(len(segments), num_classes).argmax(dim=1)
     chosen = at_cells.gather(0, classes[segments.owners][None])[0]  # (P,)

@@ -89,11 +89,14 @@ def paint_objects(
 
 
 def semantic_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    """Cross-entropy of each cell's class, the mean over cells that count; 0 without any.
+    """Cross-entropy of the cells' classes, the mean over the cells that count; 0 without any.
 
     Args:
-        logits: (N, K + 1, h, w), the background last; any float.
-        classes: (N, h, w) long, as those of `ObjectMaps`.
+        logits: (N, K + 1, h, w), the background last.
+        classes: (N, h, w) long, as in `ObjectMaps`.
+
+    Returns:
+        () fp32
     """
     sums = F.cross_entropy(logits.float(), classes, ignore_index=IGNORED, reduction="sum")
     return sums / (classes != IGNORED).sum().clamp(min=1)

@@ -44,12 +44,12 @@ def add_ssap_config(cfg: CfgNode) -> None:
     node.NUM_CONVS = 2
     node.NORM = "GN"
     # Weights of the classes' cross-entropy and of the affinities' squared error (lambda), one a
-    # level, finest first. Lower those of coarse levels that have a few cells an image: their losses
-    # are noise for the shared branches.
+    # level, finest first. On small images the coarse levels have only a few cells; the small
+    # configs lower their weights.
     node.SEM_LOSS_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0]
     node.AFFINITY_LOSS_WEIGHTS = [0.01, 0.03, 0.1, 0.3, 1.0]
     # Share of the pairs of cells of one object, or both of the background, that the loss of the
-    # affinities leaves out at random: most pairs are such.
+    # affinities leaves out at random: most pairs are such. It lowers uncertain affinities.
     node.POSITIVE_DROP = 0.8
     # Weight of the pairs of a cell on an object in this loss; those of other cells weigh 1.
     node.OBJECT_WEIGHT = 3.0

@@ -15,8 +15,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from instancezoo.layers.affinities import affinity_loss, compare_neighbours, drop_positives
-from instancezoo.layers.owners import average_by_owner
-from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments
+from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments, vote_classes
 from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects, semantic_loss
 
 from .cascade import PARTITIONS, LevelMaps, drop_segments, partition_levels
@@ -141,8 +140,9 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
                 ids > 0,
                 object_weight=settings.object_weight,
             )
-            loss_sem = semantic_loss(cls_logits, classes)
-            losses[f"loss_sem_{name}"] = settings.semantic[level] * loss_sem
+            losses[f"loss_sem_{name}"] = settings.semantic[level] * semantic_loss(
+                cls_logits, classes
+            )
             losses[f"loss_affinity_{name}"] = settings.affinity[level] * error
         return losses
 
@@ -159,9 +159,12 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
         return Segments.from_labels(labels, confidences)
 
     def describe(self, maps: PyramidMaps, index: int, segments: Segments) -> tuple[Tensor, Tensor]:
-        """The class that most foreground cells vote for, and its mean probability."""
+        """The class that most foreground cells vote for, and its mean probability.
+
+        Cells of the background, of which the cascade may have given a segment some, have no vote.
+        """
         level = self._read_level(maps, index, segments.grid, 0)
-        return vote_as_foreground(level.probs, level.foreground, segments)
+        return vote_classes(level.probs, segments, level.foreground)
 
     def predict_classes(self, maps: PyramidMaps, index: int, grid: Sequence[int]) -> Tensor:
         """Softmax of the finest semantic branch, (K + 1, h, w)."""
@@ -190,29 +193,3 @@ def find_foreground(probs: Tensor, margin: float) -> Tensor:
         (h, w) bool
     """
     return probs[:-1].amax(dim=0) - probs[-1] > margin
-
-
-def vote_as_foreground(
-    probs: Tensor, foreground: Tensor, segments: Segments
-) -> tuple[Tensor, Tensor]:
-    """Class that most foreground cells of each segment vote for, and its mean probability.
-
-    Unlike in `modeling/grouping.py`, cells of the background have no vote: the cascade may have
-    given a segment some. They count in the mean.
-
-    Args:
-        probs: (K + 1, h, w), the background last.
-        foreground: (h, w) bool.
-        segments: M, each with a foreground cell.
-
-    Returns:
-        (M,) long, the lowest of equally frequent classes; (M,) scores in [0, 1].
-    """
-    num_classes = len(probs) - 1
-    at_cells = probs.flatten(1)[:num_classes, segments.cells]  # (K, P)
-    votes = segments.owners * num_classes + at_cells.argmax(dim=0)
-    votes = votes[foreground.flatten()[segments.cells]]
-    counts = votes.bincount(minlength=len(segments) * num_classes)
-    classes = counts.view(len(segments), num_classes).argmax(dim=1)
-    chosen = at_cells.gather(0, classes[segments.owners][None])[0]  # (P,)
-    return classes, average_by_owner(chosen, segments.owners, len(segments))

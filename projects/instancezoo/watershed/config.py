@@ -34,6 +34,7 @@ _LIMITS = {
     "HOLE_AREA": (0, inf),
     "DILATE_EXTRA": (-1000, 1000),
     "MAX_INSTANCES": (1, inf),
+    "SCORE_THRESH": (-inf, inf),
 }
 _LEVELS = (-1, 10**4)
 # Group norm does not divide all widths.
@@ -155,6 +156,8 @@ def _check_training(node: Any) -> None:
 def _check_cut(node: Any) -> None:
     for key, limits in (("CUT_LEVELS", _LEVELS), ("MIN_SIZES", (0, inf))):
         _check_list(key, node[key], (1, node.NUM_CLASSES), limits)
+        if any(value != int(value) for value in node[key]):
+            raise ConfigError(f"{SECTION}.{key} is {list(node[key])}; it must have whole numbers")
     if sorted(node.PAINT_ORDER) not in ([], list(range(node.NUM_CLASSES))):
         raise ConfigError(
             f"{SECTION}.PAINT_ORDER is {list(node.PAINT_ORDER)}; it must have each number from 0 "
@@ -165,6 +168,9 @@ def _check_cut(node: Any) -> None:
 def _check_classes(node: Any) -> None:
     for key in ("CLASS_CODES", "SEMANTIC_LABELS"):
         _check_list(key, node[key], (0, node.NUM_CLASSES), (-1e6, 1e6))
+    labels = list(node.SEMANTIC_LABELS)
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"{SECTION}.SEMANTIC_LABELS is {labels}; each class needs its own value")
 
 
 def _check_maps(cfg: CfgNode) -> None:

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instancezoo.layers.budget import DEFAULT_BUDGET
 from instancezoo.layers.components import drop_small_components, label_components
 
 _CUT_CONNECTIVITY, _LABEL_CONNECTIVITY = 4, 8
+# Maps of long that a class needs at once.
+_COPIES = 5
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class CutSettings:
 
 @torch.no_grad()
 def cut_levels(levels: Tensor, classes: Tensor, settings: CutSettings) -> tuple[Tensor, Tensor]:
-    """Cut one image (section 3.4).
+    """Cut one image.
 
-    The cost does not depend on the number of objects: each map is worked on as a whole.
+    The cost does not depend on the number of objects: whole maps are worked on, those of several
+    classes at once where `DEFAULT_BUDGET` allows it.
 
     Args:
         levels: (h, w) long, energy levels.
@@ -52,20 +56,29 @@ def cut_levels(levels: Tensor, classes: Tensor, settings: CutSettings) -> tuple[
     """
     order = classes.new_tensor(settings.paint_order)  # (K,)
     present = classes.flatten().bincount(minlength=len(order) + 1) > 0
-    order = order[present[order]]  # (S,)
+    order = order[present[order]]  # classes of the image
+    painted, counts = torch.zeros_like(levels), [order[:0]]
+    size = max(1, DEFAULT_BUDGET // (_COPIES * levels.element_size() * levels.numel()))
+    for part in order.split(size):
+        masks = _find_insides(levels, classes, part, settings)
+        numbers = label_components(masks, connectivity=_LABEL_CONNECTIVITY)
+        counts.append(numbers.flatten(1).amax(dim=1) if len(part) else part)  # (S,)
+        ends = torch.cat(counts).cumsum(0)[-len(part) :]
+        starts = ends - counts[-1]
+        ranks = (numbers + starts[:, None, None]).where(masks, 0)
+        painted = torch.maximum(painted, _grow(ranks, part, settings))
+    return painted, order.repeat_interleave(torch.cat(counts))
+
+
+def _find_insides(levels: Tensor, classes: Tensor, order: Tensor, settings: CutSettings) -> Tensor:
+    """Masks (S, h, w) of what is above the level of the classes `order` (S,), without holes."""
     above = levels > levels.new_tensor(settings.levels)[order][:, None, None]
     masks = above & (classes == order[:, None, None])  # (S, h, w)
     masks = _drop_small(masks, order, settings.min_sizes)
     # Also those at the border of the map, and whatever class they have; but a small map in which
     # nothing is above the level is no hole.
     filled = ~drop_small_components(~masks, settings.hole_area, connectivity=_CUT_CONNECTIVITY)
-    masks = filled & masks.flatten(1).any(dim=1)[:, None, None]
-    numbers = label_components(masks, connectivity=_LABEL_CONNECTIVITY)
-    counts = numbers.flatten(1).amax(dim=1)  # (S,)
-    starts = counts.cumsum(0) - counts
-    ranks = (numbers + starts[:, None, None]).where(masks, 0)
-    painted = _grow(ranks, order, settings)
-    return painted, order.repeat_interleave(counts)
+    return filled & masks.flatten(1).any(dim=1)[:, None, None]
 
 
 def _drop_small(masks: Tensor, order: Tensor, min_sizes: tuple[int, ...]) -> Tensor:

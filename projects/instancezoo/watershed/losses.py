@@ -21,7 +21,7 @@ _PROB_FLOOR = 1e-25
 def direction_loss(
     directions: Tensor, targets: Tensor, is_thing: Tensor, weights: Tensor
 ) -> Tensor:
-    """Squared angle between directions (equation 1).
+    """Squared angle between directions.
 
     Args:
         directions: (N, 2, H, W), of any length.
@@ -48,7 +48,7 @@ def energy_loss(
     weights: Tensor,
     level_weights: Sequence[float],
 ) -> Tensor:
-    """Cross-entropy of each level against all others, on probabilities of a softmax (equation 2).
+    """Cross-entropy of each level against all others, on probabilities of a softmax.
 
     Args:
         logits: (N, B, H, W).

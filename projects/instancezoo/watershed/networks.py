@@ -25,7 +25,7 @@ _SQUARED_FLOOR = 1e-20  # of the length of a direction
 
 
 class DirectionNet(nn.Module):
-    """Unit vectors that point away from the boundary of their object (section 3.2).
+    """Unit vectors that point away from the boundary of their object.
 
     VGG-16 whose last three stages are joined at a quarter of the image's size.
 
@@ -109,7 +109,7 @@ class DirectionNet(nn.Module):
 
 
 class EnergyNet(nn.Module):
-    """Energy levels from directions alone (section 3.3).
+    """Energy levels from directions alone.
 
     Args:
         num_levels: B.

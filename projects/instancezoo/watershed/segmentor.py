@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
-from torch import Tensor
+from torch import Tensor, nn
 
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.owners import average_by_owner
 from instancezoo.modeling.grouping import BottomUpSegmenter, Segments
-from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects
+from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects, semantic_loss
 
 from .build import read_arguments
 from .cut import CutSettings, cut_levels
@@ -101,7 +100,9 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
         self.num_classes = num_classes
         self.training_settings = training_settings
         self.cut = cut
-        self._freeze_unused()
+        for part in self._find_unused():
+            part.requires_grad_(False)
+        self.train()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -124,19 +125,27 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
             ),
         }
 
-    def _freeze_unused(self) -> None:
+    def _find_unused(self) -> list[nn.Module]:
+        """Parts that no loss reaches."""
         settings, head = self.training_settings, self.head
         learns_directions = "direction" in settings.losses or (
             "energy" in settings.losses and settings.gt_directions_iters >= 0
         )
+        unused: list[nn.Module] = []
         if "sem_seg" not in settings.losses:
-            self.backbone.requires_grad_(False)
-            head.semantics.requires_grad_(False)
+            unused += [self.backbone, head.semantics]
         if not learns_directions:
-            head.class_channels.requires_grad_(False)
-            head.direction_net.requires_grad_(False)
+            unused += [head.class_channels, head.direction_net]
         if "energy" not in settings.losses:
-            head.energy_net.requires_grad_(False)
+            unused.append(head.energy_net)
+        return unused
+
+    def train(self, mode: bool = True) -> DeepWatershed:
+        """Switch training on or off; frozen parts keep the statistics of their norms."""
+        super().train(mode)
+        for part in self._find_unused():
+            part.eval()
+        return self
 
     def _run(self, batched_inputs: list[dict[str, Any]]) -> tuple[ImageList, WatershedMaps]:
         images = self.preprocess(batched_inputs)
@@ -151,7 +160,12 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
         padded_size = images.tensor.shape[2:]
         objects = paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
         settings = self.training_settings
-        depths = measure_depths(objects.ids, edges=settings.edges, min_area=settings.min_area)
+        depths = measure_depths(
+            objects.ids,
+            edges=settings.edges,
+            min_area=settings.min_area,
+            sizes=images.image_sizes,
+        )
         return WatershedTargets(objects, depths)
 
     def losses(self, outputs: WatershedMaps, targets: WatershedTargets) -> dict[str, Tensor]:
@@ -187,9 +201,7 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
 
     def _compare_classes(self, outputs: WatershedMaps, classes: Tensor) -> Tensor:
         assert isinstance(outputs.semantics, PredictedSemantics)  # see `check_dwt_config`
-        logits = outputs.semantics.enlarge()
-        sums = F.cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
-        return sums / (classes != IGNORED).sum().clamp(min=1)
+        return semantic_loss(outputs.semantics.enlarge(), classes)
 
     def _choose_classes(self, outputs: WatershedMaps, truth: Tensor) -> Tensor:
         """Classes (N, H, W) that the direction network gets; `truth` has K and `IGNORED`."""

@@ -230,8 +230,8 @@ def _read_map(record: dict[str, Any], size: tuple[int, int]) -> Tensor:
     if tuple(labels.shape) != size:
         raise ZooError(
             f"the semantic map of {name} is {labels.shape[1]} x {labels.shape[0]} pixels at the "
-            f"network's input, but the image {size[1]} x {size[0]}: a resize or mirroring outside "
-            "the mapper, such as test-time augmentation, does not change the map"
+            f"network's input, but the image {size[1]} x {size[0]}: whatever resizes the image "
+            "must do the same to the map; INPUT.FIXED_SIZE does not in inference"
         )
     return labels
 

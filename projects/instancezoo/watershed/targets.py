@@ -16,7 +16,6 @@ from instancezoo.layers.boundary_distance import measure_boundary_distance
 
 # The weight of the pixels of an object is this, divided by the root of its area.
 _AREA_WEIGHT = 200.0
-_SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 _SOBEL_SUM = 8.0
 
 
@@ -37,7 +36,13 @@ class DepthMaps:
     weights: Tensor
 
 
-def measure_depths(ids: Tensor, *, edges: Sequence[float], min_area: int) -> DepthMaps:
+def measure_depths(
+    ids: Tensor,
+    *,
+    edges: Sequence[float],
+    min_area: int,
+    sizes: Sequence[Sequence[int]] | None = None,
+) -> DepthMaps:
     """Targets of disjoint objects.
 
     Args:
@@ -45,9 +50,15 @@ def measure_depths(ids: Tensor, *, edges: Sequence[float], min_area: int) -> Dep
         edges: distances above which each level starts, ascending; the first is 0.
         min_area: pixels of the smallest object that is learned from. An object that fills its map
             is not, as it has no boundary.
+        sizes: height and width of each image without its padding, whose border is no boundary;
+            None for images without padding. Targets of the padding have no meaning.
     """
-    distances = measure_boundary_distance(ids)
     areas = _measure_areas(ids)
+    if sizes is not None:
+        ids = _repeat_border(ids, sizes)
+    distances = measure_boundary_distance(ids)
+    if sizes is not None:  # the slopes at the border are those of an image without padding
+        areas, distances = _repeat_border(areas, sizes), _repeat_border(distances, sizes)
     counts = (areas >= min_area) & (ids > 0) & distances.isfinite()
     depths = distances.where(counts, 0.0)
     weights = (_AREA_WEIGHT * areas.clamp(min=1).rsqrt()).where(counts, 0.0)
@@ -56,12 +67,14 @@ def measure_depths(ids: Tensor, *, edges: Sequence[float], min_area: int) -> Dep
 
 def find_slopes(depths: Tensor) -> Tensor:
     """Sobel filters of depths (N, H, W), whose border is repeated: (N, 2, H, W), x then y."""
-    # The filter is linear: that of all objects together is the sum of theirs.
-    across = depths.new_tensor(_SOBEL) / _SOBEL_SUM
-    filters = torch.stack([across, across.T])[:, None]
-    padded = F.pad(depths[:, None], (1, 1, 1, 1), mode="replicate")
-    with torch.autocast(depths.device.type, enabled=False):
-        return F.conv2d(padded, filters)
+    # The filter is linear: that of all objects together is the sum of theirs. Differences, not a
+    # convolution, which GPUs may compute in less than single precision.
+    padded = F.pad(depths[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    smooth = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]  # (N, H, W + 2)
+    across = smooth[:, :, 2:] - smooth[:, :, :-2]
+    smooth = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]  # (N, H + 2, W)
+    down = smooth[:, 2:] - smooth[:, :-2]
+    return torch.stack([across, down], dim=1) / _SOBEL_SUM
 
 
 def find_levels(depths: Tensor, edges: Sequence[float]) -> Tensor:
@@ -76,3 +89,14 @@ def _measure_areas(ids: Tensor) -> Tensor:
     owners = (ids + starts).flatten()
     areas = owners.bincount(minlength=len(ids) * size)
     return areas[owners].view(ids.shape).float()
+
+
+def _repeat_border(maps: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+    """Fill the padding of maps (N, H, W) with the last row and column of each image."""
+    limits = torch.tensor([[int(side) - 1 for side in size] for size in sizes], device=maps.device)
+    rows, columns = (
+        torch.arange(side, device=maps.device).minimum(limit[:, None])
+        for side, limit in zip(maps.shape[1:], limits.unbind(1), strict=True)
+    )  # (N, H), (N, W)
+    images = torch.arange(len(maps), device=maps.device)[:, None, None]
+    return maps[images, rows[:, :, None], columns[:, None, :]]

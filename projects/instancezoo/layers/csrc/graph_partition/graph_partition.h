@@ -17,6 +17,6 @@ at::Tensor contract_greedily_cpu(const at::Tensor& edges, const at::Tensor& weig
 
 // Mutex watershed: the largest magnitude first; of equal ones, the smaller pair of nodes.
 at::Tensor partition_by_mutexes_cpu(const at::Tensor& edges, const at::Tensor& weights,
-                               int64_t num_nodes);
+                                    int64_t num_nodes);
 
 }  // namespace instancezoo

@@ -293,7 +293,7 @@ at::Tensor contract_greedily_cpu(const at::Tensor& edges, const at::Tensor& weig
 }
 
 at::Tensor partition_by_mutexes_cpu(const at::Tensor& edges, const at::Tensor& weights,
-                               int64_t num_nodes) {
+                                    int64_t num_nodes) {
   return MutexWatershed(read_edges(edges, weights, num_nodes), num_nodes).run();
 }
 
