@@ -50,8 +50,8 @@ def _find(cfg, confidence):
 def test_scores_from_the_confidence_on_and_no_others(case):
     scores, boxes = _find(case.lowest, None)
     scores, boxes = scores[scores > 0], boxes[scores > 0]
-    assert len(scores) > 10
     wanted = scores[scores <= 1]
+    assert len(wanted) >= 4  # the quarters below are different ones
     for confidence in (0.0, *(float(wanted[len(wanted) * k // 4]) for k in (1, 3))):
         kept = scores >= confidence
         found = _find(case.lowest, confidence)
