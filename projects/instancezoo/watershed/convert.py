@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from instancezoo.checkpoint.rename import Layout, Row, Transform
+from instancezoo.checkpoint.rename import Layout, Row, TrainedOn, Transform
 
 from .networks import make_bilinear_filters
 
@@ -53,6 +53,8 @@ LAYOUTS = (
         config="watershed/deep_watershed_cityscapes",
         licence="MIT (min2209/dwt)",
         rows=_list_rows(),
+        # No tensor depends on the classes, which are codes of the input: any that is there will do.
+        trained_on=TrainedOn("cityscapes_fine_instance_seg_train", "direction/conv1_1/weights", 3),
         must=("direction/conv1_1/weights", "direction/fuse_3/biases", "depth/fcn2/biases"),
         derived=tuple(
             (f"{source}/biases", f"{ours}.weight", _make_filters(size))
