@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from discs import draw_discs
 from torch import Tensor
 
 from instancezoo.layers.clustering import cluster_mean_shift
@@ -28,18 +29,6 @@ SPREAD, NOISE = 0.5, 0.03  # of the objects' embeddings, and of pixels around th
 BANDWIDTH = 0.95
 RESULT = (HEIGHT * 3 // 4, WIDTH * 3 // 4)
 PADDED = (HEIGHT, WIDTH)
-
-
-def draw_objects(count: int) -> Tensor:
-    """Ellipses on a grid that fill most of the map: (h, w) long, 0 for none."""
-    height, width = HEIGHT // STRIDE, WIDTH // STRIDE
-    columns = max(1, round((count * width / height) ** 0.5))
-    rows = -(-count // columns)
-    y, x = torch.arange(height)[:, None], torch.arange(width)
-    down, across = y * rows / height, x * columns / width
-    inside = ((down % 1 - 0.5) ** 2 + (across % 1 - 0.5) ** 2) < 0.24
-    number = down.long() * columns + across.long() + 1
-    return torch.where(inside & (number <= count), number, 0)
 
 
 def embed_objects(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +95,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    embeddings, logits = embed_objects(draw_objects(args.instances))
+    embeddings, logits = embed_objects(
+        draw_discs(args.instances, HEIGHT // STRIDE, WIDTH // STRIDE)
+    )
     settings = SeedSettings(max_seeds=args.seeds)
     print(f"{HEIGHT} x {WIDTH} pixels, {args.instances} objects, {args.threads} thread(s)")
     measure("seeds", lambda: find_seeds(embeddings, logits, settings), args.rounds)

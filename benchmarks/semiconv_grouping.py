@@ -14,6 +14,7 @@ import statistics
 import time
 
 import torch
+from discs import draw_discs
 from torch import Tensor
 
 from instancezoo.layers.clustering import (
@@ -29,20 +30,6 @@ HEIGHT, WIDTH, STRIDE, UNIT = 1024, 2048, 4, 64.0
 EMBED_DIM = 8
 NOISE = 0.02  # of the embeddings, in their unit
 SIGMA = 0.5
-
-
-def draw_objects(count: int) -> Tensor:
-    """Discs on a grid that fill most of the map: (h, w) long, 0 for none."""
-    height, width = HEIGHT // STRIDE, WIDTH // STRIDE
-    columns = max(1, round((count * width / height) ** 0.5))
-    rows = -(-count // columns)
-    y, x = torch.arange(height)[:, None], torch.arange(width)
-    step_y, step_x = height / rows, width / columns
-    row, column = (y / step_y).long(), (x / step_x).long()
-    distance_y = (y - (row + 0.5) * step_y) / step_y
-    distance_x = (x - (column + 0.5) * step_x) / step_x
-    number = row * columns + column + 1
-    return torch.where((distance_y**2 + distance_x**2 < 0.24) & (number <= count), number, 0)
 
 
 def embed_objects(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +82,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    embeddings, scores = embed_objects(draw_objects(args.instances))
+    embeddings, scores = embed_objects(
+        draw_discs(args.instances, HEIGHT // STRIDE, WIDTH // STRIDE)
+    )
     print(f"{HEIGHT} x {WIDTH} pixels, {args.instances} objects, {args.threads} thread(s)")
     for name in ("greedy", "kmeans", "votes"):
         times, encode_times = [], []

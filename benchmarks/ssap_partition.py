@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from discs import draw_discs
 from torch import Tensor
 
 from instancezoo.layers.affinities import compare_neighbours, find_pairs, weigh_pairs
@@ -33,21 +34,8 @@ from instancezoo.ssap.ssap import find_foreground
 
 HEIGHT, WIDTH, STRIDE = 1024, 2048, 4
 NUM_LEVELS, WINDOW, NUM_CLASSES, MIN_SIZE = 5, 5, 8, 5
+TOUCHING = 0.3  # squared radius of ellipses, in cells of their grid
 CERTAINTY = 3.0  # logit without noise
-
-
-def draw_objects(count: int) -> Tensor:
-    """Ellipses that touch their neighbours: (h, w) long, 0 for none."""
-    height, width = HEIGHT // STRIDE, WIDTH // STRIDE
-    columns = max(1, round((count * width / height) ** 0.5))
-    rows = -(-count // columns)
-    y, x = torch.arange(height)[:, None], torch.arange(width)
-    step_y, step_x = height / rows, width / columns
-    row, column = (y / step_y).long(), (x / step_x).long()
-    distance_y = (y - (row + 0.5) * step_y) / step_y
-    distance_x = (x - (column + 0.5) * step_x) / step_x
-    number = row * columns + column + 1
-    return torch.where((distance_y**2 + distance_x**2 < 0.3) & (number <= count), number, 0)
 
 
 def predict_level(ids: Tensor, noise: float, generator: torch.Generator) -> LevelMaps:
@@ -103,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    ids = draw_objects(args.instances)
+    ids = draw_discs(args.instances, HEIGHT // STRIDE, WIDTH // STRIDE, squared_radius=TOUCHING)
     levels = [
         predict_level(ids[:: 2**level, :: 2**level].contiguous(), args.noise, generator)
         for level in range(NUM_LEVELS)

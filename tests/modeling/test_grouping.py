@@ -113,6 +113,7 @@ def _build(**settings):
         in_features=["x"],
         pixel_mean=[0.0, 0.0],
         pixel_std=[1.0, 1.0],
+        num_classes=2,
         stride=1,
         decode_settings=GroupSettings(**settings),
     ).eval()

@@ -65,11 +65,10 @@ def group_greedily(
     labels = torch.zeros_like(scores, dtype=torch.long)
     order = scores.argsort(descending=True, stable=True)  # the first free pixel is the next seed
     points, is_free = embeddings[:, order], torch.ones_like(order, dtype=torch.bool)
-    num_seeds, num_taken = int((scores >= seed_thresh).sum()), 0
+    num_seeds, num_taken, num_misses = int((scores >= seed_thresh).sum()), 0, 0
     limit = (num_shifts + 1) * radius * (1 + 64 * torch.finfo(embeddings.dtype).eps)
-    found: list[tuple[Tensor, Tensor]] = []  # centres and seeds
-    num_misses = 0
-    while len(found) < max_clusters and num_misses < max_misses:
+    centres, seeds = embeddings.new_zeros(0, len(embeddings)), order[:0]
+    while len(centres) < max_clusters and num_misses < max_misses:
         first = int(is_free.to(torch.uint8).argmax()) if num_taken < len(order) else num_seeds
         if first >= num_seeds:
             break
@@ -79,8 +78,9 @@ def group_greedily(
         inside[0] = True  # the seed
         members = near[inside]
         if len(members) >= min_size:
-            found.append((centre, order[first]))
-            labels[order[members]] = len(found)
+            centres = torch.cat([centres, centre[None]])
+            seeds = torch.cat([seeds, order[first][None]])
+            labels[order[members]] = len(centres)
         else:
             num_misses += 1
         is_free[members] = False
@@ -89,9 +89,6 @@ def group_greedily(
             num_seeds = int(is_free[:num_seeds].sum())
             order, points, num_taken = order[is_free], points[:, is_free], 0
             is_free = torch.ones_like(order, dtype=torch.bool)
-    if not found:
-        return Clusters(labels, embeddings.new_zeros(0, len(embeddings)), labels.new_zeros(0))
-    centres, seeds = (torch.stack(parts) for parts in zip(*found, strict=True))
     return Clusters(labels, centres, seeds)
 
 

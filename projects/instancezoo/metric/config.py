@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from instancezoo.errors import ConfigError, check_choice, check_numbers, is_number
 from instancezoo.layers.metric import PAIR_WEIGHTS
 from instancezoo.layers.semiconv import COORD_MODES
+from instancezoo.modeling.levels import check_grid_stride, find_levels
 from instancezoo.modeling.masks.label import RESIZES
 from instancezoo.modeling.towers import NORMS, check_group_norm
 
@@ -140,10 +141,7 @@ def check_metric_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
     """Check `cfg.MODEL.METRIC` for a backbone of `shapes`. Raises `ConfigError`."""
     node, section = cfg.MODEL.METRIC, "MODEL.METRIC"
     check_numbers(section, node, _LIMITS)
-    if not node.IN_FEATURES:
-        raise ConfigError(f"{section}.IN_FEATURES is []; name one map or more")
-    for name in node.IN_FEATURES:
-        check_choice(f"{section}.IN_FEATURES", name, shapes)
+    find_levels(f"{section}.IN_FEATURES", node.IN_FEATURES, shapes)
     for key, choices in (
         ("NORM", NORMS),
         ("COORD_MODE", COORD_MODES),
@@ -154,9 +152,7 @@ def check_metric_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
     ):
         check_choice(f"{section}.{key}", node[key], choices)
     check_group_norm(node.NORM, {f"{section}.CONVS_DIM": node.CONVS_DIM})
-    finest = min(shapes[name].stride or 1 for name in node.IN_FEATURES)
-    strides = [2**power for power in range(finest.bit_length())]
-    check_choice(f"{section}.STRIDE", node.STRIDE, strides)
+    check_grid_stride(f"{section}.STRIDE", node.STRIDE, node.IN_FEATURES, shapes)
     if node.COORD_MODE != "none" and node.EMBED_DIM < 2:
         raise ConfigError(
             f"{section}.EMBED_DIM is {node.EMBED_DIM}; it must be 2 or more for a position, or set "

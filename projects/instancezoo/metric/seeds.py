@@ -18,7 +18,7 @@ from instancezoo.layers.metric import (
     measure_seed_similarity,
 )
 from instancezoo.layers.nms import greedy_mask_nms, pack_masks
-from instancezoo.modeling.grouping import Segments
+from instancezoo.modeling.grouping import ClassifiedSegments
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SeedSettings:
 
 
 @dataclass(frozen=True)
-class SeedSegments(Segments):
+class SeedSegments(ClassifiedSegments):
     """Segments that may overlap, each with the class of its seed; the confidences are the scores.
 
     Attributes:

@@ -22,9 +22,9 @@ from instancezoo.layers.clustering import cluster_mean_shift
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.metric import measure_similarity
 from instancezoo.layers.owners import average_by_owner
-from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments
+from instancezoo.modeling.grouping import BottomUpSegmenter, Segments, read_group_arguments
 from instancezoo.modeling.masks import ImageMasks, MaskForm, remove_padding
-from instancezoo.modeling.object_maps import ObjectMaps, paint_objects, semantic_loss
+from instancezoo.modeling.object_maps import ObjectMaps, semantic_loss
 
 from .config import check_metric_config
 from .head import MetricHead, MetricMaps
@@ -54,7 +54,6 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
     """Learns which pixels are of one object; masks are the pixels similar to chosen seeds.
 
     Args:
-        num_classes: K.
         grouping: "seeds", or "meanshift" of the foreground.
         loss_settings: weights and samples of the losses.
         seeds: how seeds are chosen; its `taus` belong to the head's classifiers.
@@ -62,14 +61,12 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
         kwargs: those of `BottomUpSegmenter`.
     """
 
-    keep_crowds = True
     head: MetricHead
 
     @configurable
     def __init__(
         self,
         *,
-        num_classes: int,
         grouping: str,
         loss_settings: LossSettings,
         seeds: SeedSettings,
@@ -77,7 +74,6 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_classes = num_classes
         self.grouping = grouping
         self.loss_settings = loss_settings
         self.seeds = seeds
@@ -89,21 +85,11 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
         shapes = arguments["backbone"].output_shape()
         check_metric_config(cfg, shapes)
         node = cfg.MODEL.METRIC
-        coarsest = max(shapes[name].stride or 1 for name in node.IN_FEATURES)
         return {
-            **arguments,
-            # Maps are doubled up to the finest: their sizes must be whole multiples.
-            "size_divisibility": max(coarsest, arguments["backbone"].size_divisibility),
+            **read_group_arguments(arguments, node, node.IN_FEATURES),
             "head": _build_head(node, {name: shapes[name] for name in node.IN_FEATURES}),
-            "in_features": list(node.IN_FEATURES),
             "stride": node.STRIDE,
-            "num_classes": node.NUM_CLASSES,
             "grouping": node.GROUPING,
-            "decode_settings": GroupSettings(
-                score_thresh=node.SCORE_THRESH,
-                max_per_image=node.MAX_INSTANCES,
-                mask_resize=node.MASK_RESIZE,
-            ),
             "loss_settings": _read_losses(node, cfg.SOLVER.MAX_ITER),
             "seeds": SeedSettings(
                 taus=tuple(node.SEED_THRESHS),
@@ -128,8 +114,7 @@ class DeepMetricLearning(BottomUpSegmenter[MetricMaps, ObjectMaps]):
         self, outputs: MetricMaps, images: ImageList, ground_truth: list[Instances]
     ) -> ObjectMaps:
         """The objects on the grid; crowds and padding are ignored."""
-        padded_size = images.tensor.shape[2:]
-        return paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
+        return self.paint(images, ground_truth)
 
     def losses(self, outputs: MetricMaps, targets: ObjectMaps) -> dict[str, Tensor]:
         """`loss_embed` (equation 2), and `loss_seed` (equation 5) or `loss_sem_seg`."""

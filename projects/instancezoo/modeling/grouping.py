@@ -11,16 +11,19 @@ Legend: N images, K classes, M segments, P pairs of segment and cell, h w size o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from instancezoo.layers.owners import average_by_owner
 from instancezoo.modeling.dense import DenseSegmenter, Targets
 from instancezoo.modeling.masks import LabelMasks, MaskForm
+from instancezoo.modeling.object_maps import ObjectMaps, paint_objects
 
 Maps = TypeVar("Maps")  # what a method's head returns
 
@@ -73,19 +76,68 @@ class Segments:
         return labels.view(self.grid)
 
 
+@dataclass(frozen=True)
+class ClassifiedSegments(Segments):
+    """Segments whose classes are known from their grouping.
+
+    Attributes:
+        classes: (M,) long.
+    """
+
+    classes: Tensor
+
+
+def read_group_arguments(
+    arguments: dict[str, Any], node: CfgNode, in_features: Sequence[str]
+) -> dict[str, Any]:
+    """Add the arguments of `BottomUpSegmenter` whose keys every method's section has.
+
+    Args:
+        arguments: of `DenseSegmenter.from_config`.
+        node: section with NUM_CLASSES, SCORE_THRESH, MAX_INSTANCES and MASK_RESIZE.
+        in_features: maps that the head gets.
+    """
+    backbone = arguments["backbone"]
+    shapes = backbone.output_shape()
+    coarsest = max(shapes[name].stride or 1 for name in in_features)
+    return {
+        **arguments,
+        # Maps are doubled up to the finest: their sizes must be whole multiples.
+        "size_divisibility": max(coarsest, backbone.size_divisibility),
+        "in_features": list(in_features),
+        "num_classes": node.NUM_CLASSES,
+        "decode_settings": GroupSettings(
+            score_thresh=node.SCORE_THRESH,
+            max_per_image=node.MAX_INSTANCES,
+            mask_resize=node.MASK_RESIZE,
+        ),
+    }
+
+
 class BottomUpSegmenter(DenseSegmenter[Maps, Targets], Generic[Maps, Targets]):
     """A one-stage model that groups pixels; a method adds `assign`, `losses`, `group`.
 
     Args:
+        num_classes: K.
         stride: of the grid on which pixels are grouped, in pixels of the network input.
         decode_settings: what becomes of the segments.
         kwargs: those of `DenseSegmenter`.
     """
 
-    def __init__(self, *, stride: int, decode_settings: GroupSettings, **kwargs: Any) -> None:
+    keep_crowds = True  # no loss counts their cells
+
+    def __init__(
+        self, *, num_classes: int, stride: int, decode_settings: GroupSettings, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.num_classes = num_classes
         self.stride = stride
         self.decode_settings = decode_settings
+
+    def paint(self, images: ImageList, ground_truth: list[Instances]) -> ObjectMaps:
+        """The objects on the grid, from which targets are made; crowds and padding are ignored."""
+        padded_size = images.tensor.shape[2:]
+        return paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
 
     def group(self, maps: Maps, index: int, grid: tuple[int, int]) -> Segments:
         """Group the cells of an image.

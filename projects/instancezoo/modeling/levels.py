@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
-from instancezoo.errors import ConfigError
+from instancezoo.errors import ConfigError, check_choice
 
 
 def match_scale_ranges(sizes: Tensor, ranges: Tensor) -> Tensor:
@@ -71,9 +71,51 @@ def find_levels(
     known = list(available)
     if not names or not set(names) <= set(known):
         raise ConfigError(
-            f"{key} is {list(names)}; it must name some of {source}: {', '.join(known)}"
+            f"{key} is {list(names)}; it must name one map or more of {source}: {', '.join(known)}"
         )
     return [known.index(name) for name in names]
+
+
+def check_pyramid(key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec]) -> None:
+    """Check that layers which all levels share can work on the named maps, finest first.
+
+    Args:
+        key: config key that lists `names`, for the message.
+        names: maps of the backbone.
+        shapes: what the backbone gives.
+
+    Raises:
+        ConfigError: no map, an unknown one, a stride that is not twice the one before, or other
+            channels.
+    """
+    find_levels(key, names, shapes)
+    strides = [shapes[name].stride or 1 for name in names]
+    if strides != [strides[0] * 2**level for level in range(len(strides))]:
+        raise ConfigError(f"{key} has strides {strides}; each must be twice the one before")
+    channels = [shapes[name].channels for name in names]
+    if len(set(channels)) > 1:
+        raise ConfigError(
+            f"{key} has maps of {channels} channels; all must have the same number, as those of a "
+            "feature pyramid"
+        )
+
+
+def check_grid_stride(
+    key: str, stride: int, names: Sequence[str], shapes: Mapping[str, ShapeSpec]
+) -> None:
+    """Check that maps can be doubled up to a grid: its stride is that of the finest or finer.
+
+    Args:
+        key: config key of `stride`, for the message.
+        stride: of the grid in pixels.
+        names: maps of the backbone.
+        shapes: what the backbone gives.
+
+    Raises:
+        ConfigError: it is no power of two, or coarser.
+    """
+    finest = min(shapes[name].stride or 1 for name in names)
+    check_choice(key, stride, [2**power for power in range(finest.bit_length())])
 
 
 def index_levels(

@@ -88,6 +88,14 @@ def paint_objects(
     return ObjectMaps(torch.stack(all_ids), torch.stack(all_classes), tuple(counts))
 
 
+def count_pixels(ids: Tensor) -> Tensor:
+    """Pixels of each object of each image: (N, H, W) long ids -> (N, 1 + most ids) long."""
+    count = int(ids.amax()) + 1 if ids.numel() else 1
+    starts = torch.arange(len(ids), device=ids.device)[:, None, None] * count
+    counts = (ids + starts).flatten().bincount(minlength=len(ids) * count)
+    return counts.view(len(ids), count)
+
+
 def semantic_loss(logits: Tensor, classes: Tensor) -> Tensor:
     """Cross-entropy of the cells' classes, the mean over the cells that count; 0 without any.
 

@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers
 from instancezoo.layers.semiconv import COORD_MODES, KERNELS, REDUCTIONS, SEEDS
+from instancezoo.modeling.levels import check_grid_stride, check_pyramid, find_levels
 from instancezoo.modeling.masks.label import RESIZES
 from instancezoo.modeling.towers import NORMS, check_group_norm
 
@@ -125,17 +126,7 @@ def check_roi_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
     _check_shared(cfg.MODEL.SEMICONV, shapes)
     check_numbers("MODEL.SEMICONV", cfg.MODEL.SEMICONV, _HEAD_LIMITS)
     check_choice("MODEL.SEMICONV.SEED", cfg.MODEL.SEMICONV.SEED, SEEDS)
-    strides = [shapes[name].stride or 1 for name in cfg.MODEL.SEMICONV.IN_FEATURES]
-    if strides != [strides[0] * 2**level for level in range(len(strides))]:
-        raise ConfigError(
-            f"MODEL.SEMICONV.IN_FEATURES has strides {strides}; each must be twice the one before"
-        )
-    channels = [shapes[name].channels for name in cfg.MODEL.SEMICONV.IN_FEATURES]
-    if len(set(channels)) > 1:
-        raise ConfigError(
-            f"MODEL.SEMICONV.IN_FEATURES has maps of {channels} channels; all must have the same "
-            "number, as those of a feature pyramid"
-        )
+    check_pyramid("MODEL.SEMICONV.IN_FEATURES", cfg.MODEL.SEMICONV.IN_FEATURES, shapes)
     name = cfg.MODEL.ROI_MASK_HEAD.NAME
     if cfg.MODEL.MASK_ON and name != MASK_HEAD:
         raise ConfigError(
@@ -154,24 +145,14 @@ def check_segmentor_config(cfg: CfgNode, shapes: dict[str, ShapeSpec]) -> None:
     check_choice("MODEL.SEMICONV.MASK_RESIZE", node.MASK_RESIZE, RESIZES)
     check_choice("MODEL.SEMICONV.NORM", node.NORM, NORMS)
     check_group_norm(node.NORM, {"MODEL.SEMICONV.CONVS_DIM": node.CONVS_DIM})
-    finest = min(shapes[name].stride or 1 for name in node.IN_FEATURES)
-    check_choice(
-        "MODEL.SEMICONV.STRIDE", node.STRIDE, [s for s in _list_powers(finest) if s <= finest]
-    )
+    check_grid_stride("MODEL.SEMICONV.STRIDE", node.STRIDE, node.IN_FEATURES, shapes)
     if node.VOTE_WINDOW % 2 == 0:
         raise ConfigError(f"MODEL.SEMICONV.VOTE_WINDOW is {node.VOTE_WINDOW}; it must be odd")
 
 
-def _list_powers(largest: int) -> list[int]:
-    return [2**power for power in range(largest.bit_length())]
-
-
 def _check_shared(node: Any, shapes: dict[str, ShapeSpec]) -> None:
     check_numbers("MODEL.SEMICONV", node, _LIMITS)
-    if not node.IN_FEATURES:
-        raise ConfigError("MODEL.SEMICONV.IN_FEATURES is []; name one map or more")
-    for name in node.IN_FEATURES:
-        check_choice("MODEL.SEMICONV.IN_FEATURES", name, shapes)
+    find_levels("MODEL.SEMICONV.IN_FEATURES", node.IN_FEATURES, shapes)
     check_choice("MODEL.SEMICONV.COORD_MODE", node.COORD_MODE, COORD_MODES)
     check_choice("MODEL.SEMICONV.KERNEL", node.KERNEL, KERNELS)
     check_choice("MODEL.SEMICONV.EMBED_LOSS_REDUCE", node.EMBED_LOSS_REDUCE, REDUCTIONS)

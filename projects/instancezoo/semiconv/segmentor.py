@@ -31,8 +31,8 @@ from instancezoo.layers.semiconv import (
     find_radius,
     measure_exponents,
 )
-from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments
-from instancezoo.modeling.object_maps import ObjectMaps, paint_objects, semantic_loss
+from instancezoo.modeling.grouping import BottomUpSegmenter, Segments, read_group_arguments
+from instancezoo.modeling.object_maps import ObjectMaps, semantic_loss
 
 from .config import check_segmentor_config
 from .head import Coordinates, PixelMaps, SemiConvPixelHead
@@ -71,28 +71,24 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
     """Gives the pixels of an object one colour by position and appearance, and groups by colour.
 
     Args:
-        num_classes: K.
         kernel: of the similarity, see `measure_exponents`.
         loss_settings: weights of the losses.
         grouping: how pixels are grouped.
         kwargs: those of `BottomUpSegmenter`.
     """
 
-    keep_crowds = True
     head: SemiConvPixelHead
 
     @configurable
     def __init__(
         self,
         *,
-        num_classes: int,
         kernel: str,
         loss_settings: LossSettings,
         grouping: GroupingSettings,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_classes = num_classes
         self.kernel = kernel
         self.loss_settings = loss_settings
         self.grouping = grouping
@@ -103,21 +99,11 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
         shapes = arguments["backbone"].output_shape()
         check_segmentor_config(cfg, shapes)
         node = cfg.MODEL.SEMICONV
-        coarsest = max(shapes[name].stride or 1 for name in node.IN_FEATURES)
         return {
-            **arguments,
-            # Maps are doubled up to the finest: their sizes must be whole multiples.
-            "size_divisibility": max(coarsest, arguments["backbone"].size_divisibility),
+            **read_group_arguments(arguments, node, node.IN_FEATURES),
             "head": _build_head(node, {name: shapes[name] for name in node.IN_FEATURES}),
-            "in_features": list(node.IN_FEATURES),
             "stride": node.STRIDE,
-            "num_classes": node.NUM_CLASSES,
             "kernel": node.KERNEL,
-            "decode_settings": GroupSettings(
-                score_thresh=node.SCORE_THRESH,
-                max_per_image=node.MAX_INSTANCES,
-                mask_resize=node.MASK_RESIZE,
-            ),
             "loss_settings": LossSettings(
                 semantic=node.SEM_LOSS_WEIGHT,
                 embed=node.EMBED_LOSS_WEIGHT,
@@ -143,8 +129,7 @@ class SemiConvSegmentor(BottomUpSegmenter[PixelMaps, ObjectMaps]):
         self, outputs: PixelMaps, images: ImageList, ground_truth: list[Instances]
     ) -> ObjectMaps:
         """The objects on the grid; crowds and padding are ignored."""
-        padded_size = images.tensor.shape[2:]
-        return paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
+        return self.paint(images, ground_truth)
 
     def losses(self, outputs: PixelMaps, targets: ObjectMaps) -> dict[str, Tensor]:
         """`loss_sem_seg`, `loss_embed` (equation 5), `loss_kernel`, optionally `loss_push`."""

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers, is_number
-from instancezoo.modeling.levels import find_levels
+from instancezoo.modeling.levels import check_pyramid
 from instancezoo.modeling.masks.label import RESIZES
 from instancezoo.modeling.towers import NORMS, check_group_norm
 
@@ -83,18 +83,7 @@ def check_ssap_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     """
     node = cfg.MODEL.SSAP
     check_numbers(_SECTION, node, _LIMITS)
-    find_levels(f"{_SECTION}.IN_FEATURES", node.IN_FEATURES, shapes)
-    strides = [shapes[name].stride or 1 for name in node.IN_FEATURES]
-    if strides != [strides[0] * 2**level for level in range(len(strides))]:
-        raise ConfigError(
-            f"{_SECTION}.IN_FEATURES has strides {strides}; each must be twice the one before"
-        )
-    channels = {shapes[name].channels for name in node.IN_FEATURES}
-    if len(channels) > 1:
-        raise ConfigError(
-            f"{_SECTION}.IN_FEATURES has maps of {sorted(map(str, channels))} channels; the "
-            "branches are shared, name maps of as many channels each"
-        )
+    check_pyramid(f"{_SECTION}.IN_FEATURES", node.IN_FEATURES, shapes)
     if node.WINDOW % 2 == 0:
         raise ConfigError(f"{_SECTION}.WINDOW is {node.WINDOW}; it must be odd")
     check_choice(f"{_SECTION}.NORM", node.NORM, NORMS)

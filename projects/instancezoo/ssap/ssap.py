@@ -15,8 +15,13 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from instancezoo.layers.affinities import affinity_loss, compare_neighbours, drop_positives
-from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments, vote_classes
-from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects, semantic_loss
+from instancezoo.modeling.grouping import (
+    BottomUpSegmenter,
+    Segments,
+    read_group_arguments,
+    vote_classes,
+)
+from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, semantic_loss
 
 from .cascade import PARTITIONS, LevelMaps, drop_segments, partition_levels
 from .config import check_ssap_config
@@ -48,27 +53,22 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
     """Finds objects as parts of graphs whose edges are affinities of near cells.
 
     Args:
-        num_classes: K.
         window: r.
         loss_settings: weights of the losses.
         graph_settings: how graphs are built and partitioned.
         kwargs: those of `BottomUpSegmenter`.
     """
 
-    keep_crowds = True
-
     @configurable
     def __init__(
         self,
         *,
-        num_classes: int,
         window: int,
         loss_settings: LossSettings,
         graph_settings: GraphSettings,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_classes = num_classes
         self.window = window
         self.loss_settings = loss_settings
         self.graph_settings = graph_settings
@@ -79,7 +79,7 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
         shapes = arguments["backbone"].output_shape()
         check_ssap_config(cfg, shapes)
         node = cfg.MODEL.SSAP
-        finest, coarsest = (shapes[node.IN_FEATURES[end]] for end in (0, -1))
+        finest = shapes[node.IN_FEATURES[0]]
         head = SSAPHead(
             in_channels=finest.channels,
             channels=node.CONVS_DIM,
@@ -89,19 +89,10 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
             norm=node.NORM,
         )
         return {
-            **arguments,
-            # Every level has exactly half the sides of the finer one.
-            "size_divisibility": max(coarsest.stride, arguments["backbone"].size_divisibility),
+            **read_group_arguments(arguments, node, node.IN_FEATURES),
             "head": head,
-            "in_features": list(node.IN_FEATURES),
             "stride": finest.stride,
-            "num_classes": node.NUM_CLASSES,
             "window": node.WINDOW,
-            "decode_settings": GroupSettings(
-                score_thresh=node.SCORE_THRESH,
-                max_per_image=node.MAX_INSTANCES,
-                mask_resize=node.MASK_RESIZE,
-            ),
             "loss_settings": LossSettings(
                 semantic=tuple(node.SEM_LOSS_WEIGHTS),
                 affinity=tuple(node.AFFINITY_LOSS_WEIGHTS),
@@ -120,8 +111,7 @@ class SSAP(BottomUpSegmenter[PyramidMaps, ObjectMaps]):
         self, outputs: PyramidMaps, images: ImageList, ground_truth: list[Instances]
     ) -> ObjectMaps:
         """The objects on the finest grid; crowds and padding are ignored."""
-        padded_size = images.tensor.shape[2:]
-        return paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
+        return self.paint(images, ground_truth)
 
     def losses(self, outputs: PyramidMaps, targets: ObjectMaps) -> dict[str, Tensor]:
         """`loss_sem_p2`, ... and `loss_affinity_p2`, ..., one of each a level."""

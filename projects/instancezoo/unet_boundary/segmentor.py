@@ -15,8 +15,12 @@ from torch import Tensor
 
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.owners import average_by_owner
-from instancezoo.modeling.grouping import BottomUpSegmenter, GroupSettings, Segments, vote_classes
-from instancezoo.modeling.object_maps import paint_objects
+from instancezoo.modeling.grouping import (
+    BottomUpSegmenter,
+    Segments,
+    read_group_arguments,
+    vote_classes,
+)
 
 from .config import check_boundary_config
 from .grouping import GroupingSettings, group_pixels, quantise
@@ -30,7 +34,6 @@ class BoundaryUNet(BottomUpSegmenter[BoundaryMaps, BoundaryTargets]):
     """Tells interior, border between objects and background apart, and lets seeds grow.
 
     Args:
-        num_classes: K.
         loss: a key of `VARIANTS`.
         contacts: see `find_borders`.
         weight_max, weight_sigma: of `weigh_pixels`.
@@ -39,14 +42,12 @@ class BoundaryUNet(BottomUpSegmenter[BoundaryMaps, BoundaryTargets]):
         kwargs: those of `BottomUpSegmenter`.
     """
 
-    keep_crowds = True
     head: BoundaryHead
 
     @configurable
     def __init__(
         self,
         *,
-        num_classes: int,
         loss: str,
         contacts: bool,
         weight_max: float,
@@ -57,7 +58,6 @@ class BoundaryUNet(BottomUpSegmenter[BoundaryMaps, BoundaryTargets]):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_classes = num_classes
         self.loss = loss
         self.contacts = contacts
         self.weight_max, self.weight_sigma = weight_max, weight_sigma
@@ -72,27 +72,20 @@ class BoundaryUNet(BottomUpSegmenter[BoundaryMaps, BoundaryTargets]):
         node = cfg.MODEL.BOUNDARY
         is_sigmoid = node.LOSS == "sigmoid"
         return {
-            **arguments,
+            **read_group_arguments(arguments, node, node.IN_FEATURES),
             "head": BoundaryHead(
                 shapes[node.IN_FEATURES[0]].channels or 1,
                 num_channels=SIGMOID_CHANNELS if is_sigmoid else SOFTMAX_CHANNELS,
                 num_classes=node.NUM_CLASSES,
                 with_objects=node.OBJECTS and not is_sigmoid,
             ),
-            "in_features": list(node.IN_FEATURES),
             "stride": 1,
-            "num_classes": node.NUM_CLASSES,
             "loss": node.LOSS,
             "contacts": node.BORDER_CONTACTS,
             "weight_max": node.WEIGHT_MAX,
             "weight_sigma": node.WEIGHT_SIGMA,
             "object_weight": node.OBJECT_LOSS_WEIGHT,
             "semantic_weight": node.SEM_LOSS_WEIGHT,
-            "decode_settings": GroupSettings(
-                score_thresh=node.SCORE_THRESH,
-                max_per_image=node.MAX_INSTANCES,
-                mask_resize=node.MASK_RESIZE,
-            ),
             "grouping": GroupingSettings(
                 seed_thresh=node.T_SEED,
                 mask_thresh=node.T_MASK,
@@ -106,8 +99,7 @@ class BoundaryUNet(BottomUpSegmenter[BoundaryMaps, BoundaryTargets]):
         self, outputs: BoundaryMaps, images: ImageList, ground_truth: list[Instances]
     ) -> BoundaryTargets:
         """The three classes of pixels; crowds and padding do not count."""
-        padded_size = images.tensor.shape[2:]
-        objects = paint_objects(ground_truth, padded_size, 1, self.num_classes)
+        objects = self.paint(images, ground_truth)
         weight = self.weight_max if self.loss == "weighted" else None
         return make_targets(objects, contacts=self.contacts, weight=weight, sigma=self.weight_sigma)
 
@@ -131,9 +123,9 @@ class BoundaryUNet(BottomUpSegmenter[BoundaryMaps, BoundaryTargets]):
 
     def group(self, maps: BoundaryMaps, index: int, grid: tuple[int, int]) -> Segments:
         """Seeded watershed; a segment's confidence is its mean probability of the interior."""
-        one = slice(index, index + 1)
-        probs, border = (p[0, : grid[0], : grid[1]] for p in maps.at(one).predict_interior())
-        objects = maps.at(one).predict_objects()
+        mine = maps.at(slice(index, index + 1))
+        probs, border = (p[0, : grid[0], : grid[1]] for p in mine.predict_interior())
+        objects = mine.predict_objects()
         if objects is not None:
             objects = quantise(objects[0, : grid[0], : grid[1]].detach())
         levels = quantise(probs.detach()), quantise(border.detach())

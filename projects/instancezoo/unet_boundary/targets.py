@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instancezoo.layers.nearest_two import measure_nearest_two
-from instancezoo.modeling.object_maps import IGNORED, ObjectMaps
+from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, count_pixels
 
 from .watershed import flood
 
@@ -91,7 +91,8 @@ def find_borders(ids: Tensor, *, contacts: bool = True) -> Tensor:
     both = {radius: _has_two(ids, radius) for radius in (1, 2, 3, 6)}
     if contacts:
         lines |= is_object & both[1]
-    sizes = _count_pixels(ids)  # (N, 1 + most objects)
+    sizes = count_pixels(ids)  # (N, 1 + most objects)
+    sizes[:, 0] = 0  # of the background
     of_pixel = sizes.gather(1, ids.flatten(1)).view_as(ids)
     inside = _choose(of_pixel, _RADII, both)
     outside = _choose(sizes.amax(dim=1)[:, None, None].expand_as(ids), _GAP_RADII, both)
@@ -126,15 +127,6 @@ def weigh_pixels(
     first, second = measure_nearest_two(ids, reach, dtype)
     between = weight * (-((first + second) ** 2) / (2 * sigma**2)).exp()
     return (balance + between.where(~is_object, 0)).where(valid, 0)
-
-
-def _count_pixels(ids: Tensor) -> Tensor:
-    """(N, H, W) long -> pixels of each object (N, 1 + most objects), 0 for the background."""
-    count = int(ids.amax()) + 1 if ids.numel() else 1
-    images = torch.arange(len(ids), device=ids.device)[:, None, None] * count
-    sizes = (ids + images).flatten().bincount(minlength=len(ids) * count).view(-1, count)
-    sizes[:, 0] = 0
-    return sizes
 
 
 def _choose(sizes: Tensor, radii: tuple[tuple[float, int], ...], maps: dict[int, Tensor]) -> Tensor:

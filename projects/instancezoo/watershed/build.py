@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 
-from instancezoo.modeling.grouping import GroupSettings
+from instancezoo.modeling.grouping import read_group_arguments
 
 from .config import check_dwt_config
 from .cut import CutSettings
@@ -32,20 +32,12 @@ def read_arguments(cfg: CfgNode, arguments: dict[str, Any]) -> dict[str, Any]:
     shapes = backbone.output_shape()
     check_dwt_config(cfg, shapes)
     in_features = list(shapes) if isinstance(backbone, ImageBackbone) else list(node.IN_FEATURES)
-    # The branch doubles its maps up to the finest: their sizes must be whole multiples.
-    coarsest = max(shapes[name].stride or 1 for name in in_features)
+    arguments = read_group_arguments(arguments, node, in_features)
     return {
         **arguments,
-        "size_divisibility": max(SIZE_DIVISIBILITY, coarsest, backbone.size_divisibility),
+        "size_divisibility": max(SIZE_DIVISIBILITY, arguments["size_divisibility"]),
         "head": _build_head(node, len(cfg.MODEL.PIXEL_MEAN), shapes),
-        "in_features": in_features,
         "stride": 1,
-        "num_classes": node.NUM_CLASSES,
-        "decode_settings": GroupSettings(
-            score_thresh=node.SCORE_THRESH,
-            max_per_image=node.MAX_INSTANCES,
-            mask_resize=node.MASK_RESIZE,
-        ),
         "cut": CutSettings(
             levels=_repeat(node.CUT_LEVELS, node.NUM_CLASSES),
             min_sizes=_repeat(node.MIN_SIZES, node.NUM_CLASSES),

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
 from instancezoo.errors import ConfigError, check_choice, check_numbers, is_number
+from instancezoo.modeling.levels import check_grid_stride, find_levels
 from instancezoo.modeling.masks.label import RESIZES
 from instancezoo.modeling.towers import NORMS, check_group_norm
 
@@ -188,15 +189,10 @@ def _check_maps(cfg: CfgNode) -> None:
 
 
 def _check_branch(node: Any, shapes: dict[str, ShapeSpec]) -> None:
-    if not node.IN_FEATURES:
-        raise ConfigError(f"{SECTION}.IN_FEATURES is []; name one map or more")
-    for name in node.IN_FEATURES:
-        check_choice(f"{SECTION}.IN_FEATURES", name, shapes)
+    find_levels(f"{SECTION}.IN_FEATURES", node.IN_FEATURES, shapes)
     check_choice(f"{SECTION}.SEM_NORM", node.SEM_NORM, NORMS)
     check_group_norm(node.SEM_NORM, {f"{SECTION}.SEM_CONVS_DIM": node.SEM_CONVS_DIM})
-    finest = min(shapes[name].stride or 1 for name in node.IN_FEATURES)
-    strides = [2**power for power in range(finest.bit_length())]
-    check_choice(f"{SECTION}.SEM_STRIDE", node.SEM_STRIDE, strides)
+    check_grid_stride(f"{SECTION}.SEM_STRIDE", node.SEM_STRIDE, node.IN_FEATURES, shapes)
 
 
 def _check_list(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from instancezoo.layers.losses import zero_of_parameters
 from instancezoo.layers.owners import average_by_owner
-from instancezoo.modeling.grouping import BottomUpSegmenter, Segments
-from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, paint_objects, semantic_loss
+from instancezoo.modeling.grouping import BottomUpSegmenter, ClassifiedSegments, Segments
+from instancezoo.modeling.object_maps import IGNORED, ObjectMaps, semantic_loss
 
 from .build import read_arguments
 from .cut import CutSettings, cut_levels
@@ -62,42 +62,27 @@ class WatershedTargets:
     depths: DepthMaps
 
 
-@dataclass(frozen=True)
-class CutSegments(Segments):
-    """Segments whose classes are known.
-
-    Attributes:
-        classes: (M,) long.
-    """
-
-    classes: Tensor
-
-
 @META_ARCH_REGISTRY.register()
 class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
     """Finds the energy of each pixel, high inside objects, and cuts at one level.
 
     Args:
-        num_classes: K.
         training_settings: what is trained. What no loss reaches is frozen.
         cut: how levels become objects.
         kwargs: those of `BottomUpSegmenter`.
     """
 
-    keep_crowds = True
     head: WatershedHead
 
     @configurable
     def __init__(
         self,
         *,
-        num_classes: int,
         training_settings: TrainingSettings,
         cut: CutSettings,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_classes = num_classes
         self.training_settings = training_settings
         self.cut = cut
         for part in self._find_unused():
@@ -157,8 +142,7 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
         self, outputs: WatershedMaps, images: ImageList, ground_truth: list[Instances]
     ) -> WatershedTargets:
         """Objects and their depths on the padded batch; crowds and padding are ignored."""
-        padded_size = images.tensor.shape[2:]
-        objects = paint_objects(ground_truth, padded_size, self.stride, self.num_classes)
+        objects = self.paint(images, ground_truth)
         settings = self.training_settings
         depths = measure_depths(
             objects.ids,
@@ -219,7 +203,7 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
         """Probabilities of the semantics, (K + 1, h, w)."""
         return maps.semantics.find_probs(index)
 
-    def group(self, maps: WatershedMaps, index: int, grid: tuple[int, int]) -> CutSegments:
+    def group(self, maps: WatershedMaps, index: int, grid: tuple[int, int]) -> ClassifiedSegments:
         """Cut the energy levels of an image."""
         height, width = grid
         assert maps.level_logits is not None and maps.classes is not None  # in inference
@@ -234,13 +218,13 @@ class DeepWatershed(BottomUpSegmenter[WatershedMaps, WatershedTargets]):
         cells = labels.flatten().nonzero().squeeze(1)
         confidences = torch.ones(len(present) - 1, device=labels.device)
         numbers = labels.flatten()[cells] - 1
-        return CutSegments(numbers, cells, grid, confidences, owners[present[1:] - 1])
+        return ClassifiedSegments(numbers, cells, grid, confidences, owners[present[1:] - 1])
 
     def describe(
         self, maps: WatershedMaps, index: int, segments: Segments
     ) -> tuple[Tensor, Tensor]:
         """The classes that were cut, and their mean probabilities."""
-        assert isinstance(segments, CutSegments)
+        assert isinstance(segments, ClassifiedSegments)
         probs = self.predict_classes(maps, index, segments.grid).flatten(1)
         at_cells = probs[segments.classes[segments.owners], segments.cells]
         return segments.classes, average_by_owner(at_cells, segments.owners, len(segments))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instancezoo.layers.boundary_distance import measure_boundary_distance
+from instancezoo.modeling.object_maps import count_pixels
 
 # The weight of the pixels of an object is this, divided by the root of its area.
 _AREA_WEIGHT = 200.0
@@ -53,7 +54,7 @@ def measure_depths(
         sizes: height and width of each image without its padding, whose border is no boundary;
             None for images without padding. Targets of the padding have no meaning.
     """
-    areas = _measure_areas(ids)
+    areas = count_pixels(ids).gather(1, ids.flatten(1)).view(ids.shape).float()
     if sizes is not None:
         ids = _repeat_border(ids, sizes)
     distances = measure_boundary_distance(ids)
@@ -80,15 +81,6 @@ def find_slopes(depths: Tensor) -> Tensor:
 def find_levels(depths: Tensor, edges: Sequence[float]) -> Tensor:
     """The level b of each depth: edges[b] < depth <= edges[b + 1]. Any shape, long."""
     return torch.bucketize(depths, depths.new_tensor(edges[1:]))
-
-
-def _measure_areas(ids: Tensor) -> Tensor:
-    """Pixels of the object that each pixel belongs to, (N, H, W) fp32."""
-    size = int(ids.amax()) + 1 if ids.numel() else 1
-    starts = torch.arange(len(ids), device=ids.device)[:, None, None] * size
-    owners = (ids + starts).flatten()
-    areas = owners.bincount(minlength=len(ids) * size)
-    return areas[owners].view(ids.shape).float()
 
 
 def _repeat_border(maps: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
